@@ -1,0 +1,1 @@
+"""The HTTP API: accepts jobs, shows their state, serves their artifacts. Never imports torch."""

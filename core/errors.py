@@ -1,0 +1,114 @@
+"""Every error that NeuroPrune raises on purpose.
+
+    NeuroPruneError
+    ├── InvalidInputError            the user can mend it: `param` says where, the message what is allowed
+    │   ├── InvalidModelError
+    │   ├── InvalidDataError
+    │   ├── UnknownFamilyError
+    │   └── UnreachableTargetError
+    ├── NotFoundError                no such job, file or artifact
+    ├── ConflictError                the thing exists but is in the wrong state for this
+    │   ├── IllegalTransitionError
+    │   └── LeaseLostError           another attempt owns the job now: change nothing
+    ├── VerificationError            a bundle does not reproduce the model it was made from
+    ├── NumericalError               training ran into NaN or infinity
+    ├── StorageError                 the artifact store refused
+    └── ConfigurationError           the service itself is set up wrongly
+"""
+
+from typing import Literal
+
+ErrorCode = Literal[
+    "invalid_input",
+    "model_not_found",
+    "out_of_memory_gpu",
+    "out_of_memory_host",
+    "numerical_failure",
+    "verification_failed",
+    "timeout",
+    "worker_lost",
+    "cancelled",
+    "storage_full",
+    "internal",
+]
+"""The closed list of reasons for which a job fails."""
+
+
+class NeuroPruneError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: One or two sentences for the user: what was wrong, where, and what is allowed.
+        param: JSON pointer into the job's spec (`/task/data/train`), where one field is to blame.
+    """
+
+    code: ErrorCode = "internal"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidInputError(NeuroPruneError):
+    """The user's input cannot be used, and can be mended by the user."""
+
+    code: ErrorCode = "invalid_input"
+
+
+class InvalidModelError(InvalidInputError):
+    """The model's files are missing, corrupt, or not in a form that is accepted."""
+
+
+class InvalidDataError(InvalidInputError):
+    """The data is missing, corrupt, or lacks a column; the message names file, line and field."""
+
+
+class UnknownFamilyError(InvalidInputError):
+    """No row of `core.families` describes this architecture."""
+
+
+class UnreachableTargetError(InvalidInputError):
+    """The target cannot be met with this model."""
+
+
+class NotFoundError(NeuroPruneError):
+    """No such job, file or artifact."""
+
+    code: ErrorCode = "invalid_input"
+
+
+class ConflictError(NeuroPruneError):
+    """The request does not fit the state that the thing is in."""
+
+    code: ErrorCode = "invalid_input"
+
+
+class IllegalTransitionError(ConflictError):
+    """A job cannot go from its status to the one that was asked for."""
+
+
+class LeaseLostError(ConflictError):
+    """This attempt no longer owns the job; it must stop and change nothing."""
+
+
+class VerificationError(NeuroPruneError):
+    """A bundle does not reproduce the model it was made from; it is not delivered."""
+
+    code: ErrorCode = "verification_failed"
+
+
+class NumericalError(NeuroPruneError):
+    """A loss or a weight became NaN or infinite."""
+
+    code: ErrorCode = "numerical_failure"
+
+
+class StorageError(NeuroPruneError):
+    """The artifact store refused to read or write."""
+
+    code: ErrorCode = "storage_full"
+
+
+class ConfigurationError(NeuroPruneError):
+    """The service is set up wrongly; the operator has to act."""

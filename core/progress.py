@@ -1,0 +1,102 @@
+"""What a job's process says while it works: one JSON object a line, read by its supervisor.
+
+The engine only calls a `Reporter`; where the messages go (a pipe to the supervisor, a progress bar, a list in a
+test) is the caller's choice.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from core.errors import ErrorCode
+
+PHASES = (
+    "loading",
+    "baseline",
+    "pruning",
+    "compacting",
+    "verifying",
+    "evaluating",
+    "exporting",
+    "uploading",
+)
+"""The phases a job goes through, in this order. Clients must tolerate others."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhaseStarted(_Message):
+    """The job entered a phase."""
+
+    type: Literal["phase"] = "phase"
+    phase: str
+
+
+class StepDone(_Message):
+    """Work went on. `fraction` is of the whole job, 0 … 1; `eta_seconds` is what is left of the whole job."""
+
+    type: Literal["progress"] = "progress"
+    fraction: float = Field(ge=0, le=1)
+    step: int | None = Field(None, description="Training steps done.")
+    total_steps: int | None = None
+    eta_seconds: float | None = None
+    message: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict, description="Current values, such as loss and sparsity.")
+
+
+class Warned(_Message):
+    """Something the user should know that does not end the job."""
+
+    type: Literal["warning"] = "warning"
+    message: str
+
+
+class Artifact(BaseModel):
+    """One file of a finished bundle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size: int = Field(description="bytes")
+    sha256: str
+    media_type: str
+
+
+class Succeeded(_Message):
+    """The bundle is verified and stored."""
+
+    type: Literal["succeeded"] = "succeeded"
+    metrics_summary: dict[str, Any]
+    artifacts: list[Artifact]
+
+
+class Failed(_Message):
+    """The job cannot be done; the message is for the user."""
+
+    type: Literal["failed"] = "failed"
+    code: ErrorCode
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+
+Message = Annotated[
+    PhaseStarted | StepDone | Warned | Succeeded | Failed,
+    Field(discriminator="type"),
+]
+Reporter = Callable[[PhaseStarted | StepDone | Warned], None]
+
+_adapter: TypeAdapter[PhaseStarted | StepDone | Warned | Succeeded | Failed] = TypeAdapter(Message)
+
+
+def encode(message: BaseModel) -> bytes:
+    """One line, newline included."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+def decode(line: bytes) -> PhaseStarted | StepDone | Warned | Succeeded | Failed:
+    """Inverse of `encode`; raises `pydantic.ValidationError` for anything else."""
+    return _adapter.validate_json(line)

@@ -1,0 +1,1 @@
+"""The Celery worker: supervises one child process per job."""
