@@ -1,19 +1,19 @@
 """Every error that NeuroPrune raises on purpose.
 
-    NeuroPruneError
-    ├── InvalidInputError            the user can mend it: `param` says where, the message what is allowed
-    │   ├── InvalidModelError
-    │   ├── InvalidDataError
-    │   ├── UnknownFamilyError
-    │   └── UnreachableTargetError
-    ├── NotFoundError                no such job, file or artifact
-    ├── ConflictError                the thing exists but is in the wrong state for this
-    │   ├── IllegalTransitionError
-    │   └── LeaseLostError           another attempt owns the job now: change nothing
-    ├── VerificationError            a bundle does not reproduce the model it was made from
-    ├── NumericalError               training ran into NaN or infinity
-    ├── StorageError                 the artifact store refused
-    └── ConfigurationError           the service itself is set up wrongly
+NeuroPruneError
+├── InvalidInputError            the user can mend it: `param` says where, the message what is allowed
+│   ├── InvalidModelError
+│   ├── InvalidDataError
+│   ├── UnknownFamilyError
+│   └── UnreachableTargetError
+├── NotFoundError                no such job, file or artifact
+├── ConflictError                the thing exists but is in the wrong state for this
+│   ├── IllegalTransitionError
+│   └── LeaseLostError           another attempt owns the job now: change nothing
+├── VerificationError            a bundle does not reproduce the model it was made from
+├── NumericalError               training ran into NaN or infinity
+├── StorageError                 the artifact store refused
+└── ConfigurationError           the service itself is set up wrongly
 """
 
 from typing import Literal

@@ -1,0 +1,32 @@
+"""What a job gets where its spec is silent."""
+
+from dataclasses import dataclass
+
+from core.jobs.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDefaults:
+    """Defaults of one task; units as in `core.jobs.spec.Training`."""
+
+    num_train_epochs: float
+    learning_rate: float
+
+
+TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
+    "sentence-embedding": TrainingDefaults(num_train_epochs=4, learning_rate=3e-4),
+    "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4),
+    "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4),
+}
+
+
+def resolve(spec: JobSpec) -> JobSpec:
+    """The same spec with the task's defaults filled in; `dense_epochs` stays open until the model is read."""
+    defaults = TRAINING_DEFAULTS[spec.task.name]
+    training = spec.training.model_copy(
+        update={
+            "num_train_epochs": spec.training.num_train_epochs or defaults.num_train_epochs,
+            "learning_rate": spec.training.learning_rate or defaults.learning_rate,
+        }
+    )
+    return spec.model_copy(update={"training": training})

