@@ -44,9 +44,7 @@ class StepDone(_Message):
     total_steps: int | None = None
     eta_seconds: float | None = None
     message: str = ""
-    metrics: dict[str, float] = Field(
-        default_factory=dict, description="Current values, such as loss and sparsity."
-    )
+    metrics: dict[str, float] = Field(default_factory=dict, description="Current values, such as loss and sparsity.")
 
 
 class Warned(_Message):

@@ -28,30 +28,20 @@ class Settings(BaseSettings):
     model_roots: tuple[Path, ...] = Field(
         (), description="Folders below which a job may name a model or data by path; none by default."
     )
-    max_upload_bytes: int = Field(
-        4 * 2**30, gt=0, description="Largest file accepted by POST /v1/files, bytes."
-    )
+    max_upload_bytes: int = Field(4 * 2**30, gt=0, description="Largest file accepted by POST /v1/files, bytes.")
     max_unpacked_bytes: int = Field(
         16 * 2**30, gt=0, description="Largest total size of an uploaded model archive once unpacked, bytes."
     )
     max_attempts: int = Field(3, ge=1, description="Times a job is started before a lost worker fails it.")
-    lease_seconds: float = Field(
-        60.0, gt=0, description="A running job whose lease is older than this is lost."
-    )
-    reaper_interval_seconds: float = Field(
-        5.0, gt=0, description="How often lost and unsent jobs are looked for."
-    )
+    lease_seconds: float = Field(60.0, gt=0, description="A running job whose lease is older than this is lost.")
+    reaper_interval_seconds: float = Field(5.0, gt=0, description="How often lost and unsent jobs are looked for.")
     redispatch_seconds: float = Field(
         30.0, gt=0, description="A queued job that nobody claimed within this time is published again."
     )
-    cancel_grace_seconds: float = Field(
-        2.0, ge=0, description="Between SIGTERM and SIGKILL to a job's process."
-    )
+    cancel_grace_seconds: float = Field(2.0, ge=0, description="Between SIGTERM and SIGKILL to a job's process.")
     run_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="Longest run of one attempt.")
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
-    torch_threads: int | None = Field(
-        None, ge=1, description="CPU threads of a job's process; all by default."
-    )
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads of a job's process; all by default.")
 
 
 @lru_cache

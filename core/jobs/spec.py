@@ -68,7 +68,7 @@ class BuiltinData(_Split):
 
 
 class UploadedData(_Split):
-    """Uploaded rows: JSONL, CSV or Parquet; JSONL and CSV may be gzipped."""
+    """Uploaded rows: JSONL or CSV, optionally gzipped (.gz)."""
 
     source: Literal["upload"]
     train: FileId
@@ -134,9 +134,7 @@ class NeuroPrune(Spec):
     """
 
     name: Literal["neuroprune"]
-    alpha: float = Field(
-        1e-3, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1)."
-    )
+    alpha: float = Field(1e-3, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1).")
     beta: float = Field(1e-3, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
     theta: float = Field(
         0.15,
@@ -160,9 +158,7 @@ Method = NeuroPrune
 class SparsityTarget(Spec):
     """Remove this share of the parameters in the transformer layers (embeddings and task head not counted)."""
 
-    sparsity: float = Field(
-        ge=0, le=0.95, description="Share removed, 0 … 0.95. Met within 0.1 percentage points."
-    )
+    sparsity: float = Field(ge=0, le=0.95, description="Share removed, 0 … 0.95. Met within 0.1 percentage points.")
 
 
 Target = SparsityTarget
