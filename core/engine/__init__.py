@@ -1,0 +1,1 @@
+"""The NeuroPrune pipeline: the only package that imports torch and transformers."""

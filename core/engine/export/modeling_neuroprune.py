@@ -1,0 +1,99 @@
+"""Builds a transformer whose layers differ in width, as the `neuroprune` entry of its config describes.
+
+This file is part of every bundle and needs nothing but torch and transformers. `config.json` carries how many heads
+and neurons each layer kept, and where the architecture keeps them, so the same code serves every family:
+
+    {"format": 1, "family": {"layers": "encoder.layer", ...}, "head_dim": 32,
+     "layers": [{"heads": 6, "key_value_heads": 6, "neurons": 700}, ...]}
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+FORMAT = 1
+
+
+class NoHeads(nn.Module):
+    """Stands in for an attention that lost all of its heads: it passes on nothing but the output's bias.
+
+    Keeps the cache's length right, so that generation counts positions as before.
+    """
+
+    def __init__(self, core: nn.Module, output: str | None, head_dim: int) -> None:
+        super().__init__()
+        self.layer_idx = getattr(core, "layer_idx", None)
+        self.head_dim = head_dim
+        self.output_name = output
+        for name, child in core.named_children():
+            self.add_module(name, child)
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """[batch, length, h] → [batch, length, h], or [batch, length, 0] where the output lies outside."""
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            batch, length = hidden_states.shape[:2]
+            nothing = hidden_states.new_zeros(batch, 0, length, self.head_dim)
+            cache.update(nothing, nothing, self.layer_idx)
+        nothing_read = hidden_states[..., :0]
+        return (self.get_submodule(self.output_name)(nothing_read) if self.output_name else nothing_read), None
+
+
+def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
+    """Give every layer the widths of `description`, in place; new weights are uninitialised.
+
+    Raises:
+        ValueError: unknown format, or as many layers described as the model does not have.
+    """
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"This bundle has format {description.get('format')!r}; this code reads format {FORMAT}. "
+            "Use the version of the code that wrote the bundle, or a newer one."
+        )
+    family = description["family"]
+    layers = list(model.base_model.get_submodule(family["layers"]).children())
+    if len(layers) != len(description["layers"]):
+        raise ValueError(f"The config describes {len(description['layers'])} layers, the model has {len(layers)}.")
+    for layer, widths in zip(layers, description["layers"], strict=True):
+        _narrow_attention(layer, family["attention"], widths, description["head_dim"])
+        _narrow_mlp(layer, family["mlp"], widths["neurons"])
+
+
+def _narrow_attention(layer: nn.Module, row: dict[str, Any], widths: dict[str, int], head_dim: int) -> None:
+    query_width, key_value_width = widths["heads"] * head_dim, widths["key_value_heads"] * head_dim
+    _resize(layer, row["query"], out_features=query_width)
+    _resize(layer, row["key"], out_features=key_value_width)
+    _resize(layer, row["value"], out_features=key_value_width)
+    _resize(layer, row["output"], in_features=query_width)
+    for path in row["head_counts"]:
+        _set_attribute(layer, path, widths["heads"])
+    for path in row["widths"]:
+        _set_attribute(layer, path, query_width)
+    if not widths["heads"]:
+        core, output = row["core"], row["output"]
+        inside = output.removeprefix(core + ".") if output.startswith(core + ".") else None
+        layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside, head_dim))
+
+
+def _narrow_mlp(layer: nn.Module, row: dict[str, Any], neurons: int) -> None:
+    for path in row["inputs"]:
+        _resize(layer, path, out_features=neurons)
+    _resize(layer, row["output"], in_features=neurons)
+
+
+def _resize(layer: nn.Module, path: str, in_features: int | None = None, out_features: int | None = None) -> None:
+    module = layer.get_submodule(path)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{path} is a {type(module).__name__}, not a Linear layer.")
+    module.in_features = module.in_features if in_features is None else in_features
+    module.out_features = module.out_features if out_features is None else out_features
+    module.weight = nn.Parameter(module.weight.new_empty(module.out_features, module.in_features))
+    if module.bias is not None and out_features is not None:
+        module.bias = nn.Parameter(module.bias.new_empty(module.out_features))
+
+
+def _set_attribute(layer: nn.Module, path: str, value: int) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(layer.get_submodule(owner), name, value)
