@@ -1,0 +1,209 @@
+"""The tables, and how to reach them: SQLite in WAL mode when embedded, PostgreSQL in production.
+
+Leases are compared with the clock of the database alone (`utcnow`), so workers need not agree on the time.
+"""
+
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from core.errors import ConfigurationError
+
+BUSY_SECONDS = 30
+"""How long a writer waits for another one (SQLite), or for the server to answer at all (PostgreSQL)."""
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """An aware UTC datetime in and out; SQLite, which knows no time zones, stores it as UTC text."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Naive datetimes are refused: they would be guesses."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Back to UTC, whatever the session's time zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class utcnow(sa.sql.functions.FunctionElement[datetime]):  # noqa: N801 - reads as an SQL function
+    """The database's clock, `offset_seconds` from now."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, offset_seconds: float = 0.0) -> None:
+        super().__init__(sa.literal(float(offset_seconds), sa.Float))
+
+
+@compiles(utcnow, "sqlite")
+def _utcnow_sqlite(element: utcnow, compiler: Any, **kw: Any) -> str:
+    # Same text as UtcDateTime writes (six digits), so that text comparison is time comparison.
+    offset = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', format('%+.3f seconds', {offset}))"
+
+
+@compiles(utcnow, "postgresql")
+def _utcnow_postgresql(element: utcnow, compiler: Any, **kw: Any) -> str:
+    # clock_timestamp, not now(): a transaction may have waited for a lock since it began.
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(200)),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("resolved_spec", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("phase", sa.Text),
+    sa.Column("progress", sa.JSON(none_as_null=True)),
+    sa.Column("warnings", sa.JSON, nullable=False),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("metrics_summary", sa.JSON(none_as_null=True)),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(200)),
+    sa.Column("lease_expires_at", UtcDateTime),
+    sa.Column("dispatched_at", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+    sa.Column("last_seq", sa.Integer, nullable=False),
+    sa.Column("idempotency_key", sa.String(255), unique=True),
+    sa.Column("request_sha256", sa.String(64), nullable=False),
+    sa.Index(None, "status", "id"),
+)
+
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("filename", sa.String(255), nullable=False),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("key", sa.String(300), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+artifacts = sa.Table(
+    "artifacts",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("media_type", sa.String(100), nullable=False),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("queues", sa.JSON, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+)
+
+
+def create_engine(url: str) -> Engine:
+    """An engine for a `sqlite:///path` or `postgresql+psycopg://…` URL; a SQLite file's folder is made.
+
+    A transaction that will write must begin on `writer(engine)`.
+
+    Raises:
+        ConfigurationError: the URL is malformed or names another database.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigurationError(
+            "NEUROPRUNE_DATABASE_URL is not a database URL; write sqlite:///path or postgresql+psycopg://host/name."
+        ) from error
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if parsed.drivername == "postgresql+psycopg":
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_SECONDS})
+    raise ConfigurationError(
+        f"NEUROPRUNE_DATABASE_URL names {parsed.drivername!r}; use sqlite:///path or postgresql+psycopg://host/name."
+    )
+
+
+def writer(engine: Engine) -> Engine:
+    """The same engine and pool, for transactions that write.
+
+    SQLite takes its one write lock at BEGIN; taken later, two readers that both turn to writing fail at once.
+    """
+    return engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # BEGIN is ours, see _begin_sqlite
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+
+def upgrade(url: str) -> None:
+    """Bring the database to the newest schema."""
+    command.upgrade(_alembic(url), "head")
+
+
+def is_migrated(connection: Connection) -> bool:
+    """Whether the schema is the one that this code was written for."""
+    head = ScriptDirectory.from_config(_alembic("")).get_current_head()
+    return MigrationContext.configure(connection).get_current_revision() == head
+
+
+def _alembic(url: str) -> Config:
+    config = Config(attributes={"url": url})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config

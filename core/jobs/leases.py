@@ -1,0 +1,221 @@
+"""The worker's side of the store: take a job, keep it, say how it goes, end it or give it back."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, RowMapping
+
+from core.db import artifacts, jobs, utcnow, writer
+from core.errors import IllegalTransitionError, LeaseLostError
+from core.jobs.records import Cancelled, JobFailure, Lease, Progress
+from core.jobs.state import ACTIVE, Status
+from core.jobs.transitions import note, transition
+from core.progress import Failed, PhaseStarted, StepDone, Succeeded, Warned
+
+REPUBLISHED_AT_ONCE = 100
+"""Most jobs sent again in one round: a long queue must not flood the broker, and only the oldest run next."""
+
+
+class LeaseStore:
+    """Claims, leases and outcomes. Each public method is one transaction.
+
+    Args:
+        engine: from `core.db.create_engine`.
+        lease_seconds: how long a claim or a renewal holds, by the database's clock.
+        max_attempts: starts after which a job whose worker is lost fails.
+    """
+
+    def __init__(self, engine: Engine, *, lease_seconds: float = 60.0, max_attempts: int = 3) -> None:
+        self._engine = engine
+        self._writer = writer(engine)
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+
+    def claim(self, job_id: str, owner: str) -> Lease | None:
+        """Take a queued job; None where it is not queued (any more): of two claimers one gets it."""
+        values = {
+            "attempt": jobs.c.attempt + 1,
+            "owner": owner,
+            "lease_expires_at": utcnow(self._lease_seconds),
+            "started_at": utcnow(),
+            "warnings": [],
+        }
+        with self._writer.begin() as connection:
+            row = transition(connection, job_id, Status.STARTING, reason="claimed by a worker", values=values)
+        return None if row is None else Lease(job_id, row["attempt"], owner)
+
+    def start(self, lease: Lease) -> None:
+        """The job's process runs: starting → running.
+
+        Raises:
+            LeaseLostError: another attempt owns the job.
+            IllegalTransitionError: the job is not starting, as when it was cancelled meanwhile.
+        """
+        with self._writer.begin() as connection:
+            _held(connection, lease, Status.RUNNING, reason="process started")
+
+    def renew(self, lease: Lease) -> Status:
+        """Extend the lease; the job's status now, which may have become `cancelling`.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or it has ended.
+        """
+        statement = (
+            sa.update(jobs)
+            .where(jobs.c.id == lease.job_id, _owned(lease), jobs.c.status.in_(sorted(ACTIVE)))
+            .values(lease_expires_at=utcnow(self._lease_seconds))
+            .returning(jobs.c.status)
+        )
+        with self._writer.begin() as connection:
+            status = connection.execute(statement).scalar_one_or_none()
+        if status is None:
+            raise _lost(lease)
+        return Status(status)
+
+    def record(self, lease: Lease, message: PhaseStarted | StepDone | Warned) -> None:
+        """Keep what the job says about itself, and tell it in an event.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or it has ended.
+        """
+        with self._writer.begin() as connection:
+            values: dict[str, Any]
+            match message:
+                case PhaseStarted():
+                    data = values = {"phase": message.phase}
+                case StepDone():
+                    data = asdict(_progress(message))
+                    values = {"progress": data}
+                case Warned():
+                    row = _locked(connection, lease)
+                    data = {"message": message.message}
+                    values = {"warnings": [*row["warnings"], message.message]}
+            if note(connection, lease.job_id, message.type, data, values=values, guard=_owned(lease)) is None:
+                raise _lost(lease)
+
+    def finish(self, lease: Lease, outcome: Succeeded | Failed | Cancelled) -> None:
+        """End the job; a bundle's files become visible here and nowhere else.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or it has ended; nothing was changed.
+            IllegalTransitionError: the outcome does not follow from the job's status.
+        """
+        with self._writer.begin() as connection:
+            match outcome:
+                case Succeeded():
+                    values: dict[str, Any] = {"metrics_summary": outcome.metrics_summary}
+                    _held(connection, lease, Status.SUCCEEDED, reason="bundle verified and stored", values=values)
+                    _publish(connection, lease, outcome)
+                case Failed():
+                    phase = _locked(connection, lease)["phase"]
+                    failure = JobFailure(**outcome.model_dump(exclude={"type"}), phase=phase, attempt=lease.attempt)
+                    values = {"error": asdict(failure)}
+                    _held(connection, lease, Status.FAILED, reason=outcome.code, values=values)
+                case Cancelled():
+                    _held(connection, lease, Status.CANCELLED, reason="cancelled on request")
+
+    def release(self, lease: Lease, reason: str) -> Status:
+        """Give the job back unfinished: queued again, or ended; the status it got.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or it has ended.
+        """
+        with self._writer.begin() as connection:
+            return self._give_up(connection, _locked(connection, lease), reason)
+
+    def reap(self) -> list[str]:
+        """End or queue again the jobs whose worker fell silent; the ids of those that are queued again."""
+        expired = (
+            sa.select(jobs)
+            .where(jobs.c.status.in_(sorted(ACTIVE)), jobs.c.lease_expires_at < utcnow())
+            .with_for_update(skip_locked=True)
+        )
+        with self._writer.begin() as connection:
+            rows = connection.execute(expired).mappings().all()
+            ended = [(row["id"], self._give_up(connection, row, "the worker stopped answering")) for row in rows]
+        return [job_id for job_id, status in ended if status is Status.QUEUED]
+
+    def undispatched(self, older_than_seconds: float) -> list[str]:
+        """Queued jobs that were never sent to the broker, or so long ago that the message may be lost; oldest first."""
+        statement = (
+            sa.select(jobs.c.id)
+            .where(
+                jobs.c.status == Status.QUEUED,
+                jobs.c.dispatched_at.is_(None) | (jobs.c.dispatched_at < utcnow(-older_than_seconds)),
+            )
+            .order_by(jobs.c.id)
+            .limit(REPUBLISHED_AT_ONCE)
+        )
+        with self._engine.begin() as connection:
+            return list(connection.scalars(statement))
+
+    def mark_dispatched(self, job_id: str) -> None:
+        """The broker has taken the message that the job is ready."""
+        statement = sa.update(jobs).where(jobs.c.id == job_id).values(dispatched_at=utcnow())
+        with self._writer.begin() as connection:
+            connection.execute(statement)
+
+    def _give_up(self, connection: Connection, row: RowMapping, reason: str) -> Status:
+        """Move an active job, whose row is locked, to where the loss of its worker leads."""
+        values = {}
+        if row["status"] == Status.CANCELLING:
+            target = Status.CANCELLED
+        elif row["attempt"] < self._max_attempts:
+            target = Status.QUEUED
+        else:
+            target = Status.FAILED
+            message = f"The worker was lost {row['attempt']} times; the last time: {reason}."
+            failure = JobFailure("worker_lost", message, None, True, row["phase"], row["attempt"])
+            values = {"error": asdict(failure)}
+        transition(connection, row["id"], target, reason=reason, values=values)
+        return target
+
+
+def _owned(lease: Lease) -> sa.ColumnElement[bool]:
+    return (jobs.c.attempt == lease.attempt) & (jobs.c.owner == lease.owner)
+
+
+def _lost(lease: Lease) -> LeaseLostError:
+    return LeaseLostError(f"Attempt {lease.attempt} no longer owns {lease.job_id}.")
+
+
+def _locked(connection: Connection, lease: Lease) -> RowMapping:
+    """The row, which nobody else can change until the transaction ends; LeaseLostError if it is not the lease's."""
+    statement = sa.select(jobs).where(jobs.c.id == lease.job_id, _owned(lease)).with_for_update()
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise _lost(lease)
+    return row
+
+
+def _held(
+    connection: Connection, lease: Lease, target: Status, *, reason: str, values: dict[str, Any] | None = None
+) -> None:
+    """A transition that only the lease's holder may make."""
+    if transition(connection, lease.job_id, target, reason=reason, values=values, guard=_owned(lease)) is None:
+        status = _locked(connection, lease)["status"]
+        raise IllegalTransitionError(f"{lease.job_id} is {status} and cannot become {target}.")
+
+
+def _publish(connection: Connection, lease: Lease, outcome: Succeeded) -> None:
+    rows = [
+        {"job_id": lease.job_id, "attempt": lease.attempt, **artifact.model_dump()} for artifact in outcome.artifacts
+    ]
+    if rows:
+        connection.execute(sa.insert(artifacts), rows)
+
+
+def _progress(message: StepDone) -> Progress:
+    eta_at = None
+    if message.eta_seconds is not None:
+        eta_at = (datetime.now(UTC) + timedelta(seconds=message.eta_seconds)).isoformat(timespec="seconds")
+    return Progress(
+        fraction=message.fraction,
+        step=message.step,
+        total_steps=message.total_steps,
+        eta_at=eta_at,
+        message=message.message,
+        metrics=message.metrics,
+    )

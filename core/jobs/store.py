@@ -1,0 +1,221 @@
+"""Where jobs, their events, uploads, artifacts and workers are kept: the one truth of the service."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from core.db import artifacts, files, job_events, jobs, utcnow, workers
+from core.errors import ConflictError, InvalidInputError, NotFoundError
+from core.jobs.defaults import resolve
+from core.jobs.ids import new_job_id
+from core.jobs.leases import LeaseStore
+from core.jobs.records import ArtifactRecord, Event, FileRecord, Job, WorkerRecord
+from core.jobs.spec import JobSpec
+from core.jobs.state import TERMINAL, TRANSITIONS, Status
+from core.jobs.transitions import append_event, transition
+
+IDEMPOTENCY_SECONDS = 24 * 3600
+"""How long an idempotency key is remembered."""
+
+
+class JobStore(LeaseStore):
+    """What the API asks and tells; the worker's side is inherited. Each public method is one transaction."""
+
+    # ---- jobs ------------------------------------------------------------------------------------------------------
+
+    def create(
+        self, spec: JobSpec, *, name: str | None, labels: dict[str, str], idempotency_key: str | None = None
+    ) -> tuple[Job, bool]:
+        """Queue a job; or, where the key was seen before, the job it made then, and True.
+
+        Raises:
+            InvalidInputError: a file that the spec names does not exist, or the key was used for another request.
+        """
+        try:
+            return self._create(spec, name, labels, idempotency_key)
+        except sa.exc.IntegrityError:
+            # The same key was used at the same time, and won: now its job is there to be found.
+            return self._create(spec, name, labels, idempotency_key)
+
+    def _create(
+        self, spec: JobSpec, name: str | None, labels: dict[str, str], idempotency_key: str | None
+    ) -> tuple[Job, bool]:
+        request = _request_sha256(spec, name, labels)
+        with self._writer.begin() as connection:
+            if idempotency_key is not None:
+                earlier = _earlier(connection, idempotency_key)
+                if earlier is not None and earlier["request_sha256"] != request:
+                    raise InvalidInputError(
+                        "This Idempotency-Key was used for another request; send a new key with a new job."
+                    )
+                if earlier is not None:
+                    return Job.of(earlier), True
+            _require_files(connection, spec)
+            statement = sa.insert(jobs).values(
+                id=new_job_id(),
+                name=name,
+                labels=labels,
+                spec=spec.model_dump(mode="json"),
+                resolved_spec=resolve(spec).model_dump(mode="json"),
+                status=Status.QUEUED,
+                warnings=[],
+                attempt=0,
+                created_at=utcnow(),
+                last_seq=1,
+                idempotency_key=idempotency_key,
+                request_sha256=request,
+            )
+            row = connection.execute(statement.returning(*jobs.c)).mappings().one()
+            append_event(connection, row, "status", {"status": Status.QUEUED, "attempt": 0, "reason": "accepted"})
+            return Job.of(row), False
+
+    def get(self, job_id: str) -> Job:
+        """The job as it stands.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        with self._engine.begin() as connection:
+            return _get(connection, job_id)
+
+    def page(self, limit: int, cursor: str | None, status: Status | None) -> tuple[list[Job], str | None]:
+        """Jobs, newest first, after the cursor; and the cursor of the next page, None on the last."""
+        statement = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        if cursor is not None:
+            statement = statement.where(jobs.c.id < cursor)
+        if status is not None:
+            statement = statement.where(jobs.c.status == status)
+        with self._engine.begin() as connection:
+            found = [Job.of(row) for row in connection.execute(statement).mappings()]
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def events(self, job_id: str, after: int, limit: int) -> list[Event]:
+        """The job's events with a number above `after`, in order.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        statement = (
+            sa.select(job_events.c.seq, job_events.c.type, job_events.c.data, job_events.c.created_at)
+            .where(job_events.c.job_id == job_id, job_events.c.seq > after)
+            .order_by(job_events.c.seq)
+            .limit(limit)
+        )
+        with self._engine.begin() as connection:
+            found = [Event(**row) for row in connection.execute(statement).mappings()]
+            if not found:
+                _get(connection, job_id)
+        return found
+
+    def queue_position(self, job_id: str) -> int | None:
+        """1 for the job that runs next; None where it is not queued."""
+        queued = sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, jobs.c.id <= job_id).subquery()
+        statement = sa.select(sa.func.count(), sa.func.max(queued.c.id)).select_from(queued)
+        with self._engine.begin() as connection:
+            count, last = connection.execute(statement).one()
+        return count if last == job_id else None
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancel a waiting job at once; ask the worker of a running one to stop it.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: it has already ended.
+        """
+        with self._writer.begin() as connection:
+            job = _get(connection, job_id, lock=True)
+            if job.status in TERMINAL:
+                raise ConflictError(f"{job_id} is {job.status} and cannot be cancelled any more.")
+            if job.status is Status.CANCELLING:
+                return job
+            waiting = Status.CANCELLED in TRANSITIONS[job.status]
+            target = Status.CANCELLED if waiting else Status.CANCELLING
+            transition(connection, job_id, target, reason="cancelled on request")
+            return _get(connection, job_id)
+
+    # ---- files and artifacts ---------------------------------------------------------------------------------------
+
+    def add_file(self, record: FileRecord) -> None:
+        """Make an upload usable by jobs; its bytes are stored already."""
+        row = {column.name: getattr(record, column.name) for column in files.c}
+        with self._writer.begin() as connection:
+            connection.execute(sa.insert(files).values(row))
+
+    def get_file(self, file_id: str) -> FileRecord:
+        """The upload.
+
+        Raises:
+            NotFoundError: no such file.
+        """
+        with self._engine.begin() as connection:
+            row = connection.execute(sa.select(files).where(files.c.id == file_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFoundError(f"There is no file {file_id!r}.")
+        return FileRecord(**row)
+
+    def artifacts(self, job_id: str) -> list[ArtifactRecord]:
+        """The files of the job's bundle by name; none unless it has succeeded.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        statement = sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name)
+        with self._engine.begin() as connection:
+            _get(connection, job_id)
+            return [ArtifactRecord(**row) for row in connection.execute(statement).mappings()]
+
+    # ---- workers ---------------------------------------------------------------------------------------------------
+
+    def worker_seen(self, name: str, queues: Sequence[str]) -> None:
+        """A worker's heartbeat."""
+        values = {"queues": list(queues), "seen_at": utcnow()}
+        with self._writer.begin() as connection:
+            known = connection.execute(sa.update(workers).where(workers.c.name == name).values(values))
+            if known.rowcount == 0:
+                connection.execute(sa.insert(workers).values(name=name, **values))
+
+    def live_workers(self, within_seconds: float) -> list[WorkerRecord]:
+        """Workers that showed themselves within this time."""
+        statement = sa.select(workers).where(workers.c.seen_at > utcnow(-within_seconds)).order_by(workers.c.name)
+        with self._engine.begin() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [WorkerRecord(row["name"], tuple(row["queues"]), row["seen_at"]) for row in rows]
+
+
+def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
+    statement = sa.select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no job {job_id!r}.")
+    return Job.of(row)
+
+
+def _earlier(connection: Connection, idempotency_key: str) -> Any:
+    """The row that the key made, if it is still remembered; an older one lets go of the key."""
+    same_key = jobs.c.idempotency_key == idempotency_key
+    forgotten = same_key & (jobs.c.created_at < utcnow(-IDEMPOTENCY_SECONDS))
+    connection.execute(sa.update(jobs).where(forgotten).values(idempotency_key=None))
+    return connection.execute(sa.select(jobs).where(same_key)).mappings().one_or_none()
+
+
+def _require_files(connection: Connection, spec: JobSpec) -> None:
+    for pointer, file_id in spec.file_ids().items():
+        purpose = connection.execute(sa.select(files.c.purpose).where(files.c.id == file_id)).scalar_one_or_none()
+        if purpose is None:
+            raise InvalidInputError(
+                f"There is no file {file_id!r}; upload it with POST /v1/files and use the id it answers.", param=pointer
+            )
+        wanted = "model" if pointer.startswith("/model/") else "dataset"
+        if purpose != wanted:
+            raise InvalidInputError(
+                f"{file_id} was uploaded with purpose={purpose}; this field takes a file of purpose={wanted}.",
+                param=pointer,
+            )
+
+
+def _request_sha256(spec: JobSpec, name: str | None, labels: dict[str, str]) -> str:
+    request = repr((spec.model_dump_json(), name, sorted(labels.items())))
+    return hashlib.sha256(request.encode()).hexdigest()

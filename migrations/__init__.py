@@ -1,0 +1,1 @@
+"""The schema's history (Alembic). `core.db` holds the schema as it is now."""
