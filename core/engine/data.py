@@ -1,0 +1,158 @@
+"""Rows of text: read from files or taken from Python's own documentation, split, and batched by length."""
+
+import csv
+import gzip
+import io
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core.errors import InvalidDataError
+
+Row = dict[str, Any]
+Feature = dict[str, Any]
+Batch = dict[str, Tensor]
+
+
+def read_rows(path: Path, param: str) -> list[Row]:
+    """All rows of a .jsonl or .csv file, optionally .gz.
+
+    Args:
+        path: The file; its suffixes decide the format.
+        param: JSON pointer of the spec's field that names the file, for errors.
+
+    Raises:
+        InvalidDataError: unreadable, or a line is not a row; the message names file and line.
+    """
+    parse = _parse_csv if ".csv" in path.suffixes else _parse_jsonl
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
+            rows = list(parse(io.TextIOWrapper(raw, encoding="utf-8", newline=""), path.name, param))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InvalidDataError(f"{path.name} cannot be read: {error}", param=param) from error
+    if not rows:
+        raise InvalidDataError(f"{path.name} holds no rows.", param=param)
+    return rows
+
+
+def _parse_jsonl(stream: io.TextIOWrapper, name: str, param: str) -> Iterator[Row]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidDataError(f"{name}, line {number}: not JSON ({error.msg}).", param=param) from error
+        if not isinstance(row, dict):
+            raise InvalidDataError(f"{name}, line {number}: a row must be a JSON object.", param=param)
+        yield row
+
+
+def _parse_csv(stream: io.TextIOWrapper, name: str, param: str) -> Iterator[Row]:
+    reader = csv.DictReader(stream, strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InvalidDataError(
+                    f"{name}, line {reader.line_num}: the header has {len(reader.fieldnames or [])} columns, "
+                    "this line another number.",
+                    param=param,
+                )
+            yield row
+    except csv.Error as error:
+        raise InvalidDataError(f"{name}, line {reader.line_num}: {error}.", param=param) from error
+
+
+def text_of(row: Row, column: str, number: int) -> str:
+    """The text in a column of the row with this number (from 1).
+
+    Raises:
+        InvalidDataError: no such column, or no text in it.
+    """
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        found = "is missing" if value is None else f"holds {value!r}, not text"
+        columns = ", ".join(sorted(map(str, row)))
+        raise InvalidDataError(f"Row {number}: column {column!r} {found}; it has {columns}.", param="/task/data")
+    return value
+
+
+def hold_out(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split into training and held-out rows at random; both get at least one."""
+    if len(rows) < 2:
+        raise InvalidDataError("At least two rows are needed to hold some out.", param="/task/data/train")
+    shuffled = rows.copy()
+    random.Random(seed).shuffle(shuffled)  # noqa: S311
+    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
+    return shuffled[count:], shuffled[:count]
+
+
+def sample(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
+    """At most `limit` rows drawn at random, in their original order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]  # noqa: S311
+
+
+def python_docs() -> tuple[list[Row], list[Row]]:
+    """Sentences of the language reference that CPython ships, as (training, held-out) rows.
+
+    Every eighth topic in alphabetical order is held out, whole, and a sentence that stands in both is left out of
+    the training rows.
+    """
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    held_out = [s for name in names[::8] for s in _sentences(topics[name])]
+    train = [s for i, name in enumerate(names) if i % 8 for s in _sentences(topics[name])]
+    seen = set(held_out)
+    return (
+        [{"text": s} for s in dict.fromkeys(train) if s not in seen],
+        [{"text": s} for s in dict.fromkeys(held_out)],
+    )
+
+
+def _sentences(topic: str) -> Iterator[str]:
+    """Prose sentences of at least 30 characters; grammar and code are mostly not letters and left out."""
+    for paragraph in re.split(r"\n\s*\n", topic):
+        prose = " ".join(paragraph.split())
+        for sentence in re.split(r"(?<=[.!?:]) (?=[A-Z])", prose):
+            letters = sum(c.isalpha() for c in sentence)
+            if len(sentence) >= 30 and letters > 0.7 * len(sentence):
+                yield sentence
+
+
+class Features(Dataset[Feature]):
+    """Tokenised rows, each with its position as `row`, so that what was computed for it once can be found again."""
+
+    def __init__(self, features: list[Feature]) -> None:
+        self.features = [{**feature, "row": position} for position, feature in enumerate(features)]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, position: int) -> Feature:
+        return self.features[position]
+
+
+def batches_by_length(
+    features: Features, batch_size: int, collate: Callable[[list[Feature]], Batch]
+) -> DataLoader[Feature]:
+    """All rows once, longest first, so that a batch holds little padding and memory peaks at the start."""
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return DataLoader(features, batch_sampler=groups, collate_fn=collate)
+
+
+def pad(features: list[Feature], key: str, value: int) -> Tensor:
+    """One integer column of a batch as [rows, longest], filled up with `value` on the right."""
+    columns = [torch.tensor(f[key], dtype=torch.long) for f in features]
+    return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=value)

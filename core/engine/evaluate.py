@@ -1,0 +1,70 @@
+"""How good a model is on the held-out rows, beside the dense model on the same rows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from core.engine.data import Batch, Features, batches_by_length
+from core.engine.tasks import Metric, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of one model, and what they were computed from."""
+
+    metrics: dict[str, Metric]
+    summaries: list[Tensor]
+
+
+@torch.inference_mode()
+def evaluate(
+    task: Task, model: PreTrainedModel, features: Features, reference: list[Tensor] | None = None
+) -> Evaluation:
+    """Measure a model in eval mode, fp32, and leave its mode as it was.
+
+    Args:
+        reference: The dense model's summaries; None where the model is the dense one.
+    """
+    was_training = model.training
+    model.eval()
+    summaries = [task.summarise(task.outputs(model, batch), batch).cpu() for batch in _batches(task, model, features)]
+    model.train(was_training)
+    return Evaluation(task.metrics(summaries, summaries if reference is None else reference), summaries)
+
+
+def _batches(task: Task, model: PreTrainedModel, features: Features) -> list[Batch]:
+    loader = batches_by_length(features, task.training.per_device_eval_batch_size, task.collate)
+    return [{k: v.to(model.device) for k, v in batch.items()} for batch in loader]
+
+
+class Teacher:
+    """The dense model's answers to training batches; it never changes.
+
+    Where an answer is a vector a row, all are computed once, so that the teacher costs one forward pass over the data
+    and no memory beside them; otherwise it answers batch by batch.
+    """
+
+    def __init__(self, task: Task, model: PreTrainedModel, features: Features) -> None:
+        self._task = task
+        self._model: PreTrainedModel | None = model.eval()
+        self._answers: Tensor | None = None
+        if task.outputs_per_row:
+            self._answers = self._answer_all(model, features)
+            self._model = None
+
+    @torch.no_grad()
+    def answer(self, batch: Batch) -> Tensor:
+        """The dense model's outputs for this batch."""
+        if self._model is not None:
+            return self._task.outputs(self._model, batch)
+        assert self._answers is not None  # noqa: S101 one of both is there
+        return self._answers.to(batch["row"].device)[batch["row"]]
+
+    @torch.no_grad()
+    def _answer_all(self, model: PreTrainedModel, features: Features) -> Tensor:
+        batches = _batches(self._task, model, features)
+        rows = torch.cat([batch["row"] for batch in batches])
+        answers = torch.cat([self._task.outputs(model, batch) for batch in batches])
+        return answers[rows.argsort()]

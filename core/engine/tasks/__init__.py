@@ -1,0 +1,12 @@
+"""What a model is for: how rows become batches, what the loss is, and how good a model is at it."""
+
+from core.engine.tasks.base import Metric, Task
+from core.engine.tasks.causal_lm import CausalLMTask
+from core.engine.tasks.sentence_embedding import SentenceEmbeddingTask
+from core.engine.tasks.sequence_classification import SequenceClassificationTask
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (SentenceEmbeddingTask, SequenceClassificationTask, CausalLMTask)
+}
+
+__all__ = ["TASKS", "Metric", "Task"]

@@ -1,0 +1,97 @@
+"""The protocol of a task.
+
+Shapes: B rows in a batch, L tokens in the longest of them, V vocabulary, C classes, E embedding.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.engine.data import Batch, Feature, Features, Row, pad
+from core.jobs import spec
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured quality of a model."""
+
+    value: float
+    unit: str
+    higher_is_better: bool
+
+
+class Task(ABC):
+    """What a model is for. One instance serves one job; it holds no model."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[Any]
+    """The transformers Auto class that builds a model for this task."""
+    headline: ClassVar[str]
+    """The metric to show where there is room for one."""
+    outputs_per_row: ClassVar[bool]
+    """Whether the outputs are small enough to be kept for all rows (a vector a row, not one a token)."""
+
+    def __init__(self, task: Any, training: spec.Training, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.spec = task
+        self.training = training
+        self.tokenizer = tokenizer
+
+    def model_options(self, train: list[Row]) -> dict[str, Any]:
+        """Options for `auto_class.from_pretrained` that follow from the data."""
+        return {}
+
+    @abstractmethod
+    def features(self, rows: list[Row]) -> Features:
+        """Tokenise rows. Raises `InvalidDataError` where a row lacks what the task needs."""
+
+    def collate(self, features: list[Feature]) -> Batch:
+        """Rows as tensors: `input_ids` and `attention_mask` [B, L], `row` [B], `labels` where there are any."""
+        batch = {
+            "input_ids": pad(features, "input_ids", self.tokenizer.pad_token_id or 0),
+            "attention_mask": pad(features, "attention_mask", 0),
+            "row": torch.tensor([f["row"] for f in features]),
+        }
+        if "token_type_ids" in features[0]:
+            batch["token_type_ids"] = pad(features, "token_type_ids", 0)
+        if "labels" in features[0]:
+            batch["labels"] = torch.tensor([f["labels"] for f in features])
+        return batch
+
+    @abstractmethod
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """What the model is used for: the tensor that is distilled, compared and exported, in fp32."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:
+        """Scalar training loss; `teacher` is what the dense model answers to the same batch."""
+
+    @abstractmethod
+    def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """What `metrics` needs of one evaluated batch, small enough to keep for all of them."""
+
+    @abstractmethod
+    def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
+        """Quality of a model on the held-out rows.
+
+        Args:
+            summaries: The model's, of every batch.
+            reference: The dense model's, of the same batches.
+        """
+
+    def _model_inputs(self, batch: Batch) -> Batch:
+        return {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Distillation loss (Hinton et al. 2015): KL divergence at a temperature, times its square.
+
+    Both [..., classes]; the mean over all but the last dimension.
+    """
+    student = torch.log_softmax(outputs / temperature, dim=-1)
+    target = torch.softmax(teacher / temperature, dim=-1)
+    divergence = torch.xlogy(target, target) - target * student
+    return divergence.sum(-1).mean() * temperature**2

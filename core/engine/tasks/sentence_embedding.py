@@ -1,0 +1,51 @@
+"""Sentence embeddings, kept close to the dense model's; no labels."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from core.engine.data import Batch, Features, Row, text_of
+from core.engine.tasks.base import Metric, Task
+
+
+class SentenceEmbeddingTask(Task):
+    """Mean-pooled, normalised last hidden state [B, E], as sentence-transformers computes it."""
+
+    name = "sentence-embedding"
+    auto_class = AutoModel
+    headline = "cosine_to_dense"
+    outputs_per_row = True
+
+    def features(self, rows: list[Row]) -> Features:
+        texts = [text_of(row, self.spec.text_column, number) for number, row in enumerate(rows, 1)]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.training.max_length, padding=False)
+        return Features([{key: encoded[key][i] for key in encoded} for i in range(len(texts))])
+
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        hidden = model(**self._model_inputs(batch)).last_hidden_state.float()
+        mask = batch["attention_mask"][..., None].to(hidden.dtype)
+        return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:
+        """Distance to the dense embeddings, and between the similarities of all pairs in the batch."""
+        if teacher is None:
+            raise ValueError("sentence-embedding is learnt from the dense model alone")
+        point = (1 - F.cosine_similarity(outputs, teacher)).mean()
+        pairs = F.mse_loss(outputs @ outputs.T, teacher @ teacher.T)
+        return point + pairs
+
+    def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return outputs
+
+    def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
+        ours, dense = torch.cat(summaries), torch.cat(reference)
+        cosine = F.cosine_similarity(ours, dense).mean().item()
+        upper = np.triu_indices(len(ours), k=1)
+        pairs = spearmanr((ours @ ours.T).numpy()[upper], (dense @ dense.T).numpy()[upper]).statistic
+        return {
+            "cosine_to_dense": Metric(cosine, "cosine, -1 … 1", True),
+            "similarity_spearman": Metric(float(pairs), "rank correlation, -1 … 1", True),
+        }

@@ -1,0 +1,85 @@
+"""One label for a text or a pair of texts."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from core.engine.data import Batch, Features, Row, text_of
+from core.engine.tasks.base import Metric, Task, soft_cross_entropy
+from core.errors import InvalidDataError
+
+Label = int | str
+DISTILLATION_TEMPERATURE = 2.0
+
+
+class SequenceClassificationTask(Task):
+    """Logits [B, C]. The classes are the training rows' labels in sorted order."""
+
+    name = "sequence-classification"
+    auto_class = AutoModelForSequenceClassification
+    headline = "accuracy"
+    outputs_per_row = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._classes: dict[Label, int] = {}
+
+    def model_options(self, train: list[Row]) -> dict[str, Any]:
+        labels = {self._label(row, number) for number, row in enumerate(train, 1)}
+        if len(labels) < 2 or len({type(label) for label in labels}) != 1:
+            raise InvalidDataError(
+                f"Column {self.spec.label_column!r} must hold at least two classes, all integers or all strings; "
+                f"it holds {sorted(map(repr, labels))[:5]}.",
+                param="/task/label_column",
+            )
+        self._classes = {label: i for i, label in enumerate(sorted(labels))}
+        names = {i: str(label) for label, i in self._classes.items()}
+        return {"num_labels": len(names), "id2label": names, "label2id": {n: i for i, n in names.items()}}
+
+    def features(self, rows: list[Row]) -> Features:
+        first = [text_of(row, self.spec.text_column, number) for number, row in enumerate(rows, 1)]
+        pair = self.spec.text_pair_column
+        second = [text_of(row, pair, number) for number, row in enumerate(rows, 1)] if pair else None
+        encoded = self.tokenizer(first, second, truncation=True, max_length=self.training.max_length, padding=False)
+        labels = [self._class(row, number) for number, row in enumerate(rows, 1)]
+        return Features([{**{key: encoded[key][i] for key in encoded}, "labels": y} for i, y in enumerate(labels)])
+
+    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        logits: Tensor = model(**self._model_inputs(batch)).logits
+        return logits.float()
+
+    def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:
+        hard = F.cross_entropy(outputs, batch["labels"])
+        if teacher is None:
+            return hard
+        share = self.training.distillation
+        return (1 - share) * hard + share * soft_cross_entropy(outputs, teacher, DISTILLATION_TEMPERATURE)
+
+    def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Whether each row was right, [B]."""
+        return (outputs.argmax(-1) == batch["labels"]).float()
+
+    def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
+        return {"accuracy": Metric(torch.cat(summaries).mean().item(), "share of rows, 0 … 1", True)}
+
+    def _label(self, row: Row, number: int) -> Label:
+        label = row.get(self.spec.label_column)
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise InvalidDataError(
+                f"Row {number}: column {self.spec.label_column!r} must hold an integer or a string, not {label!r}.",
+                param="/task/label_column",
+            )
+        return label
+
+    def _class(self, row: Row, number: int) -> int:
+        label = self._label(row, number)
+        if label not in self._classes:
+            raise InvalidDataError(
+                f"Held-out row {number} has the label {label!r}, which no training row has; "
+                f"known are {list(self._classes)[:20]}.",
+                param="/task/data/validation",
+            )
+        return self._classes[label]
