@@ -30,10 +30,8 @@ RUN useradd --uid 10001 --create-home neuroprune \
     && install --directory --owner neuroprune --group neuroprune \
         /var/lib/neuroprune/storage /var/lib/neuroprune/work
 COPY --from=build /opt/neuroprune /opt/neuroprune
-# REMAP_SIGTERM: on `docker stop` the worker gives its job back to the queue before it ends.
 ENV PATH=/opt/neuroprune/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    REMAP_SIGTERM=SIGQUIT \
     NEUROPRUNE_LOG_FORMAT=json \
     NEUROPRUNE_STORAGE_URL=/var/lib/neuroprune/storage \
     NEUROPRUNE_WORK_DIR=/var/lib/neuroprune/work
@@ -42,4 +40,4 @@ WORKDIR /var/lib/neuroprune
 VOLUME /var/lib/neuroprune/storage
 HEALTHCHECK --interval=30s --timeout=20s --start-period=40s \
     CMD ["sh", "-c", "celery --app worker.app:app inspect ping --destination celery@$(hostname) --timeout 10"]
-CMD ["celery", "--app", "worker.app:app", "worker", "--queues", "cpu", "--without-gossip", "--without-mingle"]
+CMD ["python", "-m", "worker"]
