@@ -5,6 +5,7 @@ claimed and sends them again.
 """
 
 import logging
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -47,6 +48,16 @@ class Dispatcher:
             logger.warning("job %s could not be published and will be sent later: %s", job_id, error)
             return False
         return True
+
+    def is_drained(self) -> bool:
+        """Whether no message waits; while some do, workers will come, and more messages help nobody."""
+        try:
+            with self._app.connection_for_write() as connection:
+                channel: Any = connection.default_channel
+                return bool(channel.queue_declare(QUEUE).message_count == 0)
+        except (OperationalError, RedisError, OSError) as error:
+            logger.warning("the broker cannot be asked: %s", error)
+            return False
 
     def close(self) -> None:
         """Close the connections to the broker."""

@@ -1,0 +1,327 @@
+"""The supervisor with real child processes: small scripts in place of the runner."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from core.db import create_engine, metadata
+from core.dispatch import Dispatcher
+from core.jobs.records import Job
+from core.jobs.spec import JobSpec
+from core.jobs.state import Status
+from core.jobs.store import JobStore
+from core.settings import Settings
+from core.storage import Storage
+from worker.supervisor import Supervisor
+
+SPEC = JobSpec.model_validate(
+    {
+        "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
+        "task": {"name": "sentence-embedding", "data": {"source": "builtin", "name": "python-docs"}},
+        "target": {"sparsity": 0.5},
+    }
+)
+PREAMBLE = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+work_dir, fd = Path(sys.argv[2]), int(sys.argv[4])
+job = json.loads((work_dir / "job.json").read_text())
+def say(**message):
+    os.write(fd, json.dumps(message).encode() + b"\\n")
+def succeed():
+    say(type="succeeded", metrics_summary={"a": 1}, artifacts=[])
+"""
+
+
+@dataclass
+class Bench:
+    """A store, a job in it, and a way to supervise that job with a script as the child."""
+
+    store: JobStore
+    storage: Storage
+    settings: Settings
+    folder: Path
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def create(self) -> str:
+        return self.store.create(SPEC, name=None, labels={})[0].id
+
+    def supervise(self, job_id: str, script: str, **settings: Any) -> Job:
+        child = self.folder / "child.py"
+        child.write_text(PREAMBLE + dedent(script))
+        supervisor = Supervisor(
+            self.store,
+            self.storage,
+            Dispatcher("redis+socket:///nowhere/r.sock"),
+            self.settings.model_copy(update=settings),
+            owner="test",
+            should_stop=self.stop.is_set,
+            runner=(sys.executable, str(child)),
+        )
+        supervisor.run(job_id)
+        assert not list(self.settings.work_dir.glob("*")), "the work folder is not empty"
+        return self.store.get(job_id)
+
+    def reasons(self, job_id: str) -> list[str]:
+        events = self.store.events(job_id, 0, 100)
+        return [e.data["reason"] for e in events if e.type == "status"]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    engine = create_engine(f"sqlite:///{tmp_path}/jobs.db")
+    metadata.create_all(engine)
+    settings = Settings(
+        work_dir=tmp_path / "work", storage_url=str(tmp_path / "storage"), cancel_grace_seconds=0.3, lease_seconds=3
+    )
+    store = JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=2)
+    yield Bench(store, Storage(settings.storage_url), settings, tmp_path)
+    engine.dispose()
+
+
+def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
+    """Act from another thread as soon as the condition holds."""
+
+    def wait() -> None:
+        while not condition():
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_job_succeeds_and_its_progress_is_recorded(bench: Bench) -> None:
+    job = bench.supervise(
+        bench.create(),
+        """
+        assert job["attempt"] == 1 and job["artifact_prefix"] == f"artifacts/{job['job_id']}/1"
+        say(type="phase", phase="loading")
+        for step in range(500):
+            say(type="progress", fraction=step / 500, step=step)
+        say(type="warning", message="mind the gap")
+        say(type="phase", phase="pruning")
+        say(type="succeeded", metrics_summary={"speedup": 2}, artifacts=[
+            {"name": "report.json", "size": 3, "sha256": "0" * 64, "media_type": "application/json"}])
+        """,
+    )
+    assert job.status is Status.SUCCEEDED
+    assert job.metrics_summary == {"speedup": 2}
+    assert job.warnings == ("mind the gap",)
+    assert job.phase == "pruning"
+    assert job.progress is not None
+    assert job.progress.step == 499, "the newest progress before a warning is kept"
+    assert [a.name for a in bench.store.artifacts(job.id)] == ["report.json"]
+    events = bench.store.events(job.id, 0, 1000)
+    assert sum(e.type == "progress" for e in events) <= 3, "progress is throttled"
+    assert [e.data["phase"] for e in events if e.type == "phase"] == ["loading", "pruning"]
+
+
+def test_the_childs_own_failure_is_the_jobs(bench: Bench) -> None:
+    job = bench.supervise(
+        bench.create(),
+        """
+        say(type="failed", code="invalid_input", message="no such column", param="/task/text_column")
+        sys.exit(1)
+        """,
+    )
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.message, job.error.param) == (
+        "invalid_input",
+        "no such column",
+        "/task/text_column",
+    )
+
+
+def test_an_exit_without_a_word_is_an_internal_error_without_a_traceback(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = bench.supervise(bench.create(), "raise RuntimeError('secret detail')")
+    assert job.error is not None
+    assert job.error.code == "internal"
+    assert "exit status 1" in job.error.message
+    assert "secret" not in job.error.message
+    assert "secret detail" in caplog.text, "the worker's log has the traceback"
+
+
+def test_garbage_on_the_pipe_is_borne(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    job = bench.supervise(
+        bench.create(),
+        r"""
+        os.write(fd, b"\x00\xff garbage\n{}\n" + b'{"type": "progress", "fraction": 7}\n\n')
+        for _ in range(6 * 16):
+            os.write(fd, b"x" * 65536)  # one line of 6 MiB
+        os.write(fd, b"\n")
+        succeed()
+        os.write(fd, b"after the end")
+        """,
+    )
+    assert job.status is Status.SUCCEEDED
+    assert "wrote no message" in caplog.text
+
+
+@pytest.mark.parametrize("manners", ["signal.SIG_DFL", "signal.SIG_IGN"])
+def test_cancel_ends_the_child_and_all_it_started(bench: Bench, manners: str) -> None:
+    job_id = bench.create()
+    pids = bench.folder / "pids"
+    cancelling = when(pids.exists, lambda: bench.store.request_cancel(job_id))
+    began = time.monotonic()
+    job = bench.supervise(
+        job_id,
+        f"""
+        signal.signal(signal.SIGTERM, {manners})
+        other = subprocess.Popen(["sleep", "60"])
+        Path({str(pids)!r} + "~").write_text(f"{{os.getpid()}} {{other.pid}}")
+        Path({str(pids)!r} + "~").rename({str(pids)!r})
+        time.sleep(60)
+        """,
+    )
+    cancelling.join()
+    assert job.status is Status.CANCELLED
+    assert time.monotonic() - began < 5
+    assert not any(is_alive(int(pid)) for pid in pids.read_text().split())
+
+
+def test_a_job_cancelled_between_claim_and_start_is_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = bench.create()
+    claim = bench.store.claim
+
+    def claim_and_cancel(*args: str) -> Any:
+        lease = claim(*args)
+        bench.store.request_cancel(job_id)
+        return lease
+
+    monkeypatch.setattr(bench.store, "claim", claim_and_cancel)
+    assert bench.supervise(job_id, "time.sleep(60)").status is Status.CANCELLED
+
+
+def test_a_killed_child_gives_the_job_back_until_it_fails(bench: Bench) -> None:
+    job_id = bench.create()
+    script = "os.kill(os.getpid(), signal.SIGKILL)"
+    assert bench.supervise(job_id, script).status is Status.QUEUED
+    assert "SIGKILL" in bench.reasons(job_id)[-1]
+    job = bench.supervise(job_id, script)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+    assert "SIGKILL" in job.error.message
+
+
+def test_a_shutdown_gives_the_job_back(bench: Bench) -> None:
+    job_id = bench.create()
+    running = bench.folder / "running"
+    when(running.exists, bench.stop.set)
+    job = bench.supervise(job_id, f"Path({str(running)!r}).touch(); time.sleep(60)")
+    assert job.status is Status.QUEUED
+    assert "shut down" in bench.reasons(job_id)[-1]
+
+
+def test_a_fenced_attempt_changes_nothing(bench: Bench) -> None:
+    job_id = bench.create()
+    running = bench.folder / "running"
+
+    def take_over() -> None:
+        engine = create_engine(f"sqlite:///{bench.folder}/jobs.db")
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE jobs SET attempt = 9, owner = 'another'")
+        engine.dispose()
+
+    when(running.exists, take_over)
+    job = bench.supervise(job_id, f"Path({str(running)!r}).touch(); time.sleep(2.5); succeed()")
+    assert (job.status, job.attempt) == (Status.RUNNING, 9)
+    assert bench.reasons(job_id)[-1] == "process started"
+
+
+def test_a_run_that_takes_too_long_fails(bench: Bench) -> None:
+    job = bench.supervise(bench.create(), "time.sleep(60)", run_timeout_seconds=0.5)
+    assert job.error is not None
+    assert job.error.code == "timeout"
+
+
+def test_a_child_that_stays_after_its_success_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.supervisor._EXIT_SECONDS", 0.2)
+    assert bench.supervise(bench.create(), "succeed(); time.sleep(60)").status is Status.SUCCEEDED
+
+
+def test_a_grandchild_that_holds_the_pipe_does_not_hold_the_job(bench: Bench) -> None:
+    script = "subprocess.Popen(['sleep', '60'], pass_fds=(fd,)); sys.exit(3)"
+    job = bench.supervise(bench.create(), script)
+    assert job.error is not None
+    assert "exit status 3" in job.error.message
+
+
+def test_the_lease_outlasts_its_length_while_the_job_runs(bench: Bench) -> None:
+    job_id = bench.create()
+    reaped: list[str] = []
+    watching = threading.Event()
+
+    def reap() -> None:
+        while not watching.wait(0.1):
+            reaped.extend(bench.store.reap())
+
+    thread = threading.Thread(target=reap)
+    thread.start()
+    job = bench.supervise(job_id, "time.sleep(4); succeed()")
+    watching.set()
+    thread.join()
+    assert job.status is Status.SUCCEEDED
+    assert not reaped
+
+
+def test_what_a_failed_attempt_stored_is_discarded(bench: Bench) -> None:
+    job = bench.supervise(
+        bench.create(),
+        """
+        folder = Path(job["storage_url"], job["artifact_prefix"])
+        folder.mkdir(parents=True)
+        (folder / "half.bin").write_bytes(b"x")
+        sys.exit(1)
+        """,
+    )
+    assert not (bench.folder / "storage" / "artifacts" / job.id / "1").exists()
+
+
+def test_a_job_that_is_not_waiting_is_left_alone(bench: Bench) -> None:
+    job_id = bench.create()
+    bench.store.request_cancel(job_id)
+    assert bench.supervise(job_id, "succeed()").status is Status.CANCELLED
+    assert not bench.settings.work_dir.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_the_child_dies_with_its_supervisor(bench: Bench) -> None:
+    job_id = bench.create()
+    pid_file = bench.folder / "pid"
+    supervisor = os.fork()
+    if supervisor == 0:
+        try:
+            bench.supervise(job_id, f"Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)")
+        finally:
+            os._exit(0)
+    while not (pid_file.exists() and pid_file.read_text()):
+        time.sleep(0.02)
+    os.kill(supervisor, signal.SIGKILL)
+    os.waitpid(supervisor, 0)
+    deadline = time.monotonic() + 5
+    while is_alive(int(pid_file.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,39 @@
+"""The Celery application. The database is the truth; a message only says that a job may be ready.
+
+Hence early acknowledgement and no result backend: a lost or doubled message is harmless, while redelivery by the
+broker would start long jobs twice.
+"""
+
+from celery import Celery
+
+from core.dispatch import KEY_PREFIX, QUEUE
+from core.settings import get_settings
+
+# worker.reaper holds no task: importing it ties the reaper to the worker's start.
+app = Celery("neuroprune", broker=get_settings().broker_url, include=["worker.tasks", "worker.reaper"])
+app.conf.update(
+    task_default_queue=QUEUE,
+    task_serializer="json",
+    accept_content=["json"],
+    task_ignore_result=True,
+    task_acks_late=False,
+    task_publish_retry=False,
+    task_time_limit=None,  # the run timeout is the supervisor's
+    worker_pool="prefork",
+    worker_concurrency=1,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # Celery would sleep this long, task or no task, before it tells the supervisor to give its job back.
+    worker_soft_shutdown_timeout=0,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "global_keyprefix": KEY_PREFIX,
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    },
+)

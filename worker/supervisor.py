@@ -1,0 +1,274 @@
+"""Does one job: claims it, runs it in a child process, keeps its lease, and records how it ended.
+
+The supervisor and the child share a folder and a pipe. The child knows neither the database nor the broker; the
+supervisor never loads a model. Whatever becomes of the child, the worker lives on.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from core.dispatch import Dispatcher
+from core.errors import IllegalTransitionError, LeaseLostError, StorageError
+from core.jobs.records import Cancelled, Lease
+from core.jobs.spec import JobSpec
+from core.jobs.state import Status
+from core.jobs.store import JobStore
+from core.progress import Failed, PhaseStarted, StepDone, Succeeded, Warned
+from core.settings import Settings
+from core.storage import Storage
+from worker.child import Child
+
+RUNNER = (sys.executable, "-m", "worker.runner")
+
+_TICK_SECONDS = 0.2
+_PROGRESS_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
+"""At most this between two looks at the job's status; a shorter lease is renewed six times while it lasts."""
+_EXIT_SECONDS = 10.0
+"""How long a process may take to exit after its last message."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt came to nothing through no fault of the job, which goes back to the queue."""
+
+    reason: str
+
+
+Outcome = Succeeded | Failed | Cancelled | Lost
+
+
+class Supervisor:
+    """Runs jobs one after the other.
+
+    Args:
+        owner: Names this worker process in the leases it takes.
+        should_stop: Asked a few times a second; once it says yes, the running job is given back.
+        runner: Command line of the child, to which `--work-dir` and `--progress-fd` are added.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        storage: Storage,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        *,
+        owner: str,
+        should_stop: Callable[[], bool],
+        runner: Sequence[str] = RUNNER,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._owner = owner
+        self._should_stop = should_stop
+        self._runner = runner
+
+    def run(self, job_id: str) -> None:
+        """Do the job if it is still to be done; every ending is recorded, none is raised."""
+        lease = self._store.claim(job_id, self._owner)
+        if lease is None:
+            logger.info("job %s is not waiting any more", job_id)
+            return
+        logger.info("job %s: attempt %d begins", job_id, lease.attempt)
+        outcome: Outcome | None = None
+        try:
+            outcome = self._attempt(lease)
+            self._record(lease, outcome)
+        except LeaseLostError as error:
+            logger.warning("job %s: attempt %d is fenced off: %s", job_id, lease.attempt, error)
+        finally:
+            if not isinstance(outcome, Succeeded):
+                self._discard_artifacts(lease)
+
+    def _attempt(self, lease: Lease) -> Outcome:
+        work_dir = (self._settings.work_dir / f"{lease.job_id}-{lease.attempt}").absolute()
+        try:
+            work_dir.mkdir(parents=True)
+            self._write_job(lease, work_dir)
+            environment = child_environment(os.environ, self._settings)
+            with Child(self._runner, work_dir, environment, self._settings.cancel_grace_seconds) as child:
+                with suppress(IllegalTransitionError):  # cancelled meanwhile, which the first heartbeat sees
+                    self._store.start(lease)
+                return self._watch(lease, child)
+        except OSError as error:
+            logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
+            return Lost(f"the worker could not start the job's process ({error.strerror})")
+        finally:
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+    def _write_job(self, lease: Lease, work_dir: Path) -> None:
+        spec = self._store.get(lease.job_id).resolved_spec
+        file_ids = JobSpec.model_validate(spec).file_ids().values()
+        files = {file_id: self._store.get_file(file_id) for file_id in file_ids}
+        job = {
+            "job_id": lease.job_id,
+            "attempt": lease.attempt,
+            "spec": spec,
+            "files": {i: {"key": f.key, "filename": f.filename, "sha256": f.sha256} for i, f in files.items()},
+            "storage_url": self._settings.storage_url,
+            "artifact_prefix": artifact_prefix(lease),
+        }
+        (work_dir / "job.json").write_text(json.dumps(job))
+
+    def _watch(self, lease: Lease, child: Child) -> Outcome:
+        """Until the child is done, or must not go on."""
+        relay = Relay(self._store, lease)
+        heartbeat = Heartbeat(self._store, lease, self._settings.lease_seconds)
+        deadline = time.monotonic() + self._settings.run_timeout_seconds
+        while True:
+            ended = child.returncode() is not None
+            if ended:
+                child.stop()
+            for message in child.remaining_messages() if ended else child.messages(_TICK_SECONDS):
+                if isinstance(message, Succeeded | Failed):
+                    child.wait(_EXIT_SECONDS)
+                    return message
+                relay.take(message)
+            if ended:
+                return self._verdict(lease, child)
+            relay.flush()
+            if heartbeat.status() is Status.CANCELLING:
+                return Cancelled()
+            if self._should_stop():
+                return Lost("its worker was shut down")
+            if time.monotonic() > deadline:
+                hours = self._settings.run_timeout_seconds / 3600
+                return Failed(code="timeout", message=f"The run took longer than the {hours:g} h that are allowed.")
+
+    def _verdict(self, lease: Lease, child: Child) -> Outcome:
+        """On a child that ended without a last message."""
+        code = child.returncode() or 0
+        logger.error("job %s: its process ended with %d; its last words:\n%s", lease.job_id, code, child.log_tail())
+        if code < 0:
+            return Lost(f"its process was killed by {_signal_name(-code)}, as happens when memory runs out")
+        return Failed(code="internal", message=f"The job's process ended early, with exit status {code}.")
+
+    def _record(self, lease: Lease, outcome: Outcome) -> None:
+        """Write the ending down, however long the database takes, up to the length of a lease."""
+        logger.info("job %s: attempt %d ends: %s", lease.job_id, lease.attempt, outcome)
+        deadline = time.monotonic() + self._settings.lease_seconds
+        while True:
+            try:
+                return self._record_once(lease, outcome)
+            except OperationalError as error:
+                logger.warning("job %s: its ending could not be recorded: %s", lease.job_id, error)
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_HEARTBEAT_SECONDS)
+
+    def _record_once(self, lease: Lease, outcome: Outcome) -> None:
+        if not isinstance(outcome, Lost):
+            self._store.finish(lease, outcome)
+            return
+        self._store.release(lease, outcome.reason)
+        if self._store.get(lease.job_id).status is Status.QUEUED and self._dispatcher.job_ready(lease.job_id):
+            self._store.mark_dispatched(lease.job_id)
+
+    def _discard_artifacts(self, lease: Lease) -> None:
+        try:
+            self._storage.delete_prefix(artifact_prefix(lease))
+        except StorageError as error:
+            logger.warning("job %s: what attempt %d stored stays: %s", lease.job_id, lease.attempt, error)
+
+
+class Relay:
+    """Passes a child's messages on to the store: of progress, the newest, about once a second."""
+
+    def __init__(self, store: JobStore, lease: Lease) -> None:
+        self._store = store
+        self._lease = lease
+        self._newest: StepDone | None = None
+        self._recorded_at = -_PROGRESS_SECONDS
+
+    def take(self, message: PhaseStarted | StepDone | Warned) -> None:
+        """Record at once what is not progress, after the progress that came before it."""
+        if isinstance(message, StepDone):
+            self._newest = message
+            return
+        self._flush_now()
+        self._record(message)
+
+    def flush(self) -> None:
+        """Record progress if it is time."""
+        if time.monotonic() - self._recorded_at >= _PROGRESS_SECONDS:
+            self._flush_now()
+
+    def _flush_now(self) -> None:
+        if self._newest is not None:
+            self._record(self._newest)
+            self._newest = None
+            self._recorded_at = time.monotonic()
+
+    def _record(self, message: PhaseStarted | StepDone | Warned) -> None:
+        try:
+            self._store.record(self._lease, message)
+        except OperationalError as error:  # a gap in the history is no reason to end the job
+            logger.warning("job %s: %r could not be recorded: %s", self._lease.job_id, message, error)
+
+
+class Heartbeat:
+    """Renews the lease, and learns the job's status from that; a silent database is borne while the lease lasts."""
+
+    def __init__(self, store: JobStore, lease: Lease, lease_seconds: float) -> None:
+        self._store = store
+        self._lease = lease
+        self._lease_seconds = lease_seconds
+        self._interval = min(_HEARTBEAT_SECONDS, lease_seconds / 6)
+        self._status = Status.RUNNING
+        self._renewed_at = self._tried_at = time.monotonic()
+
+    def status(self) -> Status:
+        """The newest known status.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or may own it by now.
+        """
+        now = time.monotonic()
+        if now - self._tried_at < self._interval:
+            return self._status
+        self._tried_at = now
+        try:
+            self._status = self._store.renew(self._lease)
+            self._renewed_at = now
+        except OperationalError as error:
+            logger.warning("job %s: its lease could not be renewed: %s", self._lease.job_id, error)
+            if now - self._renewed_at > self._lease_seconds:
+                raise LeaseLostError("The lease ran out while the database did not answer.") from error
+        return self._status
+
+
+def artifact_prefix(lease: Lease) -> str:
+    """Where an attempt's files go; they become visible only with the job's success."""
+    return f"artifacts/{lease.job_id}/{lease.attempt}"
+
+
+def child_environment(environment: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """What the child gets: no way to the database or the broker, nor to the Hub unless that is configured."""
+    kept = {k: v for k, v in environment.items() if k not in {"NEUROPRUNE_DATABASE_URL", "NEUROPRUNE_BROKER_URL"}}
+    defaults = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if settings.torch_threads is not None:
+        defaults["OMP_NUM_THREADS"] = str(settings.torch_threads)
+    return defaults | kept
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
