@@ -1,5 +1,6 @@
 """How good a model is on the held-out rows, beside the dense model on the same rows."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,15 +29,15 @@ def evaluate(
         reference: The dense model's summaries; None where the model is the dense one.
     """
     was_training = model.training
-    model.eval()
+    model.train(False)
     summaries = [task.summarise(task.outputs(model, batch), batch).cpu() for batch in _batches(task, model, features)]
     model.train(was_training)
     return Evaluation(task.metrics(summaries, summaries if reference is None else reference), summaries)
 
 
-def _batches(task: Task, model: PreTrainedModel, features: Features) -> list[Batch]:
-    loader = batches_by_length(features, task.training.per_device_eval_batch_size, task.collate)
-    return [{k: v.to(model.device) for k, v in batch.items()} for batch in loader]
+def _batches(task: Task, model: PreTrainedModel, features: Features) -> Iterator[Batch]:
+    for batch in batches_by_length(features, task.training.per_device_eval_batch_size, task.collate):
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 class Teacher:
@@ -48,7 +49,7 @@ class Teacher:
 
     def __init__(self, task: Task, model: PreTrainedModel, features: Features) -> None:
         self._task = task
-        self._model: PreTrainedModel | None = model.eval()
+        self._model: PreTrainedModel | None = model.train(False)
         self._answers: Tensor | None = None
         if task.outputs_per_row:
             self._answers = self._answer_all(model, features)
@@ -64,7 +65,6 @@ class Teacher:
 
     @torch.no_grad()
     def _answer_all(self, model: PreTrainedModel, features: Features) -> Tensor:
-        batches = _batches(self._task, model, features)
-        rows = torch.cat([batch["row"] for batch in batches])
-        answers = torch.cat([self._task.outputs(model, batch) for batch in batches])
+        answered = [(batch["row"], self._task.outputs(model, batch)) for batch in _batches(self._task, model, features)]
+        rows, answers = (torch.cat(column) for column in zip(*answered, strict=True))
         return answers[rows.argsort()]

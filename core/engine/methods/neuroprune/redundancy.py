@@ -1,0 +1,73 @@
+"""Redundant heads: similarity, dominating set, merging (algorithms 2 and 3).
+
+Shapes: k heads of a layer, n entries of a head's concatenated query, key and value.
+"""
+
+import torch
+from torch import Tensor
+
+from core.engine.anatomy import Attention
+
+
+def head_matrix(attention: Attention) -> Tensor:
+    """A_H of every head (group): its query, key and value weights and biases in one row, [k, n]."""
+    parts = [s.by_unit(s.parameter.detach()).flatten(1) for s in attention.units.reads]
+    return torch.cat(parts, dim=1)
+
+
+def distances(heads: Tensor) -> Tensor:
+    """Largest difference between any two entries of two heads (l_inf), [k, k]."""
+    return torch.stack([(heads - head).abs().amax(1) for head in heads]) if len(heads) else heads.new_zeros(0, 0)
+
+
+def find_dominating(similar: Tensor) -> Tensor:
+    """FIND_DOMINATING (algorithm 3): for each head, the head that stands for it.
+
+    Head j may stand for i where everything similar to i's current representative is also similar to j and j has more,
+    or has the same and comes later. Quadratic in k; an approximation of the minimum dominating set.
+
+    Args:
+        similar: Bool [k, k], symmetric, true on the diagonal.
+
+    Returns:
+        Integer [k]; the heads that stand for themselves or for others form a dominating set.
+    """
+    count = len(similar)
+    rows = similar.to(torch.int8)
+    representative = torch.arange(count)
+    for i in range(count):
+        best = i
+        for j in range(count):
+            surplus = rows[best] - rows[j]
+            is_subset = not bool((surplus == 1).any())
+            is_smaller = bool((surplus == -1).any())
+            if is_subset and (is_smaller or best < j):
+                best = j
+        representative[i] = best
+    return representative
+
+
+@torch.no_grad()
+def hand_over_(attention: Attention, removed: int, successor: int | None) -> None:
+    """Let a head's output pass on before the head is removed, in place.
+
+    A successor takes over the removed head's output weights, so that with equal heads nothing changes. The removed
+    value bias reaches the output as a constant, because attention weights sum to one: what of it the successor does
+    not supply goes into the output's bias, where there is one.
+    """
+    writes = attention.units.writes.by_unit(attention.output.weight.data)
+    values = _value_bias(attention)
+    if attention.output.bias is not None and values is not None:
+        missing = values[removed] - (values[successor] if successor is not None else 0)
+        attention.output.bias.data += torch.einsum("bh,b->h", writes[removed], missing)
+    if successor is not None:
+        writes[successor] += writes[removed]
+
+
+def _value_bias(attention: Attention) -> Tensor | None:
+    """The value bias as each head group's outputs see it, [groups, queries * head_dim]."""
+    bias = attention.value.bias
+    if bias is None:
+        return None
+    by_group = bias.data.view(attention.groups, 1, attention.head_dim)
+    return by_group.expand(-1, attention.queries_per_group, -1).flatten(1)

@@ -1,0 +1,170 @@
+"""Training with the Hugging Face Trainer: densely, or while a pruner removes units."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from core.engine.data import Batch, Features
+from core.engine.evaluate import Teacher
+from core.engine.methods import Pruner
+from core.engine.tasks import Task
+from core.errors import NumericalError
+from core.jobs import spec
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Where training stands after an optimiser step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    sparsity: float
+
+
+StepListener = Callable[[StepReport], None]
+
+
+def total_steps(rows: int, training: spec.Training, epochs: float) -> int:
+    """Optimiser steps of so many passes over so many rows."""
+    return max(1, math.ceil(math.ceil(rows / training.per_device_train_batch_size) * epochs))
+
+
+def train(
+    task: Task,
+    model: PreTrainedModel,
+    features: Features,
+    *,
+    steps: int,
+    teacher: Teacher | None,
+    pruner: Pruner | None,
+    listen: StepListener,
+) -> float:
+    """Train in place for a number of optimiser steps.
+
+    Returns:
+        Seconds spent.
+
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    set_seed(task.training.seed)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _DistillingTrainer(
+            model=model,
+            args=_arguments(task.training, steps, scratch),
+            train_dataset=features,
+            data_collator=task.collate,
+            processing_class=task.tokenizer,
+            callbacks=[_PruningCallback(pruner, steps, listen)],
+        )
+        trainer.task, trainer.teacher = task, teacher
+        trainer.train()
+    return time.monotonic() - started
+
+
+def uses_bf16(training: spec.Training) -> bool:
+    """Whether training multiplies in bf16: asked for, or `auto` on hardware that does so natively."""
+    if training.precision != "auto":
+        return training.precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def _arguments(training: spec.Training, steps: int, scratch: str) -> TrainingArguments:
+    assert training.learning_rate is not None  # noqa: S101 resolved specs have one
+    return TrainingArguments(
+        output_dir=scratch,
+        max_steps=steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        warmup_steps=max(1, int(steps * 0.05)),
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        train_sampling_strategy="group_by_length",
+        bf16=uses_bf16(training),
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=training.seed,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+class _DistillingTrainer(Trainer):
+    """Takes the loss from the task, with the teacher's answers where there is one."""
+
+    task: Task
+    teacher: Teacher | None
+    last_loss: Tensor | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.model_accepts_loss_kwargs = False
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, _PruningCallback):
+                callback.trainer = self
+
+    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = self.task.outputs(model, inputs)
+        teacher = self.teacher.answer(inputs) if self.teacher is not None else None
+        loss = self.task.loss(outputs, inputs, teacher)
+        self.last_loss = loss.detach()
+        return (loss, outputs) if return_outputs else loss
+
+
+class _PruningCallback(TrainerCallback):
+    """Calls the pruner around every optimiser step, and tells how far training is."""
+
+    trainer: _DistillingTrainer
+
+    def __init__(self, pruner: Pruner | None, steps: int, listen: StepListener) -> None:
+        self.pruner = pruner
+        self.steps = steps
+        self.listen = listen
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        loss = self.trainer.last_loss
+        if loss is None or not bool(loss.isfinite()):
+            raise NumericalError(
+                f"The training loss became {loss} at step {state.global_step + 1}. "
+                "A lower learning_rate or precision fp32 may help.",
+                param="/training/learning_rate",
+            )
+        if self.pruner is not None:
+            self.pruner.observe()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step = state.global_step + 1
+        if self.pruner is not None:
+            scheduler = self.trainer.lr_scheduler
+            assert scheduler is not None  # noqa: S101 training has begun
+            self.pruner.step(step, float(scheduler.get_last_lr()[0]))
+        assert self.trainer.last_loss is not None  # noqa: S101 a step was taken
+        sparsity = self.pruner.sparsity if self.pruner is not None else 0.0
+        self.listen(StepReport(step, self.steps, float(self.trainer.last_loss), sparsity))
