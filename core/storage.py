@@ -4,6 +4,7 @@ A key is a relative path such as `artifacts/<job>/1/report.json`. An object appe
 """
 
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -77,13 +78,16 @@ class Storage:
             return cast(BinaryIO, self._files.open(self._path(key), "rb"))
 
     def read_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
-        """The bytes `start` … `end` (exclusive) in chunks."""
-        with self.open(key) as source, _as_storage_error(key):
-            source.seek(start)
-            left = end - start
-            while left > 0 and (chunk := source.read(min(left, CHUNK_BYTES))):
-                left -= len(chunk)
-                yield chunk
+        """The bytes `start` … `end` (exclusive) in chunks.
+
+        Raises:
+            NotFoundError: no such object; at the call, not at the first chunk.
+        """
+        return _chunks(self.open(key), key, start, end)
+
+    def check_writable(self) -> None:
+        """Write, and so raise StorageError if that is impossible."""
+        self.put("write-probe", io.BytesIO(b"ok"))
 
     def fetch(self, key: str, path: Path) -> StoredObject:
         """Copy the object into a new file; the digest tells whether it is the one that was put."""
@@ -112,6 +116,15 @@ class Storage:
                 target.flush()
                 os.fsync(target.fileno())
         return stored
+
+
+def _chunks(source: BinaryIO, key: str, start: int, end: int) -> Iterator[bytes]:
+    with source, _as_storage_error(key):
+        source.seek(start)
+        left = end - start
+        while left > 0 and (chunk := source.read(min(left, CHUNK_BYTES))):
+            left -= len(chunk)
+            yield chunk
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> StoredObject:

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Spec(BaseModel):
-    """Base of all parts of the contract."""
+    """Base of all parts of the contract. NaN and infinity are no JSON, and no option means anything with them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 FileId = Annotated[str, Field(pattern=r"^file_[0-9a-f]{32}$", description="Answer of POST /v1/files.")]

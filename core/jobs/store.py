@@ -1,7 +1,7 @@
 """Where jobs, their events, uploads, artifacts and workers are kept: the one truth of the service."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -110,13 +110,13 @@ class JobStore(LeaseStore):
                 _get(connection, job_id)
         return found
 
-    def queue_position(self, job_id: str) -> int | None:
-        """1 for the job that runs next; None where it is not queued."""
-        queued = sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, jobs.c.id <= job_id).subquery()
-        statement = sa.select(sa.func.count(), sa.func.max(queued.c.id)).select_from(queued)
+    def queue_positions(self, job_ids: Collection[str]) -> dict[str, int]:
+        """Place in the queue, 1 for the job that runs next, of those that are queued."""
+        place = sa.func.row_number().over(order_by=jobs.c.id).label("place")
+        queue = sa.select(jobs.c.id, place).where(jobs.c.status == Status.QUEUED).subquery()
+        statement = sa.select(queue.c.id, queue.c.place).where(queue.c.id.in_(job_ids))
         with self._engine.begin() as connection:
-            count, last = connection.execute(statement).one()
-        return count if last == job_id else None
+            return {row.id: row.place for row in connection.execute(statement)}
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once; ask the worker of a running one to stop it.
