@@ -4,7 +4,6 @@ The supervisor and the child share a folder and a pipe. The child knows neither 
 supervisor never loads a model. Whatever becomes of the child, the worker lives on.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
@@ -27,6 +25,7 @@ from core.jobs.store import JobStore
 from core.progress import Failed, PhaseStarted, StepDone, Succeeded, Warned
 from core.settings import Settings
 from core.storage import Storage
+from worker.assignment import Assignment, Upload
 from worker.child import Child
 
 RUNNER = (sys.executable, "-m", "worker.runner")
@@ -100,7 +99,7 @@ class Supervisor:
         work_dir = (self._settings.work_dir / f"{lease.job_id}-{lease.attempt}").absolute()
         try:
             work_dir.mkdir(parents=True)
-            self._write_job(lease, work_dir)
+            self._assignment(lease).write(work_dir)
             environment = child_environment(os.environ, self._settings)
             with Child(self._runner, work_dir, environment, self._settings.cancel_grace_seconds) as child:
                 with suppress(IllegalTransitionError):  # cancelled meanwhile, which the first heartbeat sees
@@ -112,19 +111,17 @@ class Supervisor:
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
 
-    def _write_job(self, lease: Lease, work_dir: Path) -> None:
-        spec = self._store.get(lease.job_id).resolved_spec
-        file_ids = JobSpec.model_validate(spec).file_ids().values()
-        files = {file_id: self._store.get_file(file_id) for file_id in file_ids}
-        job = {
-            "job_id": lease.job_id,
-            "attempt": lease.attempt,
-            "spec": spec,
-            "files": {i: {"key": f.key, "filename": f.filename, "sha256": f.sha256} for i, f in files.items()},
-            "storage_url": self._settings.storage_url,
-            "artifact_prefix": artifact_prefix(lease),
-        }
-        (work_dir / "job.json").write_text(json.dumps(job))
+    def _assignment(self, lease: Lease) -> Assignment:
+        spec = JobSpec.model_validate(self._store.get(lease.job_id).resolved_spec)
+        files = {file_id: self._store.get_file(file_id) for file_id in spec.file_ids().values()}
+        return Assignment(
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            spec=spec,
+            files={i: Upload(key=f.key, filename=f.filename, sha256=f.sha256) for i, f in files.items()},
+            storage_url=self._settings.storage_url,
+            artifact_prefix=artifact_prefix(lease),
+        )
 
     def _watch(self, lease: Lease, child: Child) -> Outcome:
         """Until the child is done, or must not go on."""
@@ -138,6 +135,8 @@ class Supervisor:
             for message in child.remaining_messages() if ended else child.messages(_TICK_SECONDS):
                 if isinstance(message, Succeeded | Failed):
                     child.wait(_EXIT_SECONDS)
+                    if isinstance(message, Failed):
+                        logger.error("job %s: %s; its last words:\n%s", lease.job_id, message.message, child.log_tail())
                     return message
                 relay.take(message)
             if ended:

