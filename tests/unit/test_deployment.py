@@ -1,0 +1,60 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+DEPLOYMENT = [*DOCKERFILES, ROOT / "docker-compose.yml", ROOT / "docker" / "compose.gpu.yml"]
+IMAGE_SOURCES = {"pyproject.toml", "README.md", "constraints.txt", "api", "client", "core", "migrations", "worker"}
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def test_services_are_complete(services: dict[str, Any]) -> None:
+    assert set(services) == {"api", "worker", "redis", "postgres", "migrate"}
+
+
+def test_workers_can_be_scaled(services: dict[str, Any]) -> None:
+    assert {"container_name", "ports", "hostname"} & services["worker"].keys() == set()
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_nothing_starts_before_the_database_is_migrated(services: dict[str, Any], name: str) -> None:
+    assert services[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert services["migrate"]["depends_on"]["postgres"] == {"condition": "service_healthy"}
+
+
+def test_the_api_and_the_workers_share_the_artifact_store(services: dict[str, Any]) -> None:
+    assert services["api"]["volumes"] == services["worker"]["volumes"]
+
+
+@pytest.mark.parametrize("file", DEPLOYMENT, ids=lambda file: file.name)
+def test_only_settings_that_exist_are_set(file: Path) -> None:
+    named = set(re.findall(r"NEUROPRUNE_(\w+)[:=]", file.read_text()))
+    assert named <= {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_images_run_without_root_and_say_how_they_are(file: Path) -> None:
+    last_stage = file.read_text().rpartition("\nFROM ")[2]
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", last_stage, re.MULTILINE)
+    assert "\nHEALTHCHECK " in last_stage
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_what_images_copy_is_in_the_build_context(file: Path) -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        name
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", file.read_text(), re.MULTILINE)
+        for name in line.split()
+    }
+    assert copied == IMAGE_SOURCES == allowed
