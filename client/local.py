@@ -1,0 +1,271 @@
+"""The embedded stack: broker, API and one worker as processes of this machine, below one state folder.
+
+Nothing runs in the background: whoever holds the stack calls `tend` now and then, which restarts what has died.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from client import broker
+from core import db, processes
+from core.errors import ConfigurationError
+
+DEFAULT_PORT = 8000
+
+_HOST = "127.0.0.1"
+_READY_SECONDS = 90.0
+_POLL_SECONDS = 0.1
+_CHECK_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_STABLE_SECONDS = 60.0
+_LOG_TAIL_LINES = 15
+
+
+def _healthy() -> bool:
+    return True
+
+
+class Service:
+    """One process that is to run for as long as the stack does.
+
+    Args:
+        stop_seconds: What it gets to end by itself.
+        is_healthy: Asked every few seconds; a process that says no three times in a row is replaced.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        stop_seconds: float,
+        is_healthy: Callable[[], bool] = _healthy,
+    ) -> None:
+        self.name = name
+        self._command = command
+        self._log = log
+        self._environment = environment
+        self._stop_seconds = stop_seconds
+        self._is_healthy = is_healthy
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failures = 0
+        self._bad_checks = 0
+        self._started_at = 0.0
+        self._checked_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs."""
+        return self._process.pid if self.is_running and self._process else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process, its output going to the end of the log."""
+        with self._log.open("ab") as log:
+            self._process = processes.spawn(self._command, log=log, env=self._environment)
+        self._started_at = self._checked_at = time.monotonic()
+        self._bad_checks = 0
+
+    def tend(self) -> None:
+        """Start it again if it has died or does not answer, each time after a longer pause."""
+        now = time.monotonic()
+        if self.is_running and now - self._checked_at >= _CHECK_SECONDS:
+            self._checked_at = now
+            self._bad_checks = 0 if self._is_healthy() else self._bad_checks + 1
+            if self._bad_checks >= 3:
+                self.stop()
+        if self.is_running:
+            return
+        if now - self._started_at > _STABLE_SECONDS:
+            self._failures = 0
+        if now - self._started_at >= min(2.0**self._failures, _LONGEST_PAUSE_SECONDS):
+            self._failures += 1
+            self.stop()  # what it may have left running
+            self.start()
+
+    def stop(self) -> None:
+        """End the process and all that it started; it may have ended long ago."""
+        if self._process is not None:
+            processes.stop(self._process, self._stop_seconds)
+
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+
+
+class EmbeddedStack:
+    """The whole service, as a context manager: ready inside, and gone afterwards whatever happens.
+
+    Args:
+        state_dir: Where it keeps everything; one stack at a time.
+        port: Of the API; by default 8000, or the next one that is free.
+        environment: Settings (`NEUROPRUNE_…`) that go before those of this process's own environment.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, port: int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.state_dir = state_dir.absolute()
+        self._port = port
+        self._overrides = environment or {}
+        self._services: list[Service] = []
+        self._exit = ExitStack()
+
+    @property
+    def url(self) -> str:
+        """Of the API."""
+        return f"http://{_HOST}:{self._port}"
+
+    def service(self, name: str) -> Service:
+        """`broker`, `api` or `worker`."""
+        return next(service for service in self._services if service.name == name)
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def tend(self) -> None:
+        """Call this a few times a second: it restarts what has died."""
+        for service in self._services:
+            service.tend()
+
+    def _start(self) -> None:
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        (self.state_dir / "logs").mkdir(exist_ok=True)
+        self._exit.enter_context(_instance_lock(self.state_dir / "lock"))
+        defaults = {
+            "NEUROPRUNE_DATABASE_URL": f"sqlite:///{self.state_dir}/neuroprune.db",
+            "NEUROPRUNE_STORAGE_URL": str(self.state_dir / "storage"),
+            "NEUROPRUNE_WORK_DIR": str(self.state_dir / "work"),
+        }
+        environment = {"PYTHONUNBUFFERED": "1"} | defaults | os.environ | dict(self._overrides)
+        if "NEUROPRUNE_BROKER_URL" not in environment:
+            environment["NEUROPRUNE_BROKER_URL"] = self._start_broker(environment)
+        db.upgrade(environment["NEUROPRUNE_DATABASE_URL"])
+        self._port = _free_port(self._port)
+        api = [sys.executable, "-m", "uvicorn", "api.app:app", "--host", _HOST, "--port", str(self._port)]
+        self._launch("api", api, environment, stop_seconds=5)
+        self._launch("worker", [sys.executable, "-m", "worker"], environment, stop_seconds=20)
+        self._wait_until("the API and the worker", self._is_ready)
+
+    def _start_broker(self, environment: Mapping[str, str]) -> str:
+        program = broker.find_server()
+        socket_path = self._exit.enter_context(broker.socket_folder(self.state_dir)) / broker.SOCKET_NAME
+        data = self.state_dir / "broker"
+        data.mkdir(mode=0o700, exist_ok=True)
+        command = broker.server_command(program, socket_path, data)
+        self._launch("broker", command, environment, stop_seconds=5, is_healthy=lambda: broker.answers(socket_path))
+        self._wait_until("the broker", lambda: broker.answers(socket_path))
+        return f"redis+socket://{socket_path}"
+
+    def _launch(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        stop_seconds: float,
+        is_healthy: Callable[[], bool] = _healthy,
+    ) -> None:
+        log = self.state_dir / "logs" / f"{name}.log"
+        service = Service(
+            name, command, log=log, environment=environment, stop_seconds=stop_seconds, is_healthy=is_healthy
+        )
+        self._services.append(service)
+        service.start()
+
+    def _wait_until(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while not condition():
+            for service in self._services:
+                if not service.is_running:
+                    raise ConfigurationError(f"The {service.name} did not start. Its log ends:\n{service.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"Waited {_READY_SECONDS:g} s for {what} in vain; see the logs in {self.state_dir / 'logs'}."
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def _stop(self) -> None:
+        """The worker first, which gives its job back; the broker last."""
+        with _no_interrupts():
+            for service in reversed(self._services):
+                service.stop()
+            self._services.clear()
+            self._exit.close()
+
+
+@contextmanager
+def _instance_lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(f"Another NeuroPrune already runs in {path.parent}; stop it first.") from error
+        yield
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not cut the clean-up short; it takes seconds at most."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _free_port(wanted: int | None) -> int:
+    """The wanted port, or the first free one from 8000.
+
+    Raises:
+        ConfigurationError: the wanted port is taken.
+    """
+    for port in [wanted] if wanted else range(DEFAULT_PORT, DEFAULT_PORT + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_HOST, port))
+            except OSError:
+                continue
+            return port
+    raise ConfigurationError(f"Port {wanted} is taken." if wanted else "No port from 8000 to 8099 is free.")
