@@ -171,7 +171,17 @@ class EmbeddedStack:
             environment["NEUROPRUNE_BROKER_URL"] = self._start_broker(environment)
         db.upgrade(environment["NEUROPRUNE_DATABASE_URL"])
         self._port = _free_port(self._port)
-        api = [sys.executable, "-m", "uvicorn", "api.app:app", "--host", _HOST, "--port", str(self._port)]
+        api = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "api.app:create_app",
+            "--host",
+            _HOST,
+            "--port",
+            str(self._port),
+        ]
         self._launch("api", api, environment, stop_seconds=5)
         self._launch("worker", [sys.executable, "-m", "worker"], environment, stop_seconds=20)
         self._wait_until("the API and the worker", self._is_ready)

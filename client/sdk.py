@@ -14,7 +14,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -140,8 +140,6 @@ class NeuroPruneClient:
         while True:
             with patience:
                 for event in self._events(job_id, after):
-                    if event.type == "done":
-                        return
                     after = event.seq
                     patience.renew()
                     yield event
@@ -155,7 +153,10 @@ class NeuroPruneClient:
         timeout = httpx.Timeout(30.0, read=_SILENCE_SECONDS)
         with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response:
             _raise_for_problem(response)
-            yield from parse_events(response.iter_lines())
+            for event in parse_events(response.iter_lines()):
+                if event.type == "done":
+                    return
+                yield replace(event, data=event.data["data"])
 
     # ---- files and artifacts ---------------------------------------------------------------------------------------
 

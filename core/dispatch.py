@@ -51,14 +51,22 @@ class Dispatcher:
 
     def is_drained(self) -> bool:
         """Whether no message waits; while some do, workers will come, and more messages help nobody."""
-        try:
-            with self._app.connection_for_write() as connection:
-                channel: Any = connection.default_channel
-                return bool(channel.queue_declare(QUEUE).message_count == 0)
-        except (OperationalError, RedisError, OSError) as error:
-            logger.warning("the broker cannot be asked: %s", error)
-            return False
+        return self._backlog() == 0
+
+    def is_reachable(self) -> bool:
+        """Whether the broker answers."""
+        return self._backlog() is not None
 
     def close(self) -> None:
         """Close the connections to the broker."""
         self._app.close()
+
+    def _backlog(self) -> int | None:
+        """Messages in the queue; None if the broker does not say."""
+        try:
+            with self._app.connection_for_write() as connection:
+                channel: Any = connection.default_channel
+                return int(channel.queue_declare(QUEUE).message_count)
+        except (OperationalError, RedisError, OSError) as error:
+            logger.warning("the broker cannot be asked: %s", error)
+            return None

@@ -4,8 +4,12 @@ Hence early acknowledgement and no result backend: a lost or doubled message is 
 broker would start long jobs twice.
 """
 
-from celery import Celery
+from typing import Any
 
+from celery import Celery
+from celery.signals import setup_logging
+
+from core import logs
 from core.dispatch import KEY_PREFIX, QUEUE
 from core.settings import get_settings
 
@@ -26,7 +30,6 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # Celery would sleep this long, task or no task, before it tells the supervisor to give its job back.
     worker_soft_shutdown_timeout=0,
-    worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_transport_options={
@@ -37,3 +40,11 @@ app.conf.update(
         "health_check_interval": 25,
     },
 )
+
+
+def _configure_logging(**_: Any) -> None:
+    logs.configure(get_settings().log_format)
+
+
+# Celery leaves logging alone where somebody listens to this.
+setup_logging.connect(_configure_logging, weak=False)

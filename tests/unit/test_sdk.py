@@ -85,12 +85,16 @@ def test_watch_resumes_after_the_last_event_it_saw() -> None:
     resumed_from = []
 
     def handler(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json={"finished_at": "2026-01-01T00:00:00Z"})
         resumed_from.append(request.headers["last-event-id"])
         if len(resumed_from) == 1:
-            return httpx.Response(200, stream=_Stream(b'id: 1\nevent: status\ndata: {"a": 1}\n\nid: 2\nevent: x', 40))
-        return httpx.Response(200, content=b"id: 2\nevent: phase\ndata: {}\n\nevent: done\ndata: {}\n\n")
+            return httpx.Response(
+                200, stream=_Stream(b'id: 1\nevent: status\ndata: {"data": {"a": 1}}\n\nid: 2\nevent: x', 55)
+            )
+        return httpx.Response(200, content=b'id: 2\nevent: phase\ndata: {"data": {}}\n\nevent: done\ndata: {}\n\n')
 
-    assert [e.seq for e in client_of(handler).watch("j")] == [1, 2]
+    assert [(e.seq, e.data) for e in client_of(handler).watch("j")] == [(1, {"a": 1}), (2, {})]
     assert resumed_from == ["0", "1"]
 
 
