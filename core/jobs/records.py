@@ -1,10 +1,9 @@
 """What the store hands out: plain frozen values, never a live database object."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
-
-from sqlalchemy.engine import RowMapping
 
 from core.errors import ErrorCode
 from core.jobs.state import Status
@@ -59,7 +58,7 @@ class Job:
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, row: RowMapping) -> "Job":
+    def of(cls, row: Mapping[Any, Any]) -> "Job":
         """From a row of `core.db.jobs`."""
         return cls(
             status=Status(row["status"]),
