@@ -1,1 +1,1 @@
-"""The HTTP API: accepts jobs, shows their state, serves their artifacts. Never imports torch."""
+"""The HTTP front end: takes jobs, shows how they stand, serves what they made. Imports no torch, runs no job."""

@@ -242,6 +242,12 @@ class JobSpec(Spec):
     training: Training = Field(default_factory=Training)
     export: Export = Field(default_factory=Export)
 
+    @model_validator(mode="after")
+    def _embeddings_have_no_labels(self) -> "JobSpec":
+        if isinstance(self.task, SentenceEmbedding) and self.training.dense_epochs:
+            raise ValueError("dense_epochs must be 0 for sentence-embedding: it is learnt from the dense model alone")
+        return self
+
     def file_ids(self) -> dict[str, str]:
         """The uploads this job reads: JSON pointer of the field → file id."""
         found = {}

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from core.db import artifacts, files, job_events, jobs, utcnow, workers
+from core.db import artifacts, files, is_migrated, job_events, jobs, utcnow, workers
 from core.errors import ConflictError, InvalidInputError, NotFoundError
 from core.jobs.defaults import resolve
 from core.jobs.ids import new_job_id
@@ -183,6 +183,11 @@ class JobStore(LeaseStore):
         with self._engine.begin() as connection:
             rows = connection.execute(statement).mappings().all()
         return [WorkerRecord(row["name"], tuple(row["queues"]), row["seen_at"]) for row in rows]
+
+    def is_migrated(self) -> bool:
+        """Whether the database answers and has the schema that this code was written for."""
+        with self._engine.begin() as connection:
+            return is_migrated(connection)
 
 
 def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:

@@ -1,0 +1,80 @@
+"""The application: `uvicorn api.app:create_app --factory`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import errors
+from api.deps import JobDispatcher, Services
+from api.middleware import BodyLimit, RequestContext
+from api.routes import artifacts, catalog, events, files, health, jobs
+from core import logs
+from core.db import create_engine
+from core.dispatch import Dispatcher
+from core.jobs.store import JobStore
+from core.settings import Settings, get_settings
+from core.storage import Storage
+
+VERSION = "1.0.0"
+"""Of the HTTP contract."""
+
+MAX_BODY_BYTES = 2**20
+"""Of everything but uploads."""
+
+DESCRIPTION = """\
+Post a transformer, a task and a target; get back a smaller, faster model and the proof.
+
+`POST /v1/jobs` queues a job, `GET /v1/jobs/{id}/events` follows it, `GET /v1/jobs/{id}/artifacts` lists what it made.
+Errors are problem details (RFC 9457) that name the field and say what is allowed.
+"""
+
+
+def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | None = None) -> FastAPI:
+    """An application on the database, storage and broker of the settings.
+
+    Without settings it takes those of the environment, and sets up logging too: then the process is its own.
+    """
+    if settings is None:
+        settings = get_settings()
+        logs.configure(settings.log_format)
+    engine = create_engine(settings.database_url)
+    broker: JobDispatcher = dispatcher or Dispatcher(settings.broker_url)
+    services = Services(
+        settings=settings,
+        store=JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts),
+        storage=Storage(settings.storage_url),
+        dispatcher=broker,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        broker.close()
+        engine.dispose()
+
+    app = FastAPI(title="NeuroPrune", version=VERSION, description=DESCRIPTION, lifespan=lifespan)
+    app.state.services = services
+    errors.install(app)
+    for routes in (jobs, events, artifacts, files, catalog, health):
+        app.include_router(routes.router)
+    upload_limit = settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES
+    app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES, larger={"/v1/files": upload_limit})
+    app.add_middleware(RequestContext)
+    _document_problems(app)
+    return app
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add to the OpenAPI document the one schema that no route returns as a model."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schema = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        definitions = schema.pop("$defs")
+        document["components"]["schemas"] |= {"Problem": schema | {"examples": [errors.EXAMPLE]}, **definitions}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

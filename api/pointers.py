@@ -1,0 +1,74 @@
+"""From pydantic's account of an invalid body to a JSON pointer into that body, and what is allowed there.
+
+Pydantic's locations also name the branch of a union that was taken (`task`, `sentence-embedding`, `text_column`).
+Those names are in no body, so the location is followed along the models, which know where their unions are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a body: the pointer, and the model whose field its last part names (if it is one's)."""
+
+    pointer: str
+    owner: type[BaseModel] | None
+
+
+def locate(model: type[BaseModel], location: Sequence[str | int]) -> Place:
+    """Follow a location of pydantic's (without FastAPI's leading `body`) from the body's model."""
+    parts: list[str] = []
+    owner: type[BaseModel] | None = None
+    inner: type[BaseModel] | None = model
+    branches: Mapping[str, type[BaseModel]] = {}
+    for element in location:
+        if element == "[key]":  # pydantic's mark that the key itself is at fault
+            continue
+        if branches:
+            inner, branches = branches.get(str(element)), {}
+            continue
+        parts.append(str(element).replace("~", "~0").replace("/", "~1"))
+        owner = inner
+        field = owner.model_fields.get(str(element)) if owner else None
+        inner, branches = _below(field) if field else (None, {})
+    return Place("".join(f"/{part}" for part in parts), owner)
+
+
+def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str]:
+    """Pointer and message of one of pydantic's errors; the message says what is allowed."""
+    context = error.get("ctx", {})
+    place = locate(model, error["loc"][1:])
+    match error["type"]:
+        case "json_invalid":
+            return "", f"The body is not JSON: {context['error']} at character {error['loc'][-1]}."
+        case "union_tag_invalid" | "union_tag_not_found":
+            name = context["discriminator"].strip("'")
+            tags = context.get("expected_tags") or "the documented values"
+            return f"{place.pointer}/{name}", f"Required; one of {tags}."
+        case "extra_forbidden" if place.owner:
+            return place.pointer, f"Unknown field; allowed here: {', '.join(place.owner.model_fields)}."
+        case "model_attributes_type" | "model_type" | "missing" if not place.pointer:
+            return "", "Send a JSON object with Content-Type: application/json."
+        case "missing":
+            return place.pointer, "Required."
+        case "value_error":
+            return place.pointer, f"{context['error']}."
+    return place.pointer, f"{error['msg']}."
+
+
+def _below(field: FieldInfo) -> tuple[type[BaseModel] | None, Mapping[str, type[BaseModel]]]:
+    """The model that the field holds, or the branches of its union by tag."""
+    candidates = get_args(field.annotation) or (field.annotation,)
+    models = [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
+    if isinstance(field.discriminator, str):
+        return None, {tag: each for each in models for tag in _tags(each, field.discriminator)}
+    return (models[0] if models else None), {}
+
+
+def _tags(model: type[BaseModel], discriminator: str) -> tuple[str, ...]:
+    return get_args(model.model_fields[discriminator].annotation)

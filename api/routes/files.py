@@ -1,0 +1,108 @@
+"""Uploads: models and datasets that jobs refer to by id."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from fastapi import APIRouter, File, Form, Response, UploadFile
+
+from api.deps import FileId, Provided, Services, Store
+from api.errors import problems
+from api.schemas import FileObject
+from core.errors import InvalidInputError
+from core.jobs.ids import new_file_id
+from core.jobs.records import FileRecord, Purpose
+from core.settings import Settings
+from core.storage import Storage
+from core.uploads import check_dataset, check_model_archive, suffix_of
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+MULTIPART_OVERHEAD_BYTES = 64 * 1024
+"""What a multipart body holds beside the file."""
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=FileObject,
+    responses=problems(400, 413, 422, 503, 507),
+    form_limits={"max_files": 1, "max_fields": 1, "max_part_size": 1024},
+)
+def upload_file(
+    file: Annotated[UploadFile, File(description="model: .zip, .tar.gz or .tgz. dataset: .jsonl or .csv, also .gz.")],
+    purpose: Annotated[Purpose, Form(description="What jobs may use it for.")],
+    services: Provided,
+    response: Response,
+) -> FileObject:
+    """Store a file for jobs to use. It is checked here, so that a broken one fails now and not in a job."""
+    try:
+        record = _accept(file, purpose, services)
+    except InvalidInputError as error:
+        error.param = "/file"
+        raise
+    response.headers["Location"] = f"/v1/files/{record.id}"
+    return FileObject.of(record)
+
+
+@router.get("/{file_id}", response_model=FileObject, responses=problems(404, 503))
+def get_file(file_id: FileId, store: Store) -> FileObject:
+    """What is known about an upload."""
+    return FileObject.of(store.get_file(file_id))
+
+
+def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecord:
+    """Store, check, and register the file; what is refused leaves nothing behind."""
+    filename = _plain_name(file.filename or "")
+    suffix = suffix_of(filename, purpose)
+    file_id = new_file_id()
+    key = f"uploads/{file_id}{suffix}"
+    stored = services.storage.put(key, file.file)
+    try:
+        _check(services.storage, key, purpose, services.settings)
+        record = FileRecord(
+            id=file_id,
+            filename=filename,
+            purpose=purpose,
+            size=stored.size,
+            sha256=stored.sha256,
+            key=key,
+            created_at=datetime.now(UTC),
+        )
+        services.store.add_file(record)
+    except BaseException:
+        services.storage.delete_prefix(key)
+        raise
+    return record
+
+
+def _plain_name(name: str) -> str:
+    """The last part of whatever path the client sent, printable and short."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    plain = "".join(character for character in last if character.isprintable())
+    if not plain:
+        raise InvalidInputError("The file part carries no filename; send one, its suffix says what the file is.")
+    return plain[-255:]
+
+
+def _check(storage: Storage, key: str, purpose: Purpose, settings: Settings) -> None:
+    """Check the bytes as they are stored, which is what jobs will read."""
+    with _on_disk(storage, key, settings.work_dir) as path:
+        check = check_model_archive if purpose == "model" else check_dataset
+        check(path, settings.max_unpacked_bytes)
+
+
+@contextmanager
+def _on_disk(storage: Storage, key: str, scratch: Path) -> Iterator[Path]:
+    local = storage.local_path(key)
+    if local is not None:
+        yield local
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / PurePosixPath(key).name
+        storage.fetch(key, path)
+        yield path

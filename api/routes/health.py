@@ -1,0 +1,68 @@
+"""Whether the process lives, and whether jobs would run."""
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from api.deps import Provided, Services
+from api.errors import Fault, problem, problems
+from api.routes.jobs import WORKER_SILENT_SECONDS
+from api.schemas import Health, Readiness
+from core.errors import NeuroPruneError
+
+router = APIRouter(tags=["health"])
+
+
+class NotReadyError(NeuroPruneError):
+    """A part is missing; the message says which and what to do."""
+
+
+@router.get("/healthz")
+def healthz() -> Health:
+    """The process answers."""
+    return Health()
+
+
+@router.get("/readyz", response_model=Readiness, responses=problems(503))
+def readyz(services: Provided, request: Request) -> Readiness | Response:
+    """Database, broker, storage and a worker are there; a 503 names those that are not."""
+    faults = []
+    for name, check in _CHECKS.items():
+        try:
+            check(services)
+        except (NeuroPruneError, sa.exc.SQLAlchemyError) as error:
+            detail = error.message if isinstance(error, NeuroPruneError) else "It does not answer."
+            faults.append(Fault(parameter=name, detail=detail))
+    if faults:
+        missing = "; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults)
+        return problem(request, 503, missing, code="not_ready", errors=faults)
+    return Readiness(checks=dict.fromkeys(_CHECKS, "ok"))
+
+
+def _check_database(services: Services) -> None:
+    if not services.store.is_migrated():
+        raise NotReadyError("Its schema is not the newest; run the migrations.")
+
+
+def _check_broker(services: Services) -> None:
+    if not services.dispatcher.is_reachable():
+        raise NotReadyError("It does not answer; jobs are accepted and will run once it does.")
+
+
+def _check_storage(services: Services) -> None:
+    services.storage.check_writable()
+
+
+def _check_worker(services: Services) -> None:
+    if not services.store.live_workers(WORKER_SILENT_SECONDS):
+        raise NotReadyError(f"None was seen in the last {WORKER_SILENT_SECONDS:.0f} seconds; start one.")
+
+
+_CHECKS: dict[str, Callable[[Services], None]] = {
+    "database": _check_database,
+    "broker": _check_broker,
+    "storage": _check_storage,
+    "worker": _check_worker,
+}

@@ -1,0 +1,169 @@
+"""Jobs: submit, look up, list, cancel."""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Iterable
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, BackgroundTasks, Body, Header, Query, Request
+from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
+
+from api.conditional import is_named
+from api.deps import JobDispatcher, JobId, Provided, Store
+from api.errors import problems
+from api.schemas import JobObject, JobPage, JobQueue, JobRequest
+from core.jobs.records import Job
+from core.jobs.state import TERMINAL, Status
+from core.jobs.store import JobStore
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+LONGEST_WAIT_SECONDS = 60
+POLL_SECONDS = 0.5
+WORKER_SILENT_SECONDS = 30.0
+"""A worker that was not seen for so long is not counted on."""
+
+EXAMPLES = {
+    "builtin": {
+        "summary": "Half of a sentence encoder, no uploads needed",
+        "value": {
+            "name": "demo",
+            "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
+            "task": {"name": "sentence-embedding", "data": {"source": "builtin", "name": "python-docs"}},
+            "target": {"sparsity": 0.5},
+        },
+    },
+    "uploads": {
+        "summary": "A classifier on uploaded rows",
+        "value": {
+            "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
+            "task": {
+                "name": "sequence-classification",
+                "data": {"source": "upload", "train": "file_" + "0" * 32},
+                "text_column": "sentence",
+                "label_column": "label",
+            },
+            "target": {"sparsity": 0.7},
+            "training": {"num_train_epochs": 3, "seed": 1},
+            "labels": {"team": "search"},
+        },
+    },
+}
+
+
+@router.post("", status_code=202, response_model=JobObject, responses=problems(400, 409, 413, 422, 503))
+def create_job(
+    body: Annotated[JobRequest, Body(openapi_examples=EXAMPLES)],
+    services: Provided,
+    background: BackgroundTasks,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x21-\x7e]+$",
+            description="Send the same key with a repeated request: the job is made once. Remembered for 24 hours.",
+        ),
+    ] = None,
+) -> JobObject:
+    """Queue a job. `Location` names it; look there, or follow its events."""
+    store = services.store
+    job, replayed = store.create(body.spec(), name=body.name, labels=body.labels, idempotency_key=idempotency_key)
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    else:
+        background.add_task(_dispatch, services.dispatcher, store, job.id)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = "1"
+    return _present(store, [job])[0]
+
+
+@router.get("", response_model=JobPage, responses=problems(422, 503))
+def list_jobs(
+    store: Store,
+    response: Response,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on the page.")] = 20,
+    cursor: Annotated[str | None, Query(pattern=r"^job_[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
+    status: Annotated[Status | None, Query(description="Only jobs in this status.")] = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    found, next_cursor = store.page(limit, cursor, status)
+    if next_cursor is not None:
+        query = {"limit": limit, "cursor": next_cursor} | ({"status": status} if status else {})
+        response.headers["Link"] = f'</v1/jobs?{urlencode(query)}>; rel="next"'
+    return JobPage(data=_present(store, found), has_more=next_cursor is not None, next_cursor=next_cursor)
+
+
+@router.get(
+    "/{job_id}",
+    response_model=JobObject,
+    responses=problems(404, 422, 503) | {304: {"description": "Not changed since If-None-Match."}},
+)
+async def get_job(
+    job_id: JobId,
+    request: Request,
+    store: Store,
+    if_none_match: Annotated[str | None, Header()] = None,
+    prefer: Annotated[
+        str | None, Header(description="`wait=N`: answer when the job changed (If-None-Match) or ended; N ≤ 60 s.")
+    ] = None,
+) -> Response:
+    """A job as it stands."""
+    wait = _wait_seconds(prefer)
+    deadline = time.monotonic() + (wait or 0)
+    while True:
+        job = await run_in_threadpool(store.get, job_id)
+        [shown] = await run_in_threadpool(_present, store, [job])
+        body = shown.model_dump_json()
+        etag = f'W/"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
+        unchanged = is_named(etag, if_none_match)
+        pending = unchanged if if_none_match else job.status not in TERMINAL
+        if not pending or time.monotonic() >= deadline or await request.is_disconnected():
+            break
+        await asyncio.sleep(POLL_SECONDS)
+    headers = {"ETag": etag} | ({} if wait is None else {"Preference-Applied": f"wait={wait}"})
+    if unchanged:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    response_model=JobObject,
+    responses=problems(404, 409, 503) | {202: {"model": JobObject, "description": "A worker was asked to stop it."}},
+)
+def cancel_job(job_id: JobId, store: Store, response: Response) -> JobObject:
+    """Cancel a job: a queued one at once (200), a running one as soon as its worker has stopped it (202)."""
+    job = store.request_cancel(job_id)
+    if job.status is Status.CANCELLING:
+        response.status_code = 202
+    return _present(store, [job])[0]
+
+
+def _dispatch(dispatcher: JobDispatcher, store: JobStore, job_id: str) -> None:
+    if dispatcher.job_ready(job_id):
+        store.mark_dispatched(job_id)
+
+
+def _present(store: JobStore, found: Iterable[Job]) -> list[JobObject]:
+    found = list(found)
+    waiting = [job.id for job in found if job.status is Status.QUEUED]
+    places = store.queue_positions(waiting) if waiting else {}
+    reason = ""
+    if places:
+        awake = store.live_workers(WORKER_SILENT_SECONDS)
+        reason = "Waits for a free worker." if awake else "No worker is running."
+    return [
+        JobObject.of(job, JobQueue(position=places[job.id], reason=reason) if job.id in places else None)
+        for job in found
+    ]
+
+
+def _wait_seconds(prefer: str | None) -> int | None:
+    match = re.search(r"(?:^|[,;\s])wait=(\d{1,9})(?:$|[,;\s])", prefer or "")
+    return min(int(match[1]), LONGEST_WAIT_SECONDS) if match else None
