@@ -16,9 +16,9 @@ PHASES = (
     "baseline",
     "pruning",
     "compacting",
-    "verifying",
     "evaluating",
     "exporting",
+    "verifying",
     "uploading",
 )
 """The phases a job goes through, in this order. Clients must tolerate others."""

@@ -28,10 +28,6 @@ class Plan:
         layer = self.layers[units.layer]
         return layer.heads if units.kind == "heads" else layer.neurons
 
-    def removed_parameters(self, anatomy: Anatomy) -> int:
-        """Parameters that go, exactly."""
-        return sum((u.count - len(self.kept(u))) * u.cost for u in anatomy.units)
-
 
 class Masks:
     """Which units of a live model are still kept; removed ones are held at zero.
@@ -57,6 +53,11 @@ class Masks:
         for units, kept in zip(self._anatomy.units, self._kept, strict=True):
             if not bool(kept.all()):
                 units.zero_(~kept)
+
+    def removed_parameters(self) -> int:
+        """Parameters of everything removed so far."""
+        pairs = zip(self._anatomy.units, self._kept, strict=True)
+        return sum(int((~kept).sum()) * units.cost for units, kept in pairs)
 
     def plan(self) -> Plan:
         """The plan that these masks describe."""

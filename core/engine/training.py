@@ -3,7 +3,8 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def train(
     """
     set_seed(task.training.seed)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _dropout(model, task.dropout):
         trainer = _DistillingTrainer(
             model=model,
             args=_arguments(task.training, steps, scratch),
@@ -76,7 +77,21 @@ def train(
         )
         trainer.task, trainer.teacher = task, teacher
         trainer.train()
+        # Takes off the autocast that training put around forward: evaluation and export are in fp32.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return time.monotonic() - started
+
+
+@contextmanager
+def _dropout(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Switch the model's dropout off for a while unless it is wanted."""
+    layers = [] if wanted else [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    rates = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = 0.0
+    yield
+    for layer, rate in zip(layers, rates, strict=True):
+        layer.p = rate
 
 
 def uses_bf16(training: spec.Training) -> bool:
@@ -84,7 +99,7 @@ def uses_bf16(training: spec.Training) -> bool:
     if training.precision != "auto":
         return training.precision == "bf16"
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
@@ -107,6 +122,7 @@ def _arguments(training: spec.Training, steps: int, scratch: str) -> TrainingArg
         seed=training.seed,
         logging_strategy="no",
         save_strategy="no",
+        remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
     )
@@ -126,7 +142,13 @@ class _DistillingTrainer(Trainer):
             if isinstance(callback, _PruningCallback):
                 callback.trainer = self
 
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         outputs = self.task.outputs(model, inputs)
         teacher = self.teacher.answer(inputs) if self.teacher is not None else None
         loss = self.task.loss(outputs, inputs, teacher)

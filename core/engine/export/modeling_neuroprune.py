@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 FORMAT = 1
 
@@ -39,6 +39,18 @@ class NoHeads(nn.Module):
             cache.update(nothing, nothing, self.layer_idx)
         nothing_read = hidden_states[..., :0]
         return (self.get_submodule(self.output_name)(nothing_read) if self.output_name else nothing_read), None
+
+
+def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A model class like `base` that takes its layers' widths from `config.neuroprune`."""
+
+    class Pruned(base):  # type: ignore[misc, valid-type]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            narrow(self, config.neuroprune)
+
+    Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
+    return Pruned
 
 
 def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+import torch
+
 from core.engine.anatomy import Anatomy
 from core.engine.methods.budget import Budget
 from core.engine.methods.schedule import Schedule
@@ -19,6 +21,10 @@ class Pruner(ABC):
         self.budget = budget
         self.schedule = schedule
         self.masks = Masks(anatomy)
+        self.last_scores = [torch.zeros(units.count) for units in anatomy.units]
+        """Each unit's score when it was last judged: for a removed one, when it went."""
+        self.merged: list[tuple[int, int, int]] = []
+        """Heads whose outputs another took over: layer, removed, successor."""
 
     @abstractmethod
     def observe(self) -> None:
@@ -31,7 +37,7 @@ class Pruner(ABC):
     @property
     def sparsity(self) -> float:
         """Share of the encoder's parameters removed so far."""
-        return self.plan().removed_parameters(self.anatomy) / self.budget.encoder_parameters
+        return self.masks.removed_parameters() / self.budget.encoder_parameters
 
     def plan(self) -> Plan:
         """What is kept now."""

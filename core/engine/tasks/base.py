@@ -34,6 +34,8 @@ class Task(ABC):
     """The metric to show where there is room for one."""
     outputs_per_row: ClassVar[bool]
     """Whether the outputs are small enough to be kept for all rows (a vector a row, not one a token)."""
+    dropout: ClassVar[bool] = True
+    """Whether to train with the model's dropout; exact targets without label noise are better fitted without."""
 
     def __init__(self, task: Any, training: spec.Training, tokenizer: PreTrainedTokenizerBase) -> None:
         self.spec = task
@@ -61,8 +63,9 @@ class Task(ABC):
             batch["labels"] = torch.tensor([f["labels"] for f in features])
         return batch
 
+    @staticmethod
     @abstractmethod
-    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
         """What the model is used for: the tensor that is distilled, compared and exported, in fp32."""
 
     @abstractmethod
@@ -82,8 +85,13 @@ class Task(ABC):
             reference: The dense model's, of the same batches.
         """
 
-    def _model_inputs(self, batch: Batch) -> Batch:
-        return {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """The part of a batch that a model reads."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.engine.data import Batch, Features, Row, text_of
-from core.engine.tasks.base import Metric, Task, soft_cross_entropy
+from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
 from core.errors import InvalidDataError
 
 
@@ -35,8 +35,9 @@ class CausalLMTask(Task):
             blocks.pop()
         return Features([{"input_ids": block, "attention_mask": [1] * len(block)} for block in blocks])
 
-    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        logits: Tensor = model(**self._model_inputs(batch), use_cache=False).logits
+    @staticmethod
+    def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
+        logits: Tensor = model(**model_inputs(batch), use_cache=False).logits
         return logits.float()
 
     def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:

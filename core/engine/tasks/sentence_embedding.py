@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from core.engine.data import Batch, Features, Row, text_of
-from core.engine.tasks.base import Metric, Task
+from core.engine.tasks.base import Metric, Task, model_inputs
 
 
 class SentenceEmbeddingTask(Task):
@@ -18,14 +18,16 @@ class SentenceEmbeddingTask(Task):
     auto_class = AutoModel
     headline = "cosine_to_dense"
     outputs_per_row = True
+    dropout = False
 
     def features(self, rows: list[Row]) -> Features:
         texts = [text_of(row, self.spec.text_column, number) for number, row in enumerate(rows, 1)]
         encoded = self.tokenizer(texts, truncation=True, max_length=self.training.max_length, padding=False)
         return Features([{key: encoded[key][i] for key in encoded} for i in range(len(texts))])
 
-    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        hidden = model(**self._model_inputs(batch)).last_hidden_state.float()
+    @staticmethod
+    def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
+        hidden = model(**model_inputs(batch)).last_hidden_state.float()
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from core.engine.data import Batch, Features, Row, text_of
-from core.engine.tasks.base import Metric, Task, soft_cross_entropy
+from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
 from core.errors import InvalidDataError
 
 Label = int | str
@@ -47,8 +47,9 @@ class SequenceClassificationTask(Task):
         labels = [self._class(row, number) for number, row in enumerate(rows, 1)]
         return Features([{**{key: encoded[key][i] for key in encoded}, "labels": y} for i, y in enumerate(labels)])
 
-    def outputs(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        logits: Tensor = model(**self._model_inputs(batch)).logits
+    @staticmethod
+    def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
+        logits: Tensor = model(**model_inputs(batch)).logits
         return logits.float()
 
     def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:

@@ -32,7 +32,6 @@ class NeuroPrunePruner(Pruner):
         self.options = options
         self.interval = max(1, (schedule.last_step - schedule.first_step) // REMOVALS)
         self.saliency = [torch.zeros(u.count) for u in anatomy.units]
-        self.merged: list[tuple[int, int, int]] = []
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -77,11 +76,13 @@ class NeuroPrunePruner(Pruner):
     def _scores(self, position: int) -> Tensor:
         saliency = self.saliency[position].sqrt()
         scores = saliency / saliency.mean().clamp_min(torch.finfo(saliency.dtype).tiny)
+        kept = self.masks.kept(position)
+        self.last_scores[position] = torch.where(kept, scores, self.last_scores[position])
         if self.anatomy.units[position].kind == "heads":
             representative = self._representatives(position)
             redundant = representative != torch.arange(len(representative))
             scores = torch.where(redundant, scores - scores.max() - 1, scores)
-        return torch.where(self.masks.kept(position), scores, -torch.inf)
+        return torch.where(kept, scores, -torch.inf)
 
     def _representatives(self, position: int) -> Tensor:
         """For each head of a layer the kept head that can stand for it; itself if none can."""

@@ -59,7 +59,7 @@ def hand_over_(attention: Attention, removed: int, successor: int | None) -> Non
     values = _value_bias(attention)
     if attention.output.bias is not None and values is not None:
         missing = values[removed] - (values[successor] if successor is not None else 0)
-        attention.output.bias.data += torch.einsum("bh,b->h", writes[removed], missing)
+        attention.output.bias.data += writes[removed] @ missing
     if successor is not None:
         writes[successor] += writes[removed]
 

@@ -1,0 +1,69 @@
+"""ONNX export with dynamic batch and length, and its session."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from core.engine.data import Batch
+from core.engine.tasks import Task
+
+
+class _Outputs(nn.Module):
+    """A model that answers with what its task compares."""
+
+    def __init__(self, task: type[Task], model: PreTrainedModel, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.task.outputs(self.model, dict(zip(self.names, inputs, strict=True)))
+
+
+def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: Path) -> None:
+    """Write a model in eval mode as one .onnx file whose output is the task's.
+
+    Args:
+        inputs: An example batch, at least two rows and two tokens, all [batch, length].
+        path: The file to write.
+    """
+    names = list(inputs)
+    dynamic = {0: Dim("batch"), 1: Dim("length")}
+    with warnings.catch_warnings():
+        # The exporter warns about its own internals; what it wrote is compared with the model below all this.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            _Outputs(task, model, names),
+            tuple(inputs.values()),
+            str(path),
+            input_names=names,
+            output_names=["outputs"],
+            dynamic_shapes=(tuple(dynamic for _ in names),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with this many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: Batch) -> Tensor:
+    """The session's outputs for a batch; inputs that the graph does not read are left out."""
+    wanted = {node.name for node in session.get_inputs()}
+    feed = {name: np.asarray(tensor) for name, tensor in inputs.items() if name in wanted}
+    return torch.from_numpy(session.run(["outputs"], feed)[0])

@@ -1,0 +1,208 @@
+"""One pruning job, from a spec to a verified bundle.
+
+loading → baseline → pruning → compacting → evaluating → exporting → verifying
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from core.engine.anatomy import Anatomy, bind, count_parameters
+from core.engine.compact import compact
+from core.engine.data import Batch, Features, Row, hold_out, python_docs, read_rows, sample
+from core.engine.evaluate import Teacher, evaluate
+from core.engine.export.bundle import write_manifest, write_model, write_probe
+from core.engine.export.onnx import export_onnx
+from core.engine.loading import check_architecture, load_model, load_tokenizer, move
+from core.engine.measure import measure_latency
+from core.engine.methods import PRUNERS, Budget, Pruner, Schedule
+from core.engine.report.card import model_card
+from core.engine.report.document import Measured, build_report, summary_of, write_report
+from core.engine.report.structure import describe_structure
+from core.engine.tasks import TASKS, Task
+from core.engine.tasks.base import model_inputs
+from core.engine.tracker import Tracker
+from core.engine.training import total_steps, train
+from core.engine.verify import TOLERANCE, verify
+from core.errors import VerificationError
+from core.jobs.spec import BuiltinData, JobSpec
+from core.progress import Reporter
+
+UNTRAINED_HEAD_EPOCHS = 1.0
+"""Plain fine-tuning before pruning where the task head is new and the user said nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where the job's inputs lie on this machine; `train` is None for builtin data."""
+
+    model: Path
+    train: Path | None = None
+    validation: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is loaded before anything is trained."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    head_is_new: bool
+    train: Features
+    held_out: Features
+
+
+def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[str, Any]:
+    """Do the job and write its bundle into `output`, flat.
+
+    Args:
+        spec: A resolved spec.
+        inputs: Its inputs, on this machine.
+        output: An empty folder.
+        report: Told of phases, progress and warnings.
+
+    Returns:
+        The summary of the report that belongs into the job itself.
+
+    Raises:
+        NeuroPruneError: any of the tree; nothing else is expected.
+    """
+    set_seed(spec.training.seed)
+    tracker = Tracker(report)
+    with tracker.phase("loading"):
+        prepared = _prepare(spec, inputs)
+    with tracker.phase("baseline"):
+        _train_densely(spec, prepared, tracker)
+        dense = copy.deepcopy(prepared.model)
+        baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
+    anatomy = bind(prepared.model)
+    encoder_parameters = anatomy.encoder_parameters
+    with tracker.phase("pruning"):
+        pruner = _prune(spec, prepared, dense, anatomy, tracker)
+    with tracker.phase("compacting"):
+        structure = describe_structure(anatomy, pruner)
+        probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
+    with tracker.phase("evaluating"):
+        pruned = evaluate(prepared.task, prepared.model, prepared.held_out, baseline.summaries)
+    with tracker.phase("exporting"):
+        write_model(prepared.model, prepared.tokenizer, prepared.task, output)
+        write_probe(probe_inputs, probe_outputs, output)
+        if "onnx" in spec.export.formats:
+            export_onnx(type(prepared.task), prepared.model, probe_inputs, output / "model.onnx")
+        latency = measure_latency(type(prepared.task), dense, prepared.model, probe_inputs, output)
+        write_manifest(output)
+    with tracker.phase("verifying"):
+        differences = {"compaction": difference, **verify(output)}
+    measured = Measured(
+        baseline=baseline.metrics,
+        pruned=pruned.metrics,
+        dense=dense,
+        model=prepared.model,
+        encoder_parameters_dense=encoder_parameters,
+        encoder_parameters_pruned=count_parameters(prepared.model.base_model.get_submodule(anatomy.family.layers)),
+        latency=latency,
+        differences=differences,
+        structure=structure,
+        train_rows=len(prepared.train),
+        held_out_rows=len(prepared.held_out),
+        seconds=tracker.seconds,
+    )
+    document = build_report(spec, inputs.model, measured, output)
+    write_report(document, output)
+    (output / "README.md").write_text(model_card(document))
+    write_manifest(output)
+    return summary_of(document)
+
+
+def _prepare(spec: JobSpec, inputs: Inputs) -> _Prepared:
+    check_architecture(inputs.model, spec.task.name)
+    train_rows, held_out_rows = _rows(spec, inputs)
+    tokenizer = load_tokenizer(inputs.model)
+    task = TASKS[spec.task.name](spec.task, spec.training, tokenizer)
+    model, head_is_new = load_model(inputs.model, task, train_rows)
+    move(model, "cuda" if torch.cuda.is_available() else "cpu")
+    return _Prepared(task, tokenizer, model, head_is_new, task.features(train_rows), task.features(held_out_rows))
+
+
+def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row]]:
+    data, seed = spec.task.data, spec.training.seed
+    if isinstance(data, BuiltinData):
+        train, held_out = python_docs()
+    else:
+        assert inputs.train is not None  # noqa: S101 only builtin data has no file
+        train = read_rows(inputs.train, "/task/data/train")
+        if inputs.validation is not None:
+            held_out = read_rows(inputs.validation, "/task/data/validation")
+        else:
+            train, held_out = hold_out(train, data.validation_fraction, seed)
+    return sample(train, data.max_train_rows, seed), held_out[: data.max_validation_rows]
+
+
+def _train_densely(spec: JobSpec, prepared: _Prepared, tracker: Tracker) -> None:
+    """Give a new task head its training, so that the baseline means something."""
+    asked = spec.training.dense_epochs
+    epochs = asked if asked is not None else UNTRAINED_HEAD_EPOCHS * prepared.head_is_new
+    if epochs:
+        steps = total_steps(len(prepared.train), spec.training, epochs)
+        train(
+            prepared.task,
+            prepared.model,
+            prepared.train,
+            steps=steps,
+            teacher=None,
+            pruner=None,
+            listen=tracker.training_step,
+        )
+
+
+def _prune(spec: JobSpec, prepared: _Prepared, dense: PreTrainedModel, anatomy: Anatomy, tracker: Tracker) -> Pruner:
+    training = spec.training
+    assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
+    budget = Budget.of(anatomy, spec.target.sparsity)
+    steps = total_steps(len(prepared.train), training, training.num_train_epochs)
+    schedule = Schedule(steps, training.warmup_fraction, training.recovery_fraction)
+    pruner = PRUNERS[spec.method.name](anatomy, budget, schedule, spec.method)
+    teacher = Teacher(prepared.task, dense, prepared.train) if training.distillation else None
+    train(
+        prepared.task,
+        prepared.model,
+        prepared.train,
+        steps=steps,
+        teacher=teacher,
+        pruner=pruner,
+        listen=tracker.training_step,
+    )
+    return pruner
+
+
+def _compact(prepared: _Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batch, Tensor, float]:
+    """Remove for good, on the CPU and in fp32.
+
+    Returns:
+        A probe: inputs and what the masked model answered; and by how much the compacted model differs.
+    """
+    model = prepared.model
+    move(model, "cpu")
+    model.train(False)
+    inputs = _probe(prepared.task, prepared.held_out)
+    with torch.inference_mode():
+        masked = prepared.task.outputs(model, inputs)
+        compact(anatomy, pruner.plan())
+        difference = float((prepared.task.outputs(model, inputs) - masked).abs().max())
+    if not difference <= TOLERANCE["loader"]:
+        raise VerificationError(f"The compacted model's outputs differ from the masked model's by {difference:.1e}.")
+    return inputs, masked, difference
+
+
+def _probe(task: Task, held_out: Features) -> Batch:
+    """A few held-out rows, two at least; short ones where there is an output for every token."""
+    wanted = 8 if task.outputs_per_row else 2
+    rows = [held_out[i * len(held_out) // wanted] for i in range(wanted)]
+    batch = model_inputs(task.collate(rows))
+    return batch if task.outputs_per_row else {name: tensor[:, :16].contiguous() for name, tensor in batch.items()}

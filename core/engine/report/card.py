@@ -1,0 +1,61 @@
+"""The model card: the bundle's README.md, from the report's numbers."""
+
+from typing import Any
+
+
+def model_card(report: dict[str, Any]) -> str:
+    """Markdown with a front matter, readable on its own."""
+    rows = [
+        f"| {name.replace('_', ' ')} ({metric['unit']}) | {_number(metric['dense'])} | {_number(metric['pruned'])} |"
+        for name, metric in report["metrics"].items()
+    ]
+    parameters = report["parameters"]
+    for part in ("encoder", "total"):
+        rows.append(f"| {part} parameters | {parameters[part]['dense']:,} | {parameters[part]['pruned']:,} |")
+    size = report["size_bytes"]
+    rows.append(f"| model.safetensors (MB) | {size['dense'] / 1e6:.1f} | {size['pruned'] / 1e6:.1f} |")
+    for runtime, latency in report["latency_ms"].items():
+        dense, pruned = latency["dense"]["median"], latency["pruned"]["median"]
+        rows.append(f"| latency, {runtime} (ms, median) | {dense:.2f} | {pruned:.2f} ({dense / pruned:.2f}x faster) |")
+    setting = report["latency_setting"]
+    auto_class = report["model"]["auto_class"]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "tags: [neuroprune, pruned]",
+            "---",
+            "",
+            f"# {report['model']['name']}, {report['target']['achieved']:.1%} of its encoder removed",
+            "",
+            f"Pruned with NeuroPrune ({report['method']['paper']}) for {report['task']['name']}. Heads and neurons are "
+            "gone from the weights, not set to zero.",
+            "",
+            "| | dense | pruned |",
+            "|---|---:|---:|",
+            *rows,
+            "",
+            f"Latency at batch {setting['batch']}, length {setting['length']}, {setting['threads']} threads, dense and "
+            f"pruned in turns. Metrics on {report['task']['held_out_rows']} held-out rows.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            f"from transformers import {auto_class}, AutoTokenizer",
+            "",
+            f'model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)',
+            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+            "```",
+            "",
+            "`modeling_neuroprune.py` builds the layers, each with its own width. Without remote code, the NeuroPrune "
+            'client loads it: `from client.load import load; model = load("path/to/this/folder")`.',
+            "",
+            "`report.json` lists every head and neuron that was kept, `manifest.json` the sha256 of each file, and "
+            "`probe.safetensors` inputs with the outputs that a correct load must give.",
+            "",
+        ]
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"

@@ -1,0 +1,124 @@
+"""`report.json`: everything measured, with units; and its summary, which the job itself shows."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from core.catalog import METHODS
+from core.engine.anatomy import count_parameters
+from core.engine.measure import LatencyReport
+from core.engine.tasks import TASKS, Metric
+from core.engine.training import uses_bf16
+from core.jobs.spec import BuiltinModel, JobSpec
+
+REPORT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the pipeline found out."""
+
+    baseline: dict[str, Metric]
+    pruned: dict[str, Metric]
+    dense: PreTrainedModel
+    model: PreTrainedModel
+    encoder_parameters_dense: int
+    encoder_parameters_pruned: int
+    latency: LatencyReport
+    differences: dict[str, float]
+    structure: list[dict[str, Any]]
+    train_rows: int
+    held_out_rows: int
+    seconds: dict[str, float]
+
+
+def build_report(spec: JobSpec, model_folder: Path, measured: Measured, output: Path) -> dict[str, Any]:
+    """The report of a finished bundle in `output`, as plain JSON types."""
+    encoder = {"dense": measured.encoder_parameters_dense, "pruned": measured.encoder_parameters_pruned}
+    task = TASKS[spec.task.name]
+    return {
+        "format": REPORT_FORMAT,
+        "model": {
+            "name": spec.model.name if isinstance(spec.model, BuiltinModel) else model_folder.name,
+            "architecture": type(measured.dense).__name__,
+            "auto_class": task.auto_class.__name__,
+        },
+        "task": {
+            "name": spec.task.name,
+            "train_rows": measured.train_rows,
+            "held_out_rows": measured.held_out_rows,
+        },
+        "method": {"name": spec.method.name, "paper": next(m.paper for m in METHODS if m.name == spec.method.name)},
+        "target": {"requested": spec.target.sparsity, "achieved": 1 - encoder["pruned"] / encoder["dense"]},
+        "headline_metric": task.headline,
+        "metrics": {
+            name: {
+                "dense": metric.value,
+                "pruned": measured.pruned[name].value,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+            }
+            for name, metric in measured.baseline.items()
+        },
+        "parameters": {
+            "encoder": encoder,
+            "total": {"dense": count_parameters(measured.dense), "pruned": count_parameters(measured.model)},
+        },
+        "size_bytes": {
+            "dense": _saved_size(measured.dense),
+            "pruned": (output / "model.safetensors").stat().st_size,
+        },
+        "latency_ms": measured.latency.runtimes_as_dict(),
+        "latency_setting": measured.latency.setting,
+        "verification": {"largest_absolute_difference": measured.differences},
+        "layers": measured.structure,
+        "seconds": measured.seconds,
+        "spec": spec.model_dump(mode="json"),
+        "environment": _environment(spec),
+    }
+
+
+def summary_of(report: dict[str, Any]) -> dict[str, Any]:
+    """The part of a report that `GET /v1/jobs/{id}` carries."""
+    keys = (
+        "headline_metric",
+        "metrics",
+        "parameters",
+        "size_bytes",
+        "latency_ms",
+        "latency_setting",
+        "target",
+        "seconds",
+    )
+    return {key: report[key] for key in keys}
+
+
+def write_report(report: dict[str, Any], output: Path) -> None:
+    """Write `report.json`."""
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _saved_size(model: PreTrainedModel) -> int:
+    """Bytes of the model's weights once saved."""
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def _environment(spec: JobSpec) -> dict[str, Any]:
+    packages = ("torch", "transformers", "onnxruntime", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "training_precision": "bf16" if uses_bf16(spec.training) else "fp32",
+        **{name: version(name) for name in packages},
+    }

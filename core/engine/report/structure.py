@@ -1,0 +1,59 @@
+"""What was removed from a model, layer by layer, and why."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.engine.anatomy import Anatomy, Units
+from core.engine.methods import Pruner
+
+
+def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]:
+    """One entry a layer; indices are those of the dense model. To be called before compaction."""
+    plan = pruner.plan()
+    layers = []
+    for index, (layer, kept) in enumerate(zip(anatomy.layers, plan.layers, strict=True)):
+        attention, mlp = layer.attention, layer.mlp
+        layers.append(
+            {
+                "layer": index,
+                "heads": {
+                    **_counts(attention.units, kept.heads),
+                    "kept_indices": list(kept.heads),
+                    "query_heads_per_group": attention.queries_per_group,
+                    "merged": [
+                        {"removed": removed, "into": into} for at, removed, into in pruner.merged if at == index
+                    ],
+                    **_scores(pruner.last_scores[2 * index], kept.heads),
+                },
+                "neurons": {
+                    **_counts(mlp.units, kept.neurons),
+                    "kept_indices": list(kept.neurons),
+                    **_scores(pruner.last_scores[2 * index + 1], kept.neurons),
+                },
+                "zero_weights_in_kept": _zeros(attention.units, kept.heads) + _zeros(mlp.units, kept.neurons),
+            }
+        )
+    return layers
+
+
+def _counts(units: Units, kept: tuple[int, ...]) -> dict[str, int]:
+    return {"dense": units.count, "kept": len(kept), "removed_parameters": (units.count - len(kept)) * units.cost}
+
+
+def _scores(scores: Tensor, kept: tuple[int, ...]) -> dict[str, float | None]:
+    """Mean score of what went, when it went, beside that of what stayed: the reason for the choice."""
+    mask = torch.zeros(len(scores), dtype=torch.bool)
+    mask[list(kept)] = True
+    return {"mean_score_kept": _mean(scores[mask]), "mean_score_removed": _mean(scores[~mask])}
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _zeros(units: Units, kept: tuple[int, ...]) -> int:
+    """Weights that are zero in what stays: zeros are not removed, and not faster."""
+    indices = torch.tensor(kept, dtype=torch.long)
+    return sum(int((part.by_unit(part.parameter.detach().cpu())[indices] == 0).sum()) for part in units.slices)

@@ -1,0 +1,60 @@
+"""Turns phases and training steps into one progress bar with the time that is left."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from core.engine.training import StepReport
+from core.progress import PhaseStarted, Reporter, StepDone
+
+SHARES = {
+    "loading": 0.02,
+    "baseline": 0.03,
+    "pruning": 0.75,
+    "compacting": 0.02,
+    "evaluating": 0.03,
+    "exporting": 0.12,
+    "verifying": 0.03,
+}
+"""Part of a job's time that each phase is expected to take; they add up to 1."""
+
+
+class Tracker:
+    """Reports where a job stands; `seconds` holds what each phase took."""
+
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
+        self._started = time.monotonic()
+        self._phase = ""
+        self._before = 0.0
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Report a phase and time it."""
+        self._phase = name
+        self._report(PhaseStarted(phase=name))
+        self._progress(0.0, StepDone(fraction=0.0, message=name))
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 3)
+        self._before += SHARES[name]
+
+    def training_step(self, step: StepReport) -> None:
+        """Report an optimiser step."""
+        self._progress(
+            step.step / step.total_steps,
+            StepDone(
+                fraction=0.0,
+                step=step.step,
+                total_steps=step.total_steps,
+                message=self._phase,
+                metrics={"loss": step.loss, "sparsity": step.sparsity},
+            ),
+        )
+
+    def _progress(self, done: float, message: StepDone) -> None:
+        fraction = min(1.0, self._before + SHARES[self._phase] * done)
+        elapsed = time.monotonic() - self._started
+        left = elapsed / fraction * (1 - fraction) if fraction else None
+        self._report(message.model_copy(update={"fraction": fraction, "eta_seconds": left}))
