@@ -268,16 +268,19 @@ def check_dataset(path: Path, limit: int) -> None:
     check_rows = _check_csv if ".csv" in name else _check_jsonl
     try:
         with gzip.open(path) if name.endswith(".gz") else path.open("rb") as source:
-            lines = _lines(cast(BinaryIO, source))
-            check_rows(lines)
+            check_rows(_lines(cast(BinaryIO, source), limit))
             while source.read(CHUNK_BYTES):  # to the end, where gzip compares its checksum
-                if source.tell() > limit:
-                    raise InvalidDataError(f"The file unpacks to more than {limit} bytes, the most that is accepted.")
+                _check_size(source.tell(), limit)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InvalidDataError(f"The file is not a whole gzip file: {error}.") from error
 
 
-def _lines(source: BinaryIO) -> Iterator[str]:
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise InvalidDataError(f"The file unpacks to more than {limit} bytes, the most that is accepted.")
+
+
+def _lines(source: BinaryIO, limit: int) -> Iterator[str]:
     """Lines as text, a byte order mark dropped."""
     for number in range(1, 2**63):
         line = source.readline(MAX_ROW_BYTES + 1)
@@ -285,6 +288,7 @@ def _lines(source: BinaryIO) -> Iterator[str]:
             return
         if len(line) > MAX_ROW_BYTES:
             raise InvalidDataError(f"Line {number} is longer than {MAX_ROW_BYTES} bytes.")
+        _check_size(source.tell(), limit)
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

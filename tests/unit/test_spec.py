@@ -1,0 +1,100 @@
+"""The contract, and how its errors are pointed at."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from api.pointers import describe
+from api.schemas import JobRequest
+from core.jobs.defaults import resolve
+from core.jobs.spec import JobSpec
+from tests.specs import DEMO, demo_spec, upload_spec
+
+
+def faults(body):
+    with pytest.raises(ValidationError) as caught:
+        JobRequest.model_validate(body)
+    return dict(describe({**error, "loc": ("body", *error["loc"])}, JobRequest) for error in caught.value.errors())
+
+
+def test_the_smallest_spec_takes_all_defaults():
+    spec = demo_spec()
+    assert spec.method.name == "neuroprune"
+    assert spec.export.formats == ("safetensors", "onnx")
+    assert spec.training.seed == 42
+
+
+def test_specs_survive_json():
+    assert JobSpec.model_validate_json(demo_spec().model_dump_json()) == demo_spec()
+
+
+def test_resolving_fills_only_what_was_left_open():
+    assert resolve(demo_spec()).training.num_train_epochs == 4
+    given = demo_spec(training={"num_train_epochs": 0.5, "learning_rate": 1e-5})
+    assert resolve(given).training == given.training
+
+
+def test_every_option_is_documented():
+    definitions = JobSpec.model_json_schema()["$defs"]
+    for model, schema in definitions.items():
+        for field, about in schema["properties"].items():
+            discriminator = "const" in about
+            part = "$ref" in about or "discriminator" in about or "oneOf" in about
+            assert "description" in about or discriminator or part, f"{model}.{field} has no description"
+
+
+def test_files_are_found_with_their_pointers():
+    assert demo_spec().file_ids() == {}
+    train = "file_" + "0" * 32
+    assert upload_spec(train).file_ids() == {"/task/data/train": train}
+
+
+def test_request_is_a_spec_and_names():
+    request = JobRequest.model_validate(DEMO | {"name": "n", "labels": {"a": "b"}})
+    assert request.spec() == demo_spec()
+    assert type(request.spec()) is JobSpec
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "message"),
+    [
+        ({"target": {"sparsity": 0.99}}, "/target/sparsity", "less than or equal to 0.95"),
+        ({"target": {}}, "/target/sparsity", "Required"),
+        ({"target": {"sparsity": float("nan")}}, "/target/sparsity", "finite"),
+        ({"task": {"name": "sentence-embedding", "data": DEMO["task"]["data"], "text_column": 3}},
+         "/task/text_column", "string"),
+        ({"task": {"name": "causal-lm", "data": {"source": "upload"}}}, "/task/data/train", "Required"),
+        ({"task": {"name": "translate"}}, "/task/name", "'sentence-embedding', 'sequence-classification', 'causal-lm'"),
+        ({"task": {}}, "/task/name", "Required; one of"),
+        ({"task": {"name": "sequence-classification", "data": DEMO["task"]["data"]}},
+         "/task/data/source", "'upload', 'path'"),
+        ({"model": {"source": "path"}}, "/model/path", "Required"),
+        ({"model": {"source": "path", "path": ""}}, "/model/path", "at least 1 character"),
+        ({"model": {"source": "builtin", "name": "gpt-9"}}, "/model/name", "'all-MiniLM-L6-v2'"),
+        ({"model": {"source": "upload", "file": "../x"}}, "/model/file", "match pattern"),
+        ({"model": {"source": "upload", "file": "file_" + "0" * 32, "x/y~": 1}},
+         "/model/x~1y~0", "allowed here: source, file"),
+        ({"method": {"name": "neuroprune", "alpha": -1}}, "/method/alpha", "greater than or equal to 0"),
+        ({"training": {"warmup_fraction": 0.9, "recovery_fraction": 0.9}}, "/training", "must not exceed 1"),
+        ({"export": {"formats": ["onnx", "gguf"]}}, "/export/formats/1", "'safetensors' or 'onnx'"),
+        ({"labels": {"a b": "x"}}, "/labels/a b", "match pattern"),
+        ({"labels": {"a": "x" * 201}}, "/labels/a", "at most 200"),
+        ({"name": "two\nlines"}, "/name", "match pattern"),
+    ],
+)  # fmt: skip
+def test_errors_point_at_the_field_and_say_what_is_allowed(change, pointer, message):
+    found = faults(DEMO | change)
+    assert list(found) == [pointer]
+    assert message in found[pointer]
+
+
+def test_pointers_lead_into_the_body():
+    body = DEMO | {
+        "task": {"name": "sentence-embedding", "data": {"source": "builtin", "name": "x", "max_train_rows": 0}}
+    }
+    for pointer in faults(body):
+        at = json.loads(json.dumps(body))
+        for part in pointer.split("/")[1:]:
+            at = at[part]
+        assert at in ("x", 0)

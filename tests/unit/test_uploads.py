@@ -1,0 +1,231 @@
+"""Uploads are checked before anything relies on them."""
+
+import gzip
+import io
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from core.errors import InvalidDataError, InvalidInputError, InvalidModelError
+from core.uploads import check_dataset, check_model_archive, suffix_of, unpack_model_archive
+from tests.archives import model_files, safetensors, write_tar, write_zip
+
+LIMIT = 10**7
+FORMATS = pytest.mark.parametrize(("suffix", "write"), [(".zip", write_zip), (".tar.gz", write_tar)])
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose", "suffix"),
+    [
+        ("M.ZIP", "model", ".zip"),
+        ("m.tar.gz", "model", ".tar.gz"),
+        ("m.tgz", "model", ".tgz"),
+        ("a.csv.gz", "dataset", ".csv.gz"),
+        ("a.b.jsonl", "dataset", ".jsonl"),
+    ],
+)
+def test_accepted_names(name, purpose, suffix):
+    assert suffix_of(name, purpose) == suffix
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pkl", "model.safetensors", ".zip", "x.gz", "data.jsonl", ""])
+def test_refused_model_names_say_what_is_accepted(name):
+    with pytest.raises(InvalidInputError, match=r"\.zip, \.tar\.gz, \.tgz.*safetensors"):
+        suffix_of(name, "model")
+
+
+# ---- model archives ------------------------------------------------------------------------------------------------
+
+
+@FORMATS
+@pytest.mark.parametrize("folder", ["", "my-model/", "./a/b/"])
+def test_whole_model_is_accepted_and_unpacked(tmp_path, suffix, write, folder):
+    files = {folder + name: content for name, content in model_files().items()}
+    files |= {folder + "1_Pooling/config.json": b"{}", "__MACOSX/._model.safetensors": b"junk"}
+    archive = write(tmp_path / f"m{suffix}", files)
+    check_model_archive(archive, LIMIT)
+    root = unpack_model_archive(archive, tmp_path / "out", LIMIT)
+    assert (root / "model.safetensors").read_bytes() == safetensors()
+    assert sorted(path.name for path in root.iterdir()) == sorted([*model_files(), "1_Pooling"])
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config__json": None}, "no config.json"),
+        ({"model__safetensors": None}, "no .safetensors"),
+        ({"config__json": b"[1]"}, "config.json in the archive is not a JSON object"),
+        ({"config__json": b"\xff{"}, "config.json in the archive is not JSON"),
+        ({"model__safetensors": b"PK"}, "is not a safetensors file"),
+        ({"model__safetensors": b""}, "is not a safetensors file"),
+        ({"model__safetensors": b"\xff" * 64}, "is not a safetensors file"),
+        ({"model__safetensors": safetensors()[:-1]}, "is damaged: its header describes"),
+        ({"pytorch_model__bin": b"x"}, "pytorch_model.bin in the archive is a pickle"),
+        ({"training_args__PT": b"x"}, "is a pickle"),
+    ],
+)
+def test_archives_that_are_no_model(tmp_path, suffix, write, changes, message):
+    archive = write(tmp_path / f"m{suffix}", model_files(**changes))
+    with pytest.raises(InvalidModelError, match=message):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\..\\x"])
+def test_names_cannot_leave_the_folder(tmp_path, suffix, write, name):
+    archive = write(tmp_path / f"m{suffix}", model_files() | {name: b"x"})
+    with pytest.raises(InvalidModelError, match="outside of its folder"):
+        check_model_archive(archive, LIMIT)
+    with pytest.raises(InvalidModelError, match="outside of its folder"):
+        unpack_model_archive(archive, tmp_path / "out", LIMIT)
+
+
+@FORMATS
+def test_bombs_are_refused_before_they_go_off(tmp_path, suffix, write):
+    archive = write(tmp_path / f"m{suffix}", model_files() | {"big.txt": bytes(LIMIT)})
+    assert archive.stat().st_size < LIMIT / 100
+    with pytest.raises(InvalidModelError, match="unpacks to more than"):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
+def test_too_many_entries_are_refused(tmp_path, suffix, write):
+    archive = write(tmp_path / f"m{suffix}", {f"{n}.txt": b"" for n in range(10_001)})
+    with pytest.raises(InvalidModelError, match="more than 10000 entries"):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
+def test_a_name_that_is_file_and_folder_is_refused(tmp_path, suffix, write):
+    archive = write(tmp_path / f"m{suffix}", model_files() | {"tokenizer.json/x": b""})
+    with pytest.raises(InvalidModelError, match="twice"):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
+def test_cut_off_archives_are_refused(tmp_path, suffix, write, share):
+    archive = write(tmp_path / f"m{suffix}", model_files(vocab__txt=bytes(range(256)) * 400))
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InvalidModelError):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
+def test_flipped_bytes_are_refused(tmp_path, suffix, write):
+    archive = write(tmp_path / f"m{suffix}", model_files(vocab__txt=b"word" * 5000))
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(InvalidModelError):
+        check_model_archive(archive, LIMIT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_tar_links_and_devices_are_refused(tmp_path, kind):
+    path = tmp_path / "m.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        info = tarfile.TarInfo("vocab.txt")
+        info.type, info.linkname = kind, "/etc/passwd"
+        archive.addfile(info)
+    with pytest.raises(InvalidModelError, match="link or a device"):
+        check_model_archive(path, LIMIT)
+
+
+def test_zip_links_are_refused(tmp_path):
+    path = tmp_path / "m.zip"
+    info = zipfile.ZipInfo("vocab.txt")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(InvalidModelError, match="link or a device"):
+        check_model_archive(path, LIMIT)
+
+
+def test_absurd_tar_headers_are_not_read_into_memory(tmp_path):
+    path = tmp_path / "m.tar.gz"
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, 2**31
+    path.write_bytes(gzip.compress(info.tobuf() + bytes(4096)))
+    with pytest.raises(InvalidModelError, match="header larger than"):
+        check_model_archive(path, LIMIT)
+
+
+# ---- datasets ------------------------------------------------------------------------------------------------------
+
+
+def dataset(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n\n{"text": "two"}'),
+        ("a.jsonl", b'{"text": "x"}\n' * 500),
+        ("a.csv", 'text,label\n"one, with\nnewline",1\nzwölf,0\n'.encode()),
+        ("a.csv", b"\xef\xbb\xbftext\r\none\r\n"),
+    ],
+)
+def test_good_data_is_accepted(tmp_path, suffix, name, content):
+    check_dataset(dataset(tmp_path, name + suffix, content), LIMIT)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "no rows"),
+        ("a.jsonl", b"\n \n", "no rows"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ', "Line 2 is not JSON"),
+        ("a.jsonl", b'{"a": 1}\n[1]\n', "Line 2 is not a JSON object"),
+        ("a.jsonl", b"[" * 100_000, "Line 1 is not JSON"),
+        ("a.jsonl", b'{"a": "\xff"}', "Line 1 is not UTF-8"),
+        ("a.csv", b"", "Line 1 must name every column"),
+        ("a.csv", b"text,\none,1\n", "Line 1 must name every column"),
+        ("a.csv", b"text,label\n", "no rows below its header"),
+        ("a.csv", b"text,label\none,1\ntwo\n", "Line 3 has 1 fields; the header names 2"),
+        ("a.csv", b'text\n"open', "Line 2 is not CSV"),
+    ],
+)
+def test_bad_data_is_refused_with_its_line(tmp_path, suffix, name, content, message):
+    with pytest.raises(InvalidDataError, match=message):
+        check_dataset(dataset(tmp_path, name + suffix, content), LIMIT)
+
+
+def test_cut_off_gzip_is_refused(tmp_path):
+    path = dataset(tmp_path, "a.jsonl.gz", b"".join(b'{"a": %d}\n' % n for n in range(20_000)))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InvalidDataError, match="not a whole gzip"):
+        check_dataset(path, LIMIT)
+
+
+def test_what_is_not_gzip_is_refused(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(b"text\none\n")
+    with pytest.raises(InvalidDataError, match="not a whole gzip"):
+        check_dataset(path, LIMIT)
+
+
+def test_data_bombs_are_refused(tmp_path):
+    rows = io.BytesIO()
+    with gzip.open(rows, "wb") as file:
+        for _ in range(100):
+            file.write(b'{"a": "' + b"a" * 200_000 + b'"}\n')
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(rows.getvalue())
+    with pytest.raises(InvalidDataError, match="unpacks to more than"):
+        check_dataset(path, LIMIT)
+
+
+def test_one_endless_line_is_refused(tmp_path):
+    path = dataset(tmp_path, "a.jsonl.gz", b'{"a": "' + b"a" * (17 * 2**20))
+    with pytest.raises(InvalidDataError, match="Line 1 is longer than"):
+        check_dataset(path, 10**9)
