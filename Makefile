@@ -14,6 +14,9 @@ BIN := .venv/bin
 # The builds of our own package, which pip runs in environments of their own, read the pins from here too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# Tests of the API are those that import it.
+API_TESTS = tests/contract/test_walls.py $(shell grep -rlE "^ *(from|import) api" tests/unit tests/contract)
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test test-api chaos lint types imports containers check constraints clean
 
