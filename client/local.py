@@ -55,6 +55,7 @@ class Service:
         environment: Mapping[str, str],
         stop_seconds: float,
         is_healthy: Callable[[], bool] = _healthy,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self._command = command
@@ -62,6 +63,7 @@ class Service:
         self._environment = environment
         self._stop_seconds = stop_seconds
         self._is_healthy = is_healthy
+        self._pass_fds = pass_fds
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._bad_checks = 0
@@ -81,7 +83,7 @@ class Service:
     def start(self) -> None:
         """Start the process, its output going to the end of the log."""
         with self._log.open("ab") as log:
-            self._process = processes.spawn(self._command, log=log, env=self._environment)
+            self._process = processes.spawn(self._command, log=log, env=self._environment, pass_fds=self._pass_fds)
         self._started_at = self._checked_at = time.monotonic()
         self._bad_checks = 0
 
@@ -117,7 +119,7 @@ class EmbeddedStack:
 
     Args:
         state_dir: Where it keeps everything; one stack at a time.
-        port: Of the API; by default 8000, or the next one that is free.
+        port: Of the API, 0 for any; by default 8000, or the next one that is free.
         environment: Settings (`NEUROPRUNE_…`) that go before those of this process's own environment.
     """
 
@@ -127,13 +129,16 @@ class EmbeddedStack:
         self.state_dir = state_dir.absolute()
         self._port = port
         self._overrides = environment or {}
+        self._socket: socket.socket | None = None
         self._services: list[Service] = []
         self._exit = ExitStack()
 
     @property
     def url(self) -> str:
         """Of the API."""
-        return f"http://{_HOST}:{self._port}"
+        if self._socket is None:
+            raise ConfigurationError("The stack has not been started.")
+        return f"http://{_HOST}:{self._socket.getsockname()[1]}"
 
     def service(self, name: str) -> Service:
         """`broker`, `api` or `worker`."""
@@ -170,19 +175,19 @@ class EmbeddedStack:
         if "NEUROPRUNE_BROKER_URL" not in environment:
             environment["NEUROPRUNE_BROKER_URL"] = self._start_broker(environment)
         db.upgrade(environment["NEUROPRUNE_DATABASE_URL"])
-        self._port = _free_port(self._port)
+        self._socket = self._exit.enter_context(_open_socket(self._port))
         api = [
             sys.executable,
             "-m",
             "uvicorn",
             "--factory",
+            "--no-access-log",
+            "--timeout-graceful-shutdown",
+            "2",
             "api.app:create_app",
-            "--host",
-            _HOST,
-            "--port",
-            str(self._port),
         ]
-        self._launch("api", api, environment, stop_seconds=5)
+        listener = self._socket.fileno()
+        self._launch("api", [*api, "--fd", str(listener)], environment, stop_seconds=5, pass_fds=[listener])
         self._launch("worker", [sys.executable, "-m", "worker"], environment, stop_seconds=20)
         self._wait_until("the API and the worker", self._is_ready)
 
@@ -204,10 +209,17 @@ class EmbeddedStack:
         *,
         stop_seconds: float,
         is_healthy: Callable[[], bool] = _healthy,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         log = self.state_dir / "logs" / f"{name}.log"
         service = Service(
-            name, command, log=log, environment=environment, stop_seconds=stop_seconds, is_healthy=is_healthy
+            name,
+            command,
+            log=log,
+            environment=environment,
+            stop_seconds=stop_seconds,
+            is_healthy=is_healthy,
+            pass_fds=pass_fds,
         )
         self._services.append(service)
         service.start()
@@ -264,18 +276,23 @@ def _no_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_port(wanted: int | None) -> int:
-    """The wanted port, or the first free one from 8000.
+def _open_socket(wanted: int | None) -> socket.socket:
+    """A socket for the API on the wanted port, or on the first free one from 8000.
+
+    It is bound here, not by the API, so that nobody else can take the port meanwhile, nor while the API restarts.
 
     Raises:
         ConfigurationError: the wanted port is taken.
     """
-    for port in [wanted] if wanted else range(DEFAULT_PORT, DEFAULT_PORT + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((_HOST, port))
-            except OSError:
-                continue
-            return port
-    raise ConfigurationError(f"Port {wanted} is taken." if wanted else "No port from 8000 to 8099 is free.")
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + 100) if wanted is None else [wanted]:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by the connections
+        try:
+            listener.bind((_HOST, port))
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            continue
+        return listener
+    raise ConfigurationError("No port from 8000 to 8099 is free." if wanted is None else f"Port {wanted} is taken.")

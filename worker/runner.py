@@ -29,7 +29,7 @@ class Pipe:
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
         self._stream = os.fdopen(descriptor, "wb", buffering=0)
-        self.phase = "starting"
+        self.phase = "staging"
 
     def __call__(self, message: PhaseStarted | StepDone | Warned) -> None:
         if isinstance(message, PhaseStarted):
@@ -62,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(assignment: Assignment, work_dir: Path, report: Pipe) -> Succeeded:
     """Do the job."""
-    report(PhaseStarted(phase="loading"))
     staged = stage(assignment, work_dir / "inputs", get_settings())
     # Here and not above: what is wrong with the inputs is known before torch is loaded, which takes seconds.
     from core.engine import pipeline

@@ -160,7 +160,7 @@ class Supervisor:
 
     def _record(self, lease: Lease, outcome: Outcome) -> None:
         """Write the ending down, however long the database takes, up to the length of a lease."""
-        logger.info("job %s: attempt %d ends: %s", lease.job_id, lease.attempt, outcome)
+        logger.info("job %s: attempt %d ends: %s", lease.job_id, lease.attempt, type(outcome).__name__)
         deadline = time.monotonic() + self._settings.lease_seconds
         while True:
             try:
@@ -175,6 +175,7 @@ class Supervisor:
         if not isinstance(outcome, Lost):
             self._store.finish(lease, outcome)
             return
+        logger.warning("job %s goes back to the queue: %s", lease.job_id, outcome.reason)
         self._store.release(lease, outcome.reason)
         if self._store.get(lease.job_id).status is Status.QUEUED and self._dispatcher.job_ready(lease.job_id):
             self._store.mark_dispatched(lease.job_id)

@@ -1,0 +1,147 @@
+"""The demo: the whole service on this machine prunes a real model, and shows what came of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from client.display import progress_display
+from client.local import EmbeddedStack
+from client.sdk import Json, NeuroPruneClient
+from core.errors import InvalidInputError, NeuroPruneError, VerificationError
+
+SPEC: Json = {
+    "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
+    "task": {"name": "sentence-embedding", "data": {"source": "builtin", "name": "python-docs"}},
+    "target": {"sparsity": 0.5},
+}
+NAME = "demo"
+
+_UNFINISHED = ("queued", "starting", "running", "cancelling")
+_CANCEL_SECONDS = 6.0
+
+
+def run(console: Console, state_dir: Path, output: Path) -> None:
+    """Start the stack, do the job, fetch, check, load and show the bundle, stop the stack.
+
+    Raises:
+        NeuroPruneError: a step failed.
+    """
+    _make_way(output)
+    console.print("Starting broker, API and worker …")
+    with EmbeddedStack(state_dir) as stack, NeuroPruneClient(stack.url) as client:
+        console.print(
+            f"The API is at {stack.url}/docs. Pruning half of the encoder of all-MiniLM-L6-v2 (22.7M parameters)."
+        )
+        job = do_job(console, stack, client)
+        client.download(job["id"], output)
+    console.print(f"Downloaded; every sha256 is right. Loading {output} in a clean process …")
+    loaded = load_in_clean_process(output)
+    console.print(comparison(job["metrics_summary"]))
+    console.print(
+        f"A clean process loaded the pruned model; its outputs differ from the recorded ones by at most "
+        f"{loaded['max_abs_difference']:.1e}."
+    )
+    console.print(f"The model, its report and its model card lie in {output}/.", soft_wrap=True)
+
+
+def do_job(console: Console, stack: EmbeddedStack, client: NeuroPruneClient) -> Json:
+    """Submit the demo's job and follow it to its end; whoever interrupts, the job is cancelled.
+
+    Raises:
+        NeuroPruneError: it did not succeed.
+    """
+    _cancel_unfinished(client)
+    job = client.submit(SPEC, name=NAME)
+    try:
+        with progress_display(console) as show:
+            for event in client.watch(job["id"]):
+                show(event)
+                stack.tend()
+    except BaseException:
+        _cancel_unfinished(client)
+        raise
+    job = client.job(job["id"])
+    if job["status"] != "succeeded":
+        reason = job["error"]["message"] if job["error"] else "see above"
+        raise NeuroPruneError(f"The job {job['status']}: {reason}\nThe logs are in {stack.state_dir / 'logs'}.")
+    return job
+
+
+def load_in_clean_process(folder: Path) -> dict[str, Any]:
+    """Load the bundle as a user would, and compare its outputs with the recorded ones.
+
+    Raises:
+        VerificationError: it does not load, or answers otherwise.
+    """
+    command = [sys.executable, "-m", "client.load", str(folder)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise VerificationError(f"{folder} could not be loaded: {answer.stderr.strip()[-2000:]}")
+    loaded: dict[str, Any] = json.loads(answer.stdout)
+    return loaded
+
+
+def comparison(summary: Json) -> Table:
+    """Dense beside pruned, from a job's `metrics_summary`."""
+    table = Table(title="all-MiniLM-L6-v2, before and after")
+    table.add_column("")
+    for heading in ("dense", "pruned", "change"):
+        table.add_column(heading, justify="right")
+    for name, metric in summary["metrics"].items():
+        dense, pruned = metric["dense"], metric["pruned"]
+        table.add_row(name.replace("_", " "), f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}")
+    for name, count in summary["parameters"].items():
+        table.add_row(f"{name} parameters", *_pair(count, 1e6, "M"), _share(count))
+    table.add_row("weights on disk", *_pair(summary["size_bytes"], 1e6, " MB"), _share(summary["size_bytes"]))
+    for runtime, sides in summary["latency_ms"].items():
+        median = {side: sides[side]["median"] for side in ("dense", "pruned")}
+        speedup = f"{median['dense'] / median['pruned']:.2f}x faster"
+        table.add_row(f"latency, {_RUNTIMES.get(runtime, runtime)}", *_pair(median, 1, " ms"), speedup)
+    return table
+
+
+_RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+
+
+def _pair(sides: dict[str, float], unit: float, suffix: str) -> tuple[str, str]:
+    return f"{sides['dense'] / unit:.2f}{suffix}", f"{sides['pruned'] / unit:.2f}{suffix}"
+
+
+def _share(sides: dict[str, float]) -> str:
+    return f"{sides['pruned'] / sides['dense'] - 1:+.1%}"
+
+
+def _make_way(output: Path) -> None:
+    """Remove an earlier demo's bundle; refuse to touch anything else."""
+    if not output.exists():
+        return
+    if not (output / "manifest.json").is_file() and any(p.suffix != ".partial" for p in output.iterdir()):
+        raise InvalidInputError(f"{output} exists and is no bundle; move it away or choose another --output.")
+    shutil.rmtree(output)
+
+
+def _cancel_unfinished(client: NeuroPruneClient) -> None:
+    """Cancel the demo's jobs, this one's or an interrupted one's, and give their worker a moment to stop."""
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    with suppress(NeuroPruneError):
+        while time.monotonic() < deadline:
+            unfinished = [
+                job
+                for status in _UNFINISHED
+                for job in client.jobs(status=status, limit=100)["data"]
+                if job["name"] == NAME
+            ]
+            if not unfinished:
+                return
+            for job in unfinished:
+                with suppress(NeuroPruneError):
+                    client.cancel(job["id"])
+            time.sleep(0.2)
