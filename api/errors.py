@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 import structlog
@@ -91,7 +92,7 @@ def problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        instance=request.url.path,
+        instance=quote(request.scope["path"]),
         code=code,
         request_id=request.scope["state"]["request_id"],
         errors=list(errors),
@@ -106,8 +107,8 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(NeuroPruneError)(_domain)
-    app.exception_handler(sa.exc.OperationalError)(_no_database)
-    app.exception_handler(sa.exc.TimeoutError)(_no_database)
+    for kind in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.ProgrammingError, sa.exc.TimeoutError):
+        app.exception_handler(kind)(_no_database)
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> Response:
@@ -174,5 +175,6 @@ async def _domain(request: Request, error: NeuroPruneError) -> Response:
 
 
 async def _no_database(request: Request, error: Exception) -> Response:
+    """It is down, out of connections, or (PostgreSQL's ProgrammingError) lacks our tables."""
     logger.error("database unavailable", error=str(error))
     return problem(request, 503, "The database does not answer; try again shortly.", headers={"Retry-After": "5"})

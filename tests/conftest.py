@@ -1,3 +1,3 @@
 """Fixtures that all tests may take."""
 
-pytest_plugins = ["tests.databases"]
+pytest_plugins = ["tests.databases", "tests.apis"]

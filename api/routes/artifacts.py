@@ -19,7 +19,7 @@ from core.jobs.store import JobStore
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 
-@router.get("", response_model=ArtifactList, responses=problems(404, 503))
+@router.get("", response_model=ArtifactList, responses=problems(404, 422, 503))
 def list_artifacts(job_id: JobId, store: Store) -> ArtifactList:
     """The bundle's files with size and digest; empty until the job has succeeded."""
     return ArtifactList(data=[ArtifactObject.of(record) for record in store.artifacts(job_id)])
@@ -29,7 +29,7 @@ def list_artifacts(job_id: JobId, store: Store) -> ArtifactList:
 @router.get(
     "/{name}",
     response_class=StreamingResponse,
-    responses=problems(404, 412, 416, 503)
+    responses=problems(404, 412, 416, 422, 503)
     | {
         200: {"description": "The file.", "content": {"application/octet-stream": {}}},
         206: {"description": "The part named by Range."},

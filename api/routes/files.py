@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Response, UploadFile
+from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
 
 from api.deps import FileId, Provided, Services, Store
 from api.errors import problems
@@ -39,6 +39,9 @@ def upload_file(
     response: Response,
 ) -> FileObject:
     """Store a file for jobs to use. It is checked here, so that a broken one fails now and not in a job."""
+    limit = services.settings.max_upload_bytes
+    if file.size is not None and file.size > limit:
+        raise HTTPException(413, f"The file is larger than {limit} bytes, the most that is accepted.")
     try:
         record = _accept(file, purpose, services)
     except InvalidInputError as error:
@@ -48,7 +51,7 @@ def upload_file(
     return FileObject.of(record)
 
 
-@router.get("/{file_id}", response_model=FileObject, responses=problems(404, 503))
+@router.get("/{file_id}", response_model=FileObject, responses=problems(404, 422, 503))
 def get_file(file_id: FileId, store: Store) -> FileObject:
     """What is known about an upload."""
     return FileObject.of(store.get_file(file_id))

@@ -135,7 +135,8 @@ async def get_job(
 @router.post(
     "/{job_id}/cancel",
     response_model=JobObject,
-    responses=problems(404, 409, 503) | {202: {"model": JobObject, "description": "A worker was asked to stop it."}},
+    responses=problems(404, 409, 422, 503)
+    | {202: {"model": JobObject, "description": "A worker was asked to stop it."}},
 )
 def cancel_job(job_id: JobId, store: Store, response: Response) -> JobObject:
     """Cancel a job: a queued one at once (200), a running one as soon as its worker has stopped it (202)."""

@@ -1,0 +1,86 @@
+"""Health, catalogue and the OpenAPI document."""
+
+import pytest
+
+from core.catalog import METHODS
+from core.families import FAMILIES
+from core.jobs.spec import JobSpec
+from tests.problems import assert_problem
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def test_process_is_healthy(service):
+    assert service.http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_ready_once_a_worker_was_seen(service):
+    problem = assert_problem(service.http.get("/readyz"), 503, "not_ready", "worker")
+    assert "start one" in problem["detail"]
+    service.store.worker_seen("w", ["cpu"])
+    answer = service.http.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json()["checks"] == dict.fromkeys(["database", "broker", "storage", "worker"], "ok")
+
+
+def test_every_missing_part_is_named(service, engine, tmp_path):
+    service.dispatcher.reachable = False
+    (tmp_path / "storage").write_text("in the way")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'old'")
+    try:
+        answer = service.http.get("/readyz")
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    assert_problem(answer, 503, "not_ready", "database", "broker", "storage", "worker")
+
+
+def test_catalogue_is_served(service):
+    methods = service.http.get("/v1/methods").json()["data"]
+    assert [method["name"] for method in methods] == [entry.name for entry in METHODS]
+    assert "description" in methods[0]["options"]["properties"]["alpha"]
+    families = service.http.get("/v1/families").json()["data"]
+    assert [family["model_type"] for family in families] == [family.model_type for family in FAMILIES]
+
+
+def test_docs_page_is_served(service):
+    assert service.http.get("/docs").status_code == 200
+
+
+@pytest.fixture
+def document(service):
+    return service.http.get("/openapi.json").json()
+
+
+def test_every_reference_in_the_document_resolves(document):
+    def references(node):
+        if isinstance(node, dict):
+            if "$ref" in node:
+                yield node["$ref"]
+            for child in node.values():
+                yield from references(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    for reference in references(document):
+        at = document
+        for part in reference.removeprefix("#/").split("/"):
+            at = at[part]
+
+
+def test_refusals_are_documented_as_problems(document):
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], f"{method} {path} {status}"
+    assert document["components"]["schemas"]["Problem"]["examples"]
+
+
+def test_examples_are_valid(document):
+    examples = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    for example in examples.values():
+        spec = {key: value for key, value in example["value"].items() if key not in ("name", "labels")}
+        JobSpec.model_validate(spec)
