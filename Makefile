@@ -14,8 +14,9 @@ BIN := .venv/bin
 # The builds of our own package, which pip runs in environments of their own, read the pins from here too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# Tests of the API are those that import it.
-API_TESTS = tests/contract/test_walls.py $(shell grep -rlE "^ *(from|import) api" tests/unit tests/contract)
+# Tests of the API are those that are named after it or import it.
+API_TESTS = tests/contract/test_walls.py $(wildcard tests/*/test_api_*.py) \
+	$(shell grep -lE "^ *(from|import) api" tests/*/test_*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test test-api chaos lint types imports containers check constraints clean
@@ -58,7 +59,7 @@ containers: install ## the image recipes and the compose files, by hadolint and 
 
 constraints: install ## pin the versions that .venv has now in constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable \
-		| grep -v -E '^(pip|setuptools|nvidia-|cuda-|triton)' | sed 's/+.*//' | LC_ALL=C sort -f; } > constraints.new
+		| grep -v -E '^(pip==|nvidia-|cuda-|triton)' | sed 's/+.*//' | LC_ALL=C sort -f; } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean: ## remove both environments and all caches; what the service stored in .neuroprune stays

