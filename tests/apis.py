@@ -1,7 +1,9 @@
 """Fixtures of the API: the real application over real HTTP, with a broker that only remembers."""
 
 import io
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -42,6 +44,7 @@ class Service:
     http: httpx.Client
     store: JobStore
     storage: Storage
+    storage_root: Path
     dispatcher: RememberingDispatcher
 
     def succeed(self, job_id: str, files: dict[str, bytes]) -> None:
@@ -57,15 +60,26 @@ class Service:
         self.store.finish(lease, Succeeded(metrics_summary={"cosine": 0.9}, artifacts=artifacts))
 
 
-@pytest.fixture
-def service(database_url, store, tmp_path):
+@pytest.fixture(scope="session")
+def served_api(database, tmp_path_factory):
+    """The running API of a session, its storage folder and its broker."""
+    root = tmp_path_factory.mktemp("service")
     settings = Settings(
-        database_url=database_url,
-        storage_url=str(tmp_path / "storage"),
-        work_dir=tmp_path / "work",
+        database_url=database,
+        storage_url=str(root / "storage"),
+        work_dir=root / "work",
         max_upload_bytes=MAX_UPLOAD_BYTES,
         max_unpacked_bytes=10 * MAX_UPLOAD_BYTES,
     )
     dispatcher = RememberingDispatcher()
     with served(create_app(settings, dispatcher=dispatcher)) as http:
-        yield Service(http, store, Storage(settings.storage_url), dispatcher)
+        yield http, root / "storage", dispatcher
+
+
+@pytest.fixture
+def service(served_api, store):
+    """The API, with nothing stored."""
+    http, root, dispatcher = served_api
+    dispatcher.reachable = True
+    yield Service(http, store, Storage(str(root)), root, dispatcher)
+    shutil.rmtree(root, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""Fixtures of databases: every test that takes `database_url` runs on SQLite and on PostgreSQL."""
+"""Fixtures of databases: every test that takes one runs on SQLite and on PostgreSQL, unless its module says otherwise.
+
+The database lives as long as the session; each test finds it empty.
+"""
 
 import pytest
 import sqlalchemy as sa
@@ -7,9 +10,18 @@ from core.db import create_engine, metadata, upgrade
 from core.jobs.store import JobStore
 from tests.servers import postgresql, postgresql_binaries
 
+SQLITE_ONLY = pytest.mark.parametrize("database", ["sqlite"], indirect=True, scope="session")
+"""For tests of what is above the store, which is tested on both."""
 
-@pytest.fixture(scope="session")
-def postgresql_url():
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def database(request, tmp_path_factory):
+    """URL of a migrated database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('database')}/neuroprune.db"
+        upgrade(url)
+        yield url
+        return
     binaries = postgresql_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server binaries on this machine")
@@ -18,24 +30,13 @@ def postgresql_url():
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request, tmp_path):
-    """A migrated, empty database."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/neuroprune.db"
-        upgrade(url)
-        return url
-    url = request.getfixturevalue("postgresql_url")
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(sa.text(f"TRUNCATE {', '.join(metadata.tables)}"))
-    engine.dispose()
-    return url
-
-
 @pytest.fixture
-def engine(database_url):
-    engine = create_engine(database_url)
+def engine(database):
+    """An engine on the database, emptied."""
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(sa.delete(table))
     yield engine
     engine.dispose()
 

@@ -5,10 +5,11 @@ import hashlib
 
 import pytest
 
+from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 from tests.specs import demo_spec
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE_ONLY
 
 CONTENT = bytes(range(256)) * 10_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

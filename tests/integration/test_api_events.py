@@ -6,10 +6,11 @@ import threading
 import pytest
 
 from core.progress import Failed, PhaseStarted, StepDone
+from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 from tests.specs import demo_spec
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE_ONLY
 
 STREAM = {"Accept": "text/event-stream"}
 

@@ -7,10 +7,11 @@ import pytest
 
 from tests.apis import MAX_UPLOAD_BYTES
 from tests.archives import model_files, write_tar, write_zip
+from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 from tests.specs import upload_spec
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE_ONLY
 
 ROWS = b'{"text": "one", "label": 1}\n' * 100
 
@@ -19,8 +20,8 @@ def upload(service, name, content, purpose="dataset"):
     return service.http.post("/v1/files", files={"file": (name, content)}, data={"purpose": purpose})
 
 
-def assert_nothing_kept(service, tmp_path):
-    folder = tmp_path / "storage" / "uploads"
+def assert_nothing_kept(service):
+    folder = service.storage_root / "uploads"
     assert not folder.exists() or list(folder.iterdir()) == []
 
 
@@ -60,10 +61,10 @@ def test_model_is_stored(service, tmp_path, name, write):
         ("d.csv", b"a,b\n1\n", "dataset", "Line 2"),
     ],
 )
-def test_broken_files_are_refused_and_gone(service, tmp_path, name, content, purpose, message):
+def test_broken_files_are_refused_and_gone(service, name, content, purpose, message):
     problem = assert_problem(upload(service, name, content, purpose), 422, "invalid_input", "/file")
     assert message in problem["detail"]
-    assert_nothing_kept(service, tmp_path)
+    assert_nothing_kept(service)
 
 
 @pytest.mark.parametrize("hostile", ["../../etc/passwd.csv", "C:\\data\\x.csv", "a\nb\x00.csv", "ü" * 400 + ".csv"])
@@ -76,16 +77,16 @@ def test_names_are_only_names(service, hostile):
     assert not set(name) & set("/\\\n\0")
 
 
-def test_too_large_files_are_refused(service, tmp_path):
+def test_too_large_files_are_refused(service):
     answer = upload(service, "d.jsonl", ROWS * (MAX_UPLOAD_BYTES // len(ROWS) * 3))
     assert "larger than" in assert_problem(answer, 413, "content_too_large")["detail"]
-    assert_nothing_kept(service, tmp_path)
+    assert_nothing_kept(service)
 
 
-def test_files_a_little_too_large_are_refused_too(service, tmp_path):
+def test_files_a_little_too_large_are_refused_too(service):
     answer = upload(service, "d.jsonl", ROWS + b" " * MAX_UPLOAD_BYTES)
     assert str(MAX_UPLOAD_BYTES) in assert_problem(answer, 413, "content_too_large")["detail"]
-    assert_nothing_kept(service, tmp_path)
+    assert_nothing_kept(service)
 
 
 def test_forms_that_lack_something(service):

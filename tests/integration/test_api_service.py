@@ -1,13 +1,16 @@
 """Health, catalogue and the OpenAPI document."""
 
+import shutil
+
 import pytest
 
 from core.catalog import METHODS
 from core.families import FAMILIES
 from core.jobs.spec import JobSpec
+from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = SQLITE_ONLY
 
 
 def test_process_is_healthy(service):
@@ -23,9 +26,11 @@ def test_ready_once_a_worker_was_seen(service):
     assert answer.json()["checks"] == dict.fromkeys(["database", "broker", "storage", "worker"], "ok")
 
 
-def test_every_missing_part_is_named(service, engine, tmp_path):
+def test_every_missing_part_is_named(service, engine):
     service.dispatcher.reachable = False
-    (tmp_path / "storage").write_text("in the way")
+    service.storage_root.mkdir(exist_ok=True)
+    shutil.rmtree(service.storage_root)
+    service.storage_root.write_text("in the way")
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'old'")
     try:
@@ -33,6 +38,7 @@ def test_every_missing_part_is_named(service, engine, tmp_path):
     finally:
         with engine.begin() as connection:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+        service.storage_root.unlink()
     assert_problem(answer, 503, "not_ready", "database", "broker", "storage", "worker")
 
 

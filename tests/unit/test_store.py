@@ -59,8 +59,8 @@ def test_migrations_make_the_tables_that_the_code_declares(engine):
         assert compare_metadata(MigrationContext.configure(connection), db.metadata) == []
 
 
-def test_upgrading_twice_changes_nothing(database_url):
-    db.upgrade(database_url)
+def test_upgrading_twice_changes_nothing(database):
+    db.upgrade(database)
 
 
 def test_an_empty_database_is_not_migrated(tmp_path):
