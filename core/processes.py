@@ -35,7 +35,7 @@ def spawn(
             if os.getppid() != parent:  # it died before it could be watched
                 os._exit(1)
 
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=log,
