@@ -18,7 +18,8 @@ def connectivity(weight: Tensor, epsilon: float) -> Tensor:
         [rows], without gradient.
     """
     columns = weight.shape[1]
-    return ((weight.detach().abs() >= epsilon).sum(1) / columns).clamp_min(1 / columns)
+    connections = (weight.detach().abs() >= epsilon).sum(1).to(weight.dtype)
+    return connections.clamp_min(1) / columns
 
 
 def preferential_attachment(weight: Tensor, epsilon: float) -> Tensor:

@@ -1,0 +1,235 @@
+"""Every family: each unit is found, masking equals removing, a ragged bundle loads everywhere and agrees.
+
+All from tiny random models whose biases and norms are random too.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from client.load import check, load
+from core.engine.anatomy import bind, count_parameters
+from core.engine.compact import compact
+from core.engine.export.bundle import write_manifest, write_model, write_probe
+from core.engine.export.onnx import export_onnx
+from core.engine.plan import LayerPlan, Masks, Plan
+from core.engine.tasks import TASKS
+from core.engine.verify import TOLERANCE, verify
+from core.errors import UnknownFamilyError, VerificationError
+from core.families import FAMILIES, family_of
+from core.jobs.spec import Training
+from tests import tiny
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of a family and the task it is tried with."""
+
+    family: str
+    make: object
+    task: str
+
+    def model(self) -> PreTrainedModel:
+        return self.make()
+
+
+CASES = [
+    Case("bert", tiny.bert, "sentence-embedding"),
+    Case("bert", tiny.bert_classifier, "sequence-classification"),
+    Case("llama", tiny.llama, "causal-lm"),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.task}")
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    ids = torch.arange(4, 24).view(2, 10)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def outputs(case: Case, model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return TASKS[case.task].outputs(model, inputs())
+
+
+def ragged_plan(model: PreTrainedModel) -> Plan:
+    """Layer 0 without heads, layer 1 without neurons, layer 2 with some of each."""
+    neurons = range(bind(model).layers[0].mlp.units.count)
+    return Plan(
+        (
+            LayerPlan((), tuple(neurons)[3:]),
+            LayerPlan((1, 3), ()),
+            LayerPlan((0, 1, 2), tuple(i for i in neurons if i % 3)),
+        )
+    )
+
+
+def masked(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    anatomy = bind(model)
+    masks = Masks(anatomy)
+    for position, units in enumerate(anatomy.units):
+        removed = sorted(set(range(units.count)) - set(plan.kept(units)))
+        masks.remove(position, torch.tensor(removed, dtype=torch.long))
+    assert masks.plan() == plan
+    return model
+
+
+def test_every_family_is_tried():
+    assert {case.family for case in CASES} == {family.model_type for family in FAMILIES}
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(UnknownFamilyError, match=r"'gpt9' is not supported; known are: bert, llama"):
+        family_of("gpt9")
+
+
+@every_case
+def test_all_units_are_found(case):
+    """Units and what cannot be removed (norms, output biases) add up to the layers' parameters."""
+    model = case.model()
+    anatomy = bind(model)
+    rest = sum(
+        parameter.numel()
+        for name, parameter in model.base_model.get_submodule(anatomy.family.layers).named_parameters()
+        if "norm" in name.lower() or name.endswith(("output.dense.bias",))
+    )
+    assert anatomy.removable_parameters + rest == anatomy.encoder_parameters
+    assert anatomy.layers[0].attention.groups == 4
+
+
+@every_case
+def test_masking_unit_by_unit_equals_removing(case):
+    count = len(bind(case.model()).units)
+    generator = random.Random(0)
+    for position in range(count):
+        model = case.model()
+        anatomy = bind(model)
+        units = anatomy.units[position]
+        for unit in generator.sample(range(units.count), min(3, units.count)):
+            model = case.model()
+            anatomy = bind(model)
+            masks = Masks(anatomy)
+            masks.remove(position, torch.tensor([unit]))
+            expected = outputs(case, model)
+            before = anatomy.encoder_parameters
+            compact(anatomy, masks.plan())
+            assert float((outputs(case, model) - expected).abs().max()) <= 1e-5
+            assert bind(model).encoder_parameters == before - units.cost
+
+
+@every_case
+def test_removing_the_neighbour_instead_shows(case):
+    """The control: were the indices off by one, the test above would fail."""
+    for position in (0, 1):
+        model, other = case.model(), case.model()
+        masks = Masks(bind(model))
+        masks.remove(position, torch.tensor([1]))
+        neighbour = Masks(bind(other))
+        neighbour.remove(position, torch.tensor([2]))
+        compact(bind(other), neighbour.plan())
+        assert float((outputs(case, model) - outputs(case, other)).abs().max()) > 1e-4
+
+
+@every_case
+def test_a_ragged_bundle_with_emptied_layers_loads_everywhere_and_agrees(case, tmp_path):
+    model = case.model()
+    plan = ragged_plan(model)
+    expected = outputs(case, masked(model, plan))
+    compact(bind(model), plan)
+    folder = write_bundle(case, model, expected, tmp_path)
+    export_onnx(TASKS[case.task], model, inputs(), folder / "model.onnx")
+    write_manifest(folder)
+    differences = verify(folder)
+    assert set(differences) == set(TOLERANCE)
+    assert check(folder)["total_parameters"] == count_parameters(model)
+
+
+def test_generation_with_cache_equals_generation_without():
+    model = tiny.llama()
+    compact(bind(model), ragged_plan(model))
+    prompt = inputs()["input_ids"][:1]
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    assert model.generate(prompt, use_cache=True, **options).tolist() == (
+        model.generate(prompt, use_cache=False, **options).tolist()
+    )
+
+
+def write_bundle(case: Case, model: PreTrainedModel, expected: torch.Tensor, folder: Path) -> Path:
+    tokenizer = tiny.tokenizer()
+    task = TASKS[case.task](None, Training(), tokenizer)
+    write_model(model, tokenizer, task, folder)
+    write_probe(inputs(), expected, folder)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    case = CASES[0]
+    model = case.model()
+    plan = ragged_plan(model)
+    expected = outputs(case, masked(model, plan))
+    compact(bind(model), plan)
+    return write_bundle(case, model, expected, tmp_path)
+
+
+def test_a_bundle_holds_no_pickle(bundle):
+    assert {path.suffix for path in bundle.iterdir()} <= {".json", ".safetensors", ".py", ".txt", ".jinja"}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", lambda data: data[:-8], "not the file that was delivered"),
+        ("model.safetensors", lambda data: data[:-1] + b"x", "not the file that was delivered"),
+        ("config.json", lambda data: data + b" ", "not the file that was delivered"),
+        ("manifest.json", lambda data: b"{", "cannot be read"),
+        ("manifest.json", lambda data: data.replace(b'"format": 1', b'"format": 7'), "format 7; this version reads"),
+    ],
+    ids=["truncated", "altered", "config", "manifest", "format"],
+)
+def test_a_damaged_bundle_is_refused(bundle, name, damage, message):
+    path = bundle / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(VerificationError, match=message):
+        load(bundle)
+
+
+def test_a_missing_file_is_named(bundle):
+    (bundle / "tokenizer.json").unlink()
+    with pytest.raises(VerificationError, match=r"tokenizer\.json is missing"):
+        load(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda neuroprune: neuroprune["layers"][2].update(neurons=5),
+        lambda neuroprune: neuroprune["layers"].pop(),
+        lambda neuroprune: neuroprune.update(format=2),
+        lambda neuroprune: neuroprune.update(architecture="BertLMHeadModel"),
+        lambda neuroprune: neuroprune.update(architecture="os"),
+    ],
+    ids=["width", "layers", "format", "other architecture", "no architecture"],
+)
+def test_a_config_that_disagrees_with_the_weights_is_refused(bundle, change):
+    path = bundle / "config.json"
+    config = json.loads(path.read_text())
+    change(config["neuroprune"])
+    path.write_text(json.dumps(config))
+    write_manifest(bundle)
+    with pytest.raises(VerificationError):
+        load(bundle)
+
+
+def test_a_bundle_that_answers_differently_is_not_delivered(bundle):
+    write_probe(inputs(), torch.zeros(2, 32), bundle)
+    write_manifest(bundle)
+    with pytest.raises(VerificationError, match="Loaded through loader, the outputs differ by"):
+        verify(bundle)

@@ -1,0 +1,94 @@
+"""Algorithms 2 and 3: the dominating set against the paper's pseudo-code, and merging that changes nothing."""
+
+import pytest
+import torch
+
+from core.engine.anatomy import bind
+from core.engine.methods.neuroprune.redundancy import distances, find_dominating, hand_over_, head_matrix
+from core.engine.plan import Masks
+from tests import tiny
+
+
+def paper_pseudo_code(similar: list[list[int]]) -> list[int]:
+    """FIND_DOMINATING line by line, indices from 0."""
+    k = len(similar)
+    result = []
+    for i in range(k):
+        best = i
+        for j in range(k):
+            s = [similar[best][m] - similar[j][m] for m in range(k)]
+            if (1 not in s and -1 in s) or (all(x == 0 for x in s) and best < j):
+                best = j
+        result.append(best)
+    return result
+
+
+def random_graph(k: int, density: float, seed: int) -> torch.Tensor:
+    upper = torch.rand(k, k, generator=torch.Generator().manual_seed(seed)) < density
+    return upper.triu() | upper.triu().T | torch.eye(k, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_dominating_set(k, density, seed):
+    similar = random_graph(k, density, seed)
+    representative = find_dominating(similar)
+    assert representative.tolist() == paper_pseudo_code(similar.int().tolist())
+    dominating = set(representative.tolist())
+    for head in range(k):
+        assert any(bool(similar[head, d]) for d in dominating)
+        assert bool(similar[head, representative[head]])
+    for chosen in dominating:
+        assert representative[chosen] == chosen
+
+
+def test_isolated_heads_all_stay():
+    assert find_dominating(torch.eye(6, dtype=torch.bool)).tolist() == list(range(6))
+
+
+def test_distances_are_the_largest_entry_difference():
+    heads = torch.randn(5, 7)
+    expected = [[max(abs(float(a - b)) for a, b in zip(x, y, strict=True)) for y in heads] for x in heads]
+    torch.testing.assert_close(distances(heads), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("make", [tiny.bert_classifier, tiny.llama], ids=["bert", "llama"])
+def test_identical_heads_merge_without_moving_the_logits(make):
+    model = make()
+    attention = bind(model).layers[1].attention
+    plant_twin(attention, source=3, twin=1)
+    assert distances(head_matrix(attention))[1, 3] == 0
+    inputs = torch.arange(4, 14).view(2, 5)
+    with torch.no_grad():
+        before = model(inputs).logits
+        hand_over_(attention, removed=1, successor=3)
+        masks = Masks(bind(model))
+        masks.remove(2, torch.tensor([1]))
+        after = model(inputs).logits
+    assert float((after - before).abs().max()) <= 1e-6
+
+
+def test_removing_a_head_without_successor_keeps_its_value_bias():
+    """A head that only passes on its value bias is a constant, which the output's bias takes over."""
+    model = tiny.bert_classifier()
+    anatomy = bind(model)
+    attention = anatomy.layers[0].attention
+    inputs = torch.arange(4, 14).view(2, 5)
+    with torch.no_grad():
+        block = attention.units.reads[4]
+        assert block.module is attention.value
+        block.by_unit(attention.value.weight.data)[2] = 0
+        before = model(inputs).logits
+        hand_over_(attention, removed=2, successor=None)
+        Masks(anatomy).remove(0, torch.tensor([2]))
+        after = model(inputs).logits
+    assert float((after - before).abs().max()) <= 1e-6
+
+
+def plant_twin(attention, source, twin):
+    """Make head `twin` compute what head `source` computes; their output weights stay different."""
+    with torch.no_grad():
+        for part in attention.units.reads:
+            by_unit = part.by_unit(part.parameter.data)
+            by_unit[twin] = by_unit[source]
