@@ -5,13 +5,13 @@ Leases are compared with the clock of the database alone (`utcnow`), so workers 
 
 import sqlite3
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.compiler import compiles
@@ -199,8 +199,15 @@ def upgrade(url: str) -> None:
 
 def is_migrated(connection: Connection) -> bool:
     """Whether the schema is the one that this code was written for."""
-    head = ScriptDirectory.from_config(_alembic("")).get_current_head()
-    return MigrationContext.configure(connection).get_current_revision() == head
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return False
+    applied = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
+    return bool(applied == _newest_revision())
+
+
+@cache
+def _newest_revision() -> str | None:
+    return ScriptDirectory.from_config(_alembic("")).get_current_head()
 
 
 def _alembic(url: str) -> Config:

@@ -5,9 +5,10 @@ test) is the caller's choice.
 """
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from core.errors import ErrorCode
 
@@ -45,6 +46,12 @@ class StepDone(_Message):
     eta_seconds: float | None = None
     message: str = ""
     metrics: dict[str, float] = Field(default_factory=dict, description="Current values, such as loss and sparsity.")
+
+    @field_validator("metrics")
+    @classmethod
+    def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
+        # JSON has no NaN: such a value would make the whole line unreadable.
+        return {name: value for name, value in metrics.items() if isfinite(value)}
 
 
 class Warned(_Message):

@@ -12,7 +12,7 @@ def run() -> None:
     engine = create_engine(url)
     try:
         with writer(engine).connect() as connection:
-            context.configure(connection=connection, target_metadata=metadata)
+            context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
             with context.begin_transaction():
                 context.run_migrations()
     finally:
