@@ -1,0 +1,111 @@
+"""Jobs that are cancelled, killed or orphaned, on SQLite and on PostgreSQL."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from tests.integration.conftest import POSTGRESQL, SQLITE
+from tests.integration.stack import parent_of, runners
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+    pytest.mark.parametrize("stack", [SQLITE, POSTGRESQL], indirect=True, scope="session"),
+]
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def assert_worker_does_a_job(stack):
+    """It is a job that ends at once, in an error that only a job's process finds."""
+    spec = {
+        "model": {"source": "path", "path": "/"},
+        "task": {"name": "sentence-embedding", "data": {"source": "builtin", "name": "python-docs"}},
+        "target": {"sparsity": 0.5},
+    }
+    assert stack.finished(stack.submit(spec))["error"]["code"] == "invalid_input"
+
+
+def test_cancel_ends_a_running_job_within_five_seconds(stack, endless):
+    job_id = stack.submit(endless)
+    stack.training(job_id)
+    pid = stack.runner_pid(job_id)
+    asked = time.monotonic()
+    assert stack.client.cancel(job_id)["status"] == "cancelling"
+    assert stack.finished(job_id)["status"] == "cancelled"
+    assert time.monotonic() - asked < 5
+    assert is_gone(pid)
+    assert not list((stack.stack.state_dir / "work").iterdir())
+    assert_worker_does_a_job(stack)
+
+
+def test_a_waiting_job_is_cancelled_at_once(stack, endless):
+    running, waiting = stack.submit(endless), stack.submit(endless)
+    stack.until(running, lambda job: job["status"] == "running")
+    assert stack.client.job(waiting)["queue"]["position"] == 1
+    assert stack.client.cancel(waiting)["status"] == "cancelled"
+    stack.client.cancel(running)
+    assert stack.finished(running)["status"] == "cancelled"
+
+
+def test_a_killed_child_is_tried_again_and_the_worker_lives(stack, endless):
+    job_id = stack.submit(endless)
+    worker = stack.stack.service("worker").pid
+    for attempt in (1, 2):
+        stack.training(job_id, attempt)
+        os.kill(stack.runner_pid(job_id, attempt), signal.SIGKILL)
+    job = stack.finished(job_id)
+    assert (job["status"], job["error"]["code"]) == ("failed", "worker_lost")
+    assert "SIGKILL" in job["error"]["message"]
+    reasons = [e.data["reason"] for e in stack.history(job_id) if e.type == "status" and e.data["status"] == "queued"]
+    assert "SIGKILL" in reasons[1]
+    assert stack.stack.service("worker").pid == worker
+    assert_worker_does_a_job(stack)
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "worker"])
+def test_a_job_whose_worker_is_killed_is_taken_over(stack, endless, victim):
+    job_id = stack.submit(endless)
+    stack.training(job_id)
+    child = stack.runner_pid(job_id)
+    os.kill(parent_of(child) if victim == "supervisor" else stack.stack.service("worker").pid, signal.SIGKILL)
+    wait_for(lambda: not runners(job_id), 5)
+    job = stack.training(job_id, attempt=2)
+    assert job["status"] == "running"
+    stack.client.cancel(job_id)
+    assert stack.finished(job_id)["status"] == "cancelled"
+    work = stack.stack.state_dir / "work"
+    wait_for(lambda: not list(work.iterdir()), 5)
+
+
+def test_jobs_wait_for_a_broker_that_was_killed(stack):
+    os.kill(stack.stack.service("broker").pid, signal.SIGKILL)
+    wait_for(lambda: not stack.stack.service("broker").is_running, 5)
+    assert_worker_does_a_job(stack)
+
+
+def test_a_worker_that_is_stopped_gives_its_job_back(stack, endless):
+    job_id = stack.submit(endless)
+    stack.training(job_id)
+    stack.stack.service("worker").stop()
+    job = stack.client.job(job_id)
+    assert (job["status"], job["attempt"]) == ("queued", 1)
+    assert not runners(job_id)
+    assert stack.training(job_id, attempt=2)["status"] == "running"
+    stack.client.cancel(job_id)
+    assert stack.finished(job_id)["status"] == "cancelled"
