@@ -1,3 +1,8 @@
 """Fixtures that all tests may take."""
 
+import os
+
+# Tiny models are fastest on one thread; set before torch is imported, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["tests.databases", "tests.apis"]

@@ -2,14 +2,13 @@
 
 import csv
 import gzip
-import io
 import json
 import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,8 @@ def read_rows(path: Path, param: str) -> list[Row]:
     """
     parse = _parse_csv if ".csv" in path.suffixes else _parse_jsonl
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
-            rows = list(parse(io.TextIOWrapper(raw, encoding="utf-8", newline=""), path.name, param))
+        with _open_text(path) as stream:
+            rows = list(parse(stream, path.name, param))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InvalidDataError(f"{path.name} cannot be read: {error}", param=param) from error
     if not rows:
@@ -43,7 +42,14 @@ def read_rows(path: Path, param: str) -> list[Row]:
     return rows
 
 
-def _parse_jsonl(stream: io.TextIOWrapper, name: str, param: str) -> Iterator[Row]:
+def _open_text(path: Path) -> IO[str]:
+    """UTF-8, with or without a byte order mark; line ends as they are, as csv wants them."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _parse_jsonl(stream: IO[str], name: str, param: str) -> Iterator[Row]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -56,7 +62,7 @@ def _parse_jsonl(stream: io.TextIOWrapper, name: str, param: str) -> Iterator[Ro
         yield row
 
 
-def _parse_csv(stream: io.TextIOWrapper, name: str, param: str) -> Iterator[Row]:
+def _parse_csv(stream: IO[str], name: str, param: str) -> Iterator[Row]:
     reader = csv.DictReader(stream, strict=True)
     try:
         for row in reader:

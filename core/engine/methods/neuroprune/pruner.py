@@ -45,8 +45,7 @@ class NeuroPrunePruner(Pruner):
 
     def step(self, step: int, learning_rate: float) -> None:
         """Shrink, remove what is due, hold."""
-        if step < self.schedule.last_step:
-            self._shrink(learning_rate)
+        self._shrink(learning_rate)
         if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
             counts = self.budget.counts(self.schedule.reached(step))
             self._remove("heads", counts["heads"])

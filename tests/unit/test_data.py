@@ -1,0 +1,94 @@
+"""Rows from files: formats, splits, and errors that name file, line and field."""
+
+import csv
+import gzip
+import io
+import json
+
+import pytest
+
+from core.engine.data import Features, batches_by_length, hold_out, python_docs, read_rows, sample, text_of
+from core.errors import InvalidDataError
+
+ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"\nand broken', "label": "b"}]
+
+
+def write(path, rows):
+    file = io.StringIO(newline="")
+    if ".csv" in path.suffixes:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    content = b"\xef\xbb\xbf" + file.getvalue().encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.csv.gz"])
+def test_every_format_reads_the_same(tmp_path, name):
+    assert read_rows(write(tmp_path / name, ROWS), "/task/data/train") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"text": "a"}\n{"text": \n', r"rows\.jsonl, line 2: not JSON"),
+        ("rows.jsonl", b'{"text": "a"}\n[1]\n', r"line 2: a row must be a JSON object"),
+        ("rows.jsonl", b"\n\n", "holds no rows"),
+        ("rows.jsonl", b"\xff\xfe", "cannot be read"),
+        ("rows.jsonl.gz", b"not gzip", "cannot be read"),
+        ("rows.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "cannot be read"),
+        ("rows.csv", b"text,label\na,b,c\n", r"line 2: the header has 2 columns"),
+        ("rows.csv", b"text,label\na\n", r"line 2: the header has 2 columns"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InvalidDataError, match=message) as caught:
+        read_rows(path, "/task/data/train")
+    assert caught.value.param == "/task/data/train"
+
+
+@pytest.mark.parametrize("row", [{}, {"text": 3}, {"text": " "}, {"text": None}])
+def test_a_row_without_text_is_named(row):
+    with pytest.raises(InvalidDataError, match="Row 7: column 'text'"):
+        text_of(row, "text", 7)
+
+
+def test_holding_out_is_a_partition_and_repeats():
+    rows = [{"text": str(i)} for i in range(50)]
+    train, held_out = hold_out(rows, 0.2, seed=1)
+    assert len(held_out) == 10
+    assert sorted(train + held_out, key=lambda r: int(r["text"])) == rows
+    assert (train, held_out) == hold_out(rows, 0.2, seed=1)
+    with pytest.raises(InvalidDataError):
+        hold_out(rows[:1], 0.2, seed=1)
+
+
+def test_sampling_keeps_order_and_repeats():
+    rows = [{"text": str(i)} for i in range(50)]
+    drawn = sample(rows, 10, seed=3)
+    assert len(drawn) == 10
+    assert drawn == sorted(drawn, key=lambda r: int(r["text"]))
+    assert drawn == sample(rows, 10, seed=3)
+    assert sample(rows, None, seed=3) is rows
+
+
+def test_python_docs_hold_out_whole_topics_without_leaking():
+    train, held_out = python_docs()
+    assert len(train) > 1000
+    assert len(held_out) > 100
+    assert not {r["text"] for r in train} & {r["text"] for r in held_out}
+
+
+def test_batches_by_length_hold_every_row_once():
+    features = Features([{"input_ids": [1] * (1 + i % 7)} for i in range(23)])
+    seen = []
+    for batch in batches_by_length(features, 5, lambda rows: rows):
+        lengths = [len(row["input_ids"]) for row in batch]
+        assert max(lengths) - min(lengths) <= 3
+        seen += [row["row"] for row in batch]
+    assert sorted(seen) == list(range(23))

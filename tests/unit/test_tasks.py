@@ -1,0 +1,139 @@
+"""Tasks: tokenising, losses and metrics against slow references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from core.engine.evaluate import Teacher, evaluate
+from core.engine.tasks import TASKS
+from core.engine.tasks.base import soft_cross_entropy
+from core.errors import InvalidDataError
+from core.jobs import spec
+from tests import tiny
+
+DATA = {"source": "path", "train": "/data/train.jsonl"}
+
+
+def task(name, **options):
+    parts = {
+        "sentence-embedding": spec.SentenceEmbedding,
+        "sequence-classification": spec.SequenceClassification,
+        "causal-lm": spec.CausalLM,
+    }
+    part = parts[name].model_validate({"name": name, "data": DATA, **options})
+    return TASKS[name](part, spec.Training(max_length=16), tiny.tokenizer())
+
+
+def rows(count=20):
+    return [{"text": text, "label": i % 3} for i, text in enumerate(tiny.sentences(count))]
+
+
+def test_distillation_is_the_tempered_divergence():
+    student, teacher = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p = np.exp(np.array(t) / 2) / np.exp(np.array(t) / 2).sum()
+        q = np.exp(np.array(s) / 2) / np.exp(np.array(s) / 2).sum()
+        total += sum(pi * (math.log(pi) - math.log(qi)) for pi, qi in zip(p, q, strict=True))
+    assert soft_cross_entropy(student, teacher, 2.0).item() == pytest.approx(4 * total / 4)
+    assert soft_cross_entropy(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_embeddings_do_not_depend_on_padding():
+    ours = task("sentence-embedding")
+    features = ours.features(rows())
+    model = tiny.bert()
+    with torch.no_grad():
+        together = ours.outputs(model, ours.collate([features[i] for i in range(20)]))
+        alone = torch.cat([ours.outputs(model, ours.collate([features[i]])) for i in range(20)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(20))
+
+
+def test_embedding_metrics_compare_with_the_dense_model():
+    ours = task("sentence-embedding")
+    one, other = torch.randn(9, 4), torch.randn(9, 4)
+    metrics = ours.metrics([one[:5], one[5:]], [other[:5], other[5:]])
+    cosines = [float(a @ b / a.norm() / b.norm()) for a, b in zip(one, other, strict=True)]
+    pairs = [(i, j) for i in range(9) for j in range(i + 1, 9)]
+    expected = spearmanr([float(one[i] @ one[j]) for i, j in pairs], [float(other[i] @ other[j]) for i, j in pairs])
+    assert metrics["cosine_to_dense"].value == pytest.approx(sum(cosines) / 9, abs=1e-6)
+    assert metrics["similarity_spearman"].value == pytest.approx(expected.statistic)
+
+
+def test_classes_are_the_sorted_training_labels():
+    ours = task("sequence-classification")
+    assert ours.model_options([{"label": "no"}, {"label": "yes"}, {"label": "no"}])["id2label"] == {0: "no", 1: "yes"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 1], "at least two classes"),
+        ([1, "a"], "all integers or all strings"),
+        ([1, 2.5], "Row 2"),
+        ([1], "at least"),
+    ],
+)
+def test_bad_labels_are_refused(labels, message):
+    with pytest.raises(InvalidDataError, match=message):
+        task("sequence-classification").model_options([{"text": "a", "label": label} for label in labels])
+
+
+def test_a_held_out_label_that_training_lacks_is_named():
+    ours = task("sequence-classification")
+    ours.model_options(rows())
+    with pytest.raises(InvalidDataError, match="Held-out row 1 has the label 9"):
+        ours.features([{"text": "a cat", "label": 9}])
+
+
+def test_pairs_are_encoded_together():
+    ours = task("sequence-classification", text_pair_column="second")
+    pair = [{"text": "a cat", "second": "the dog", "label": i} for i in range(2)]
+    ours.model_options(pair)
+    assert len(ours.features(pair)[0]["input_ids"]) == 4
+
+
+def test_accuracy_counts_right_rows():
+    ours = task("sequence-classification")
+    batch = {"labels": torch.tensor([0, 1, 1])}
+    right = ours.summarise(torch.tensor([[2.0, 1], [2, 1], [1, 2]]), batch)
+    assert ours.metrics([right], [right])["accuracy"].value == pytest.approx(2 / 3)
+
+
+def test_documents_are_packed_into_equal_blocks_with_their_start_tokens():
+    ours = task("causal-lm")
+    features = ours.features(rows())
+    assert {len(features[i]["input_ids"]) for i in range(len(features))} == {16}
+    words = sum(len(row["text"].split()) + 1 for row in rows())
+    assert len(features) == words // 16
+    assert features[0]["input_ids"][0] == ours.tokenizer.bos_token_id
+
+
+def test_nats_per_token_is_the_mean_over_all_predicted_tokens():
+    ours = task("causal-lm")
+    features, model = ours.features(rows()), tiny.llama()
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for i in range(len(features)):
+            ids = features[i]["input_ids"]
+            logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            for position in range(len(ids) - 1):
+                total -= float(logits[position, ids[position + 1]])
+                tokens += 1
+    metrics = evaluate(ours, model, features).metrics
+    assert metrics["nats_per_token"].value == pytest.approx(total / tokens, rel=1e-5)
+    assert metrics["perplexity"].value == pytest.approx(math.exp(total / tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "make"), [("sentence-embedding", tiny.bert), ("causal-lm", tiny.llama)])
+def test_a_teacher_answers_for_the_rows_it_is_asked_about(name, make):
+    ours, model = task(name), make()
+    features = ours.features(rows())
+    batch = ours.collate([features[i] for i in (4, 0, 2)])
+    with torch.no_grad():
+        expected = ours.outputs(model, batch)
+    torch.testing.assert_close(Teacher(ours, model, features).answer(batch), expected, atol=1e-5, rtol=1e-5)

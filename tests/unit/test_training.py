@@ -1,0 +1,100 @@
+"""Pruning while training: what is removed stays removed, counts are exact, runs repeat."""
+
+import pytest
+import torch
+
+from core.engine.anatomy import bind
+from core.engine.evaluate import Teacher
+from core.engine.methods import PRUNERS, Budget, Schedule
+from core.engine.tasks import TASKS
+from core.engine.training import train
+from core.errors import NumericalError
+from core.jobs import spec
+from tests import tiny
+
+DATA = {"source": "path", "train": "/data/train.jsonl"}
+STEPS = 24
+
+
+def run(sparsity=0.5, precision="fp32", seed=0, **options):
+    """Prune a tiny Llama; returns the model, its pruner and what the listener heard."""
+    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+    training = spec.Training(
+        learning_rate=1e-2, per_device_train_batch_size=4, max_length=16, precision=precision, seed=seed
+    )
+    task = TASKS["causal-lm"](part, training, tiny.tokenizer())
+    model, features = tiny.llama(), task.features([{"text": text} for text in tiny.sentences(60)])
+    anatomy = bind(model)
+    method = spec.NeuroPrune(name="neuroprune", **options)
+    schedule = Schedule(STEPS, 0.1, 0.4)
+    pruner = PRUNERS["neuroprune"](anatomy, Budget.of(anatomy, sparsity), schedule, method)
+    heard = []
+
+    def listen(report):
+        heard.append(report)
+        for units, position in zip(anatomy.units, range(len(anatomy.units)), strict=True):
+            removed = ~pruner.masks.kept(position)
+            for part in units.slices:
+                assert not part.by_unit(part.parameter.detach())[removed].any()
+
+    train(
+        task, model, features, steps=STEPS, teacher=Teacher(task, tiny.llama(), features), pruner=pruner, listen=listen
+    )
+    return model, pruner, heard
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_removed_units_stay_zero_through_every_step(precision):
+    _, pruner, heard = run(precision=precision)
+    assert [report.step for report in heard] == list(range(1, STEPS + 1))
+    sparsities = [report.sparsity for report in heard]
+    assert sparsities == sorted(sparsities)
+    assert sparsities[-1] == pytest.approx(0.5, abs=0.5 * 96 / 32_448)
+    assert pruner.sparsity == sparsities[-1]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.33, 0.9])
+def test_the_target_is_met_exactly(sparsity):
+    model, pruner, _ = run(sparsity)
+    assert pruner.masks.removed_parameters() / bind(model).encoder_parameters == pytest.approx(sparsity, abs=0.0015)
+
+
+def test_every_layer_keeps_its_share():
+    _, pruner, _ = run(0.7, layer_floor=1.0)
+    assert len({len(layer.neurons) for layer in pruner.plan().layers}) <= 2
+
+
+def test_the_same_seed_gives_the_same_model():
+    one, _, _ = run(seed=5)
+    two, _, _ = run(seed=5)
+    other, _, _ = run(seed=6)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_training_leaves_the_model_in_fp32():
+    model, _, _ = run(precision="bf16")
+    with torch.no_grad():
+        assert model(torch.tensor([[4, 5, 6]])).logits.dtype == torch.float32
+        assert "autocast" not in str(model.forward)
+
+
+def test_strong_penalties_leave_zeros_and_no_penalty_leaves_none():
+    for strength, expected in ((0.0, False), (5.0, True)):
+        model, pruner, _ = run(0.3, alpha=strength, beta=strength)
+        attention = bind(model).layers[0].attention
+        zeros = [(m.weight == 0).sum() for m in (attention.query, attention.key, attention.value)]
+        removed = ~pruner.masks.kept(0)
+        masked = int(removed.sum()) * (2 + 1 + 1) * 8 * 32
+        assert (int(sum(zeros)) > masked) is expected
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+    training = spec.Training(learning_rate=1e-2, max_length=16, precision="fp32")
+    task = TASKS["causal-lm"](part, training, tiny.tokenizer())
+    model = tiny.llama()
+    features = task.features([{"text": text} for text in tiny.sentences(20)])
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="became nan at step 1"):
+        train(task, model, features, steps=2, teacher=None, pruner=None, listen=lambda _: None)
