@@ -7,6 +7,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,31 +110,37 @@ def sample(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
 
 
 def python_docs() -> tuple[list[Row], list[Row]]:
-    """Sentences of the language reference that CPython ships, as (training, held-out) rows.
+    """Text of the language reference that CPython ships, as (training, held-out) rows.
 
-    Every eighth topic in alphabetical order is held out, whole, and a sentence that stands in both is left out of
-    the training rows.
+    Every eighth topic in alphabetical order is held out, whole, as sentences. The other topics give sentences, pairs
+    of neighbouring sentences, and clauses, so that there is enough to learn from; a sentence that a held-out topic
+    has too is left out of all three.
     """
     from pydoc_data.topics import topics
 
     names = sorted(topics)
-    held_out = [s for name in names[::8] for s in _sentences(topics[name])]
-    train = [s for i, name in enumerate(names) if i % 8 for s in _sentences(topics[name])]
-    seen = set(held_out)
-    return (
-        [{"text": s} for s in dict.fromkeys(train) if s not in seen],
-        [{"text": s} for s in dict.fromkeys(held_out)],
-    )
+    held_out = {s: None for name in names[::8] for paragraph in _paragraphs(topics[name]) for s in paragraph}
+    train: dict[str, None] = {}
+    for name in (name for i, name in enumerate(names) if i % 8):
+        for paragraph in _paragraphs(topics[name]):
+            kept = [sentence for sentence in paragraph if sentence not in held_out]
+            train |= dict.fromkeys(kept)
+            train |= dict.fromkeys(f"{one} {next_one}" for one, next_one in pairwise(kept))
+            train |= dict.fromkeys(clause for sentence in kept for clause in _clauses(sentence))
+    return [{"text": text} for text in train if text not in held_out], [{"text": text} for text in held_out]
 
 
-def _sentences(topic: str) -> Iterator[str]:
-    """Prose sentences of at least 30 characters; grammar and code are mostly not letters and left out."""
+def _paragraphs(topic: str) -> Iterator[list[str]]:
+    """The prose sentences of each paragraph; grammar and code are mostly not letters, and left out."""
     for paragraph in re.split(r"\n\s*\n", topic):
-        prose = " ".join(paragraph.split())
-        for sentence in re.split(r"(?<=[.!?:]) (?=[A-Z])", prose):
-            letters = sum(c.isalpha() for c in sentence)
-            if len(sentence) >= 30 and letters > 0.7 * len(sentence):
-                yield sentence
+        sentences = re.split(r"(?<=[.!?:;]) (?=[A-Z\"*`])", " ".join(paragraph.split()))
+        yield [s for s in sentences if len(s) >= 30 and sum(c.isalpha() for c in s) > 0.65 * len(s)]
+
+
+def _clauses(sentence: str) -> list[str]:
+    """Parts between commas that say something on their own; none for a sentence without commas."""
+    parts = re.split(r"(?<=,) ", sentence)
+    return [part for part in parts if len(part) >= 25] if len(parts) > 1 else []
 
 
 class Features(Dataset[Feature]):
