@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
 from rich.text import Text
 
@@ -47,9 +46,8 @@ class LiveBar:
                     self._task, completed=data["fraction"], metrics=metrics_line(data), eta_at=data["eta_at"]
                 )
             case "status" | "warning":
-                self._progress.console.print(
-                    escape(sentence(event)), style="yellow" if event.type == "warning" else "dim"
-                )
+                style = "yellow" if event.type == "warning" else "dim"
+                self._progress.console.print(sentence(event), style=style, markup=False, highlight=False)
                 if data.get("status") == "succeeded":
                     self._progress.update(self._task, description="done", completed=1.0, eta_at=None)
 

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 
 from core.errors import ErrorCode, NeuroPruneError
@@ -26,9 +27,8 @@ _UNKNOWN_TYPE = "application/octet-stream"
 class Pipe:
     """The reporter: writes messages to the supervisor, and remembers the phase for error messages."""
 
-    def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)
-        self._stream = os.fdopen(descriptor, "wb", buffering=0)
+    def __init__(self, stream: FileIO) -> None:
+        self._stream = stream
         self.phase = "staging"
 
     def __call__(self, message: PhaseStarted | StepDone | Warned) -> None:
@@ -50,9 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--progress-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    pipe = Pipe(options.progress_fd)
+    os.set_inheritable(options.progress_fd, False)
+    with os.fdopen(options.progress_fd, "wb", buffering=0) as stream:
+        return work(options.work_dir, Pipe(stream))
+
+
+def work(work_dir: Path, pipe: Pipe) -> int:
+    """Do the job, and say how it ended; the exit status."""
     try:
-        pipe.write(run(Assignment.read(options.work_dir), options.work_dir, pipe))
+        pipe.write(run(Assignment.read(work_dir), work_dir, pipe))
     except Exception as error:  # whatever it is, the supervisor must learn of it
         traceback.print_exc()
         pipe.write(failure(error, pipe.phase))

@@ -1,0 +1,158 @@
+"""The command line: what it prints, and how it fails."""
+
+import io
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from rich.console import Console
+
+from client import cli, demo, sdk
+from client.display import progress_display, time_left
+from client.sdk import Event
+from core.errors import InvalidInputError
+
+SUMMARY = {
+    "metrics": {"cosine_to_dense": {"dense": 1.0, "pruned": 0.95, "unit": "", "higher_is_better": True}},
+    "parameters": {
+        "encoder": {"dense": 10_000_000, "pruned": 5_000_000},
+        "total": {"dense": 20_000_000, "pruned": 15_000_000},
+    },
+    "size_bytes": {"dense": 80_000_000, "pruned": 60_000_000},
+    "latency_ms": {"onnxruntime": {"dense": {"median": 20.0}, "pruned": {"median": 10.0}}},
+}
+EVENTS = [
+    Event(1, "status", {"status": "queued", "reason": "accepted"}),
+    Event(2, "phase", {"phase": "pruning"}),
+    Event(
+        3,
+        "progress",
+        {"fraction": 0.5, "step": 1, "total_steps": 2, "eta_at": None, "metrics": {"loss": 0.25}, "message": ""},
+    ),
+    Event(4, "warning", {"message": "mind [the] gap"}),
+    Event(5, "status", {"status": "failed", "reason": "x", "error": {"message": "no such column"}}),
+]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs a command: exit status, output, errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["neuroprune", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def service(monkeypatch):
+    """A function that puts a handler in the place of the service."""
+
+    def install(handler):
+        client = httpx.Client
+        transport = httpx.MockTransport(handler)
+        monkeypatch.setattr(sdk.httpx, "Client", lambda **options: client(**options | {"transport": transport}))
+
+    return install
+
+
+def test_the_catalogue_needs_no_service(run):
+    status, out, _ = run("methods", "--json")
+    assert status == 0
+    assert json.loads(out)[0]["options"]["properties"]["alpha"]["default"] == 1e-3
+    status, out, _ = run("families", "--json")
+    assert {family["model_type"] for family in json.loads(out)} >= {"bert", "llama"}
+    assert run("families")[0] == run("methods")[0] == 0
+
+
+def test_a_service_that_is_not_there_is_one_line(run):
+    status, out, err = run("jobs", "--url", "http://127.0.0.1:9")
+    assert (status, out) == (1, "")
+    assert err.startswith("Error: No NeuroPrune service answers at http://127.0.0.1:9")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("content", "complaint"), [("{", "is not JSON"), ("[]", "one JSON object"), (None, "read")])
+def test_a_spec_that_is_none_is_refused_before_it_is_sent(run, tmp_path, content, complaint):
+    spec = tmp_path / "spec.json"
+    if content is not None:
+        spec.write_text(content)
+    status, _, err = run("submit", str(spec))
+    assert status == 1
+    assert complaint in err
+
+
+def test_a_spec_is_read_from_standard_input_and_problems_are_shown(run, service, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"target": [1]}'))
+    sent = []
+
+    def handler(request):
+        sent.append(json.loads(request.content))
+        return httpx.Response(422, json={"detail": "/target: [must] be an object"})
+
+    service(handler)
+    status, _, err = run("submit", "-", "--name", "mine")
+    assert (status, err) == (1, "Error: /target: [must] be an object\n")
+    assert sent == [{"target": [1], "name": "mine", "labels": {}}]
+
+
+def test_watch_fails_where_the_job_does(run, service):
+    def handler(request):
+        if request.url.path.endswith("/events"):
+            lines = [f"id: {e.seq}\nevent: {e.type}\ndata: {json.dumps({'data': e.data})}\n\n" for e in EVENTS]
+            return httpx.Response(200, text="".join(lines) + "event: done\ndata: {}\n\n")
+        return httpx.Response(200, json={"status": "failed", "finished_at": "2026-01-01T00:00:00Z"})
+
+    service(handler)
+    status, out, _ = run("watch", "job_x")
+    assert status == 1
+    assert "failed: no such column" in out
+    status, out, _ = run("watch", "job_x", "--json")
+    assert status == 1
+    assert [json.loads(line)["seq"] for line in out.splitlines()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_events_are_shown_on_terminals_and_in_logs(is_terminal):
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
+    with progress_display(console) as show:
+        for event in EVENTS:
+            show(event)
+    shown = console.file.getvalue()
+    for text in ("queued: accepted", "pruning", "50%", "step 1/2, loss 0.25", "mind [the] gap", "no such column"):
+        assert text in shown
+
+
+def test_the_time_left_is_minutes_and_seconds():
+    def in_seconds(seconds):
+        return (datetime.now(UTC) + timedelta(seconds=seconds, milliseconds=200)).isoformat()
+
+    assert [time_left(in_seconds(s)) for s in (-5, 61, 3723)] == ["0:00 left", "1:01 left", "1:02:03 left"]
+    assert time_left(None) == ""
+
+
+def test_the_demo_sets_dense_beside_pruned():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(demo.comparison(SUMMARY))
+    shown = console.file.getvalue()
+    for text in ("0.9500", "-0.0500", "5.00M", "-50.0%", "60.00 MB", "-25.0%", "ONNX Runtime", "2.00x faster"):
+        assert text in shown
+
+
+def test_the_demo_removes_its_own_bundle_and_nothing_else(tmp_path):
+    bundle, other = tmp_path / "bundle", tmp_path / "other"
+    for folder, name in ((bundle, "manifest.json"), (other, "thesis.txt")):
+        folder.mkdir()
+        (folder / name).touch()
+    demo._make_way(tmp_path / "new")
+    demo._make_way(bundle)
+    assert not bundle.exists()
+    with pytest.raises(InvalidInputError, match="is no bundle"):
+        demo._make_way(other)
+    assert (other / "thesis.txt").exists()
