@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from core.engine.anatomy import bind, count_parameters
 from core.engine.export.bundle import load_bundle, read_probe
 from core.engine.export.onnx import open_session, run_session
 from core.engine.tasks import TASKS
@@ -39,6 +40,26 @@ def differences(folder: Path) -> dict[str, float]:
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
     return found
+
+
+@torch.inference_mode()
+def inspect(folder: Path) -> dict[str, float | int | str]:
+    """Load a bundle in this process and compare it with the outputs that were recorded before it was written.
+
+    Returns:
+        `max_abs_difference` of the outputs, and the model's class and size.
+
+    Raises:
+        VerificationError: the bundle cannot be loaded.
+    """
+    model = load_bundle(folder)
+    inputs, expected = read_probe(folder)
+    return {
+        "model": type(model).__name__,
+        "max_abs_difference": _largest(TASKS[model.config.neuroprune["task"]].outputs(model, inputs), expected),
+        "encoder_parameters": bind(model).encoder_parameters,
+        "total_parameters": count_parameters(model),
+    }
 
 
 def verify(folder: Path) -> dict[str, float]:

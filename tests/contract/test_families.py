@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from client.load import check, load
+from client.load import load
 from core.engine.anatomy import bind, count_parameters
 from core.engine.compact import compact
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
 from core.engine.plan import LayerPlan, Masks, Plan
 from core.engine.tasks import TASKS
-from core.engine.verify import TOLERANCE, verify
+from core.engine.verify import TOLERANCE, inspect, verify
 from core.errors import UnknownFamilyError, VerificationError
 from core.families import FAMILIES, family_of
 from core.jobs.spec import Training
@@ -147,7 +147,7 @@ def test_a_ragged_bundle_with_emptied_layers_loads_everywhere_and_agrees(case, t
     write_manifest(folder)
     differences = verify(folder)
     assert set(differences) == set(TOLERANCE)
-    assert check(folder)["total_parameters"] == count_parameters(model)
+    assert inspect(folder)["total_parameters"] == count_parameters(model)
 
 
 def test_generation_with_cache_equals_generation_without():

@@ -88,12 +88,13 @@ def check_manifest(folder: Path) -> None:
             raise VerificationError(f"{name} is not the file that was delivered: its size or sha256 differs.")
 
 
-def load_bundle(folder: Path) -> PreTrainedModel:
+def load_bundle(folder: str | Path) -> PreTrainedModel:
     """Load a bundle's model without running code from the bundle, in eval mode.
 
     Raises:
         VerificationError: the bundle is incomplete, was changed, or its config disagrees with its weights.
     """
+    folder = Path(folder)
     check_manifest(folder)
     description = _read_json(folder / "config.json").get("neuroprune", {})
     stock = getattr(transformers, str(description.get("architecture")), None)
