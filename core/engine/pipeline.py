@@ -23,6 +23,7 @@ from core.engine.measure import measure_latency
 from core.engine.methods import PRUNERS, Budget, Pruner, Schedule
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, summary_of, write_report
+from core.engine.report.plot import PLOT_FILE, plot_structure
 from core.engine.report.structure import describe_structure
 from core.engine.tasks import TASKS, Task
 from core.engine.tasks.base import model_inputs
@@ -115,6 +116,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     )
     document = build_report(spec, inputs.model, measured, output)
     write_report(document, output)
+    plot_structure(structure, output / PLOT_FILE)
     (output / "README.md").write_text(model_card(document))
     write_manifest(output)
     return summary_of(document)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from core.engine.report.plot import PLOT_FILE
+
 
 def model_card(report: dict[str, Any]) -> str:
     """Markdown with a front matter, readable on its own."""
@@ -37,6 +39,8 @@ def model_card(report: dict[str, Any]) -> str:
             "",
             f"Latency at batch {setting['batch']}, length {setting['length']}, {setting['threads']} threads, dense and "
             f"pruned in turns. Metrics on {report['task']['held_out_rows']} held-out rows.",
+            "",
+            f"![Heads and neurons kept in each layer]({PLOT_FILE})",
             "",
             "## Use",
             "",
