@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from client import demo as demo_job
 from client.display import progress_display
@@ -60,7 +60,9 @@ def up(
     _exit_on_termination()
     console.print("Starting broker, API and worker …")
     with EmbeddedStack(state_dir, port=port) as stack:
-        console.print(f"NeuroPrune is at [bold]{stack.url}[/], its documentation at {stack.url}/docs. Try:")
+        console.print(
+            f"NeuroPrune is at [bold]{stack.url}[/], its documentation at {stack.url}/docs. Try:", soft_wrap=True
+        )
         console.print(_first_request(stack.url), markup=False, highlight=False, soft_wrap=True)
         console.print("Ctrl-C stops it; what it stored stays.")
         while True:
@@ -151,7 +153,8 @@ def jobs(
         _print_json(page)
         return
     rows = [
-        [job["id"], job["name"] or "", job["status"], job["phase"] or "", job["created_at"]] for job in page["data"]
+        [job["id"], job["name"] or "", job["status"], job["phase"] or "", job["created_at"][:19]]
+        for job in page["data"]
     ]
     _print_table(["job", "name", "status", "phase", "created"], rows)
 
@@ -225,7 +228,7 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(headings: list[str], rows: list[list[str]]) -> None:
-    table = Table(*headings)
+    table = Table(Column(headings[0], no_wrap=True), *headings[1:])  # ids are to be copied whole
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)

@@ -12,6 +12,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from core.db import create_engine, metadata
 from core.dispatch import Dispatcher
@@ -285,6 +286,31 @@ def test_the_lease_outlasts_its_length_while_the_job_runs(bench: Bench) -> None:
     thread.join()
     assert job.status is Status.SUCCEEDED
     assert not reaped
+
+
+def silent_database(*_: Any) -> Any:
+    raise OperationalError("UPDATE", {}, Exception("connection refused"))
+
+
+def test_a_database_that_is_silent_for_a_while_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent_until = time.monotonic() + 1.5
+
+    def flaky(method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: silent_database() if time.monotonic() < silent_until else method(*args)
+
+    job_id = bench.create()
+    for name in ("renew", "record", "finish"):
+        monkeypatch.setattr(bench.store, name, flaky(getattr(bench.store, name)))
+    job = bench.supervise(job_id, "say(type='phase', phase='loading'); succeed()")
+    assert job.status is Status.SUCCEEDED
+
+
+def test_an_attempt_ends_before_another_may_begin_elsewhere(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.store, "renew", silent_database)
+    began = time.monotonic()
+    job = bench.supervise(bench.create(), "time.sleep(60)")
+    assert time.monotonic() - began < 6
+    assert job.status is Status.RUNNING, "it is the reaper's now"
 
 
 def test_what_a_failed_attempt_stored_is_discarded(bench: Bench) -> None:
