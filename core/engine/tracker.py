@@ -34,16 +34,17 @@ class Tracker:
         """Report a phase and time it."""
         self._phase = name
         self._report(PhaseStarted(phase=name))
-        self._progress(0.0, StepDone(fraction=0.0, message=name))
+        self._progress(self._before, StepDone(fraction=0.0, message=name))
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
         self._before += SHARES[name]
+        self._progress(self._before, StepDone(fraction=0.0, message=name))
 
     def training_step(self, step: StepReport) -> None:
         """Report an optimiser step."""
         self._progress(
-            step.step / step.total_steps,
+            self._before + SHARES[self._phase] * step.step / step.total_steps,
             StepDone(
                 fraction=0.0,
                 step=step.step,
@@ -53,8 +54,8 @@ class Tracker:
             ),
         )
 
-    def _progress(self, done: float, message: StepDone) -> None:
-        fraction = min(1.0, self._before + SHARES[self._phase] * done)
+    def _progress(self, fraction: float, message: StepDone) -> None:
+        fraction = min(1.0, round(fraction, 4))
         elapsed = time.monotonic() - self._started
         left = elapsed / fraction * (1 - fraction) if fraction else None
         self._report(message.model_copy(update={"fraction": fraction, "eta_seconds": left}))
