@@ -49,7 +49,12 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
         f"A clean process loaded the pruned model; its outputs differ from the recorded ones by at most "
         f"{loaded['max_abs_difference']:.1e}."
     )
-    console.print(f"The model, its report and its model card lie in {output}/.", soft_wrap=True)
+    console.print(
+        f"The model (model.safetensors, model.onnx), its report (report.json) and its card (README.md) lie in "
+        f"{output.absolute()}.\nUse it: python -c 'from client.load import load; print(load(\"{output}\"))'",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def do_job(console: Console, stack: EmbeddedStack, client: NeuroPruneClient) -> Json:
