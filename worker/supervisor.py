@@ -262,6 +262,9 @@ def child_environment(environment: Mapping[str, str], settings: Settings) -> dic
     """What the child gets: no way to the database or the broker, nor to the Hub unless that is configured."""
     kept = {k: v for k, v in environment.items() if k not in {"NEUROPRUNE_DATABASE_URL", "NEUROPRUNE_BROKER_URL"}}
     defaults = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    # OpenMP threads that wait for others spin by default, which is ruinous where cores are shared: two trainings on
+    # the same two cores took 4.2 s a step instead of 0.2 s; with this limit 0.6 s, and alone still 0.2 s.
+    defaults["GOMP_SPINCOUNT"] = "20000"
     if settings.torch_threads is not None:
         defaults["OMP_NUM_THREADS"] = str(settings.torch_threads)
     return defaults | kept

@@ -53,7 +53,7 @@ def test_removed_units_stay_zero_through_every_step(precision):
     assert pruner.sparsity == sparsities[-1]
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.33, 0.9])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.33, 0.9])
 def test_the_target_is_met_exactly(sparsity):
     model, pruner, _ = run(sparsity)
     assert pruner.masks.removed_parameters() / bind(model).encoder_parameters == pytest.approx(sparsity, abs=0.0015)

@@ -44,7 +44,15 @@ class Budget:
         return budget
 
     def counts(self, reached: float) -> dict[Kind, int]:
-        """How many heads and neurons are gone when this share (0 … 1) of the target is reached."""
+        """How many heads and neurons are gone when this share (0 … 1) of the target is reached.
+
+        Never more of either than in the end: removal is final, so on the way there the rounding of one kind must not
+        be made up for by the other.
+        """
+        end, now = self._nearest(1.0), self._nearest(reached)
+        return {"heads": min(now["heads"], end["heads"]), "neurons": min(now["neurons"], end["neurons"])}
+
+    def _nearest(self, reached: float) -> dict[Kind, int]:
         wanted = reached * self.sparsity * self.encoder_parameters
         share = wanted / self._removable
         fewest = max(0, -(-(wanted - self.neurons * self.neuron_cost) // self.head_cost))
