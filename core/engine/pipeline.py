@@ -180,6 +180,8 @@ def _prune(spec: JobSpec, prepared: _Prepared, dense: PreTrainedModel, anatomy: 
         pruner=pruner,
         listen=tracker.training_step,
     )
+    if pruner.sparsity != budget.achieved(budget.counts(1.0)):
+        raise VerificationError(f"{pruner.sparsity:.4%} of the encoder went instead of {spec.target.sparsity:.4%}.")
     return pruner
 
 
