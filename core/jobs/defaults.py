@@ -14,7 +14,7 @@ class TrainingDefaults:
 
 
 TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
-    "sentence-embedding": TrainingDefaults(num_train_epochs=2.5, learning_rate=6e-4),
+    "sentence-embedding": TrainingDefaults(num_train_epochs=3, learning_rate=6e-4),
     "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4),
     "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4),
 }
