@@ -78,14 +78,16 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     tracker = Tracker(report)
     with tracker.phase("loading"):
         prepared = _prepare(spec, inputs)
+    dense_steps, pruning_steps = _steps(spec, prepared)
+    tracker.expect(dense_steps, pruning_steps)
     with tracker.phase("baseline"):
-        _train_densely(spec, prepared, tracker)
+        _train_densely(prepared, dense_steps, tracker)
         dense = copy.deepcopy(prepared.model)
         baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
     anatomy = bind(prepared.model)
     encoder_parameters = anatomy.encoder_parameters
     with tracker.phase("pruning"):
-        pruner = _prune(spec, prepared, dense, anatomy, tracker)
+        pruner = _prune(spec, prepared, dense, anatomy, pruning_steps, tracker)
     with tracker.phase("compacting"):
         structure = describe_structure(anatomy, pruner)
         probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
@@ -146,12 +148,19 @@ def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row]]:
     return sample(train, data.max_train_rows, seed), held_out[: data.max_validation_rows]
 
 
-def _train_densely(spec: JobSpec, prepared: _Prepared, tracker: Tracker) -> None:
+def _steps(spec: JobSpec, prepared: _Prepared) -> tuple[int, int]:
+    """Optimiser steps of dense training and of pruning."""
+    training, rows = spec.training, len(prepared.train)
+    assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
+    asked = training.dense_epochs
+    dense_epochs = asked if asked is not None else UNTRAINED_HEAD_EPOCHS * prepared.head_is_new
+    dense_steps = total_steps(rows, training, dense_epochs) if dense_epochs else 0
+    return dense_steps, total_steps(rows, training, training.num_train_epochs)
+
+
+def _train_densely(prepared: _Prepared, steps: int, tracker: Tracker) -> None:
     """Give a new task head its training, so that the baseline means something."""
-    asked = spec.training.dense_epochs
-    epochs = asked if asked is not None else UNTRAINED_HEAD_EPOCHS * prepared.head_is_new
-    if epochs:
-        steps = total_steps(len(prepared.train), spec.training, epochs)
+    if steps:
         train(
             prepared.task,
             prepared.model,
@@ -163,11 +172,11 @@ def _train_densely(spec: JobSpec, prepared: _Prepared, tracker: Tracker) -> None
         )
 
 
-def _prune(spec: JobSpec, prepared: _Prepared, dense: PreTrainedModel, anatomy: Anatomy, tracker: Tracker) -> Pruner:
+def _prune(
+    spec: JobSpec, prepared: _Prepared, dense: PreTrainedModel, anatomy: Anatomy, steps: int, tracker: Tracker
+) -> Pruner:
     training = spec.training
-    assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
     budget = Budget.of(anatomy, spec.target.sparsity)
-    steps = total_steps(len(prepared.train), training, training.num_train_epochs)
     schedule = Schedule(steps, training.warmup_fraction, training.recovery_fraction)
     pruner = PRUNERS[spec.method.name](anatomy, budget, schedule, spec.method)
     teacher = Teacher(prepared.task, dense, prepared.train) if training.distillation else None

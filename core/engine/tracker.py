@@ -9,14 +9,14 @@ from core.progress import PhaseStarted, Reporter, StepDone
 
 SHARES = {
     "loading": 0.02,
-    "baseline": 0.03,
-    "pruning": 0.75,
+    "baseline": 0.02,
+    "pruning": 0.76,
     "compacting": 0.02,
     "evaluating": 0.03,
     "exporting": 0.12,
     "verifying": 0.03,
 }
-"""Part of a job's time that each phase is expected to take; they add up to 1."""
+"""Part of a job's time that each phase is expected to take without dense training; they add up to 1."""
 
 
 class Tracker:
@@ -27,7 +27,14 @@ class Tracker:
         self._started = time.monotonic()
         self._phase = ""
         self._before = 0.0
+        self._shares = dict(SHARES)
         self.seconds: dict[str, float] = {}
+
+    def expect(self, dense_steps: int, pruning_steps: int) -> None:
+        """Share the time for training between the baseline and pruning, once it is known who trains how long."""
+        moved = SHARES["pruning"] * dense_steps / (dense_steps + pruning_steps)
+        self._shares["baseline"] += moved
+        self._shares["pruning"] -= moved
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -38,13 +45,13 @@ class Tracker:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
-        self._before += SHARES[name]
+        self._before += self._shares[name]
         self._progress(self._before, StepDone(fraction=0.0, message=name))
 
     def training_step(self, step: StepReport) -> None:
         """Report an optimiser step."""
         self._progress(
-            self._before + SHARES[self._phase] * step.step / step.total_steps,
+            self._before + self._shares[self._phase] * step.step / step.total_steps,
             StepDone(
                 fraction=0.0,
                 step=step.step,
