@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -57,8 +57,11 @@ def check_architecture(folder: Path, task_name: str) -> None:
         )
 
 
-def load_model(folder: Path, task: Task, train: list[Row]) -> tuple[PreTrainedModel, bool]:
+def load_model(folder: Path, task: Task, rows: list[Row]) -> tuple[PreTrainedModel, bool]:
     """Load in fp32 for a task.
+
+    Args:
+        rows: All rows that training and hold-out are drawn from; they decide which classes there are.
 
     Returns:
         The model, and whether its task head is new, that is, untrained.
@@ -66,9 +69,13 @@ def load_model(folder: Path, task: Task, train: list[Row]) -> tuple[PreTrainedMo
     Raises:
         InvalidModelError: unreadable, or weights of the transformer itself are missing or of another shape.
     """
-    options: dict[str, Any] = task.model_options(train)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InvalidModelError(f"config.json cannot be used: {_brief(error)}", param="/model") from error
+    changes = task.model_options(config, rows)
+    try:
+        config.update(changes)
         model, info = task.auto_class.from_pretrained(
             folder,
             config=config,
@@ -83,7 +90,15 @@ def load_model(folder: Path, task: Task, train: list[Row]) -> tuple[PreTrainedMo
     body = sorted(key for key in missing if _belongs_to_body(model, key))
     if body:
         raise InvalidModelError(f"The model's files lack weights, such as {body[0]!r}.", param="/model")
-    return model, any(not _belongs_to_body(model, key) and "pooler." not in key for key in missing)
+    if changes:
+        _renew_head(model)
+    return model, bool(changes) or any(not _belongs_to_body(model, key) and "pooler." not in key for key in missing)
+
+
+def _renew_head(model: PreTrainedModel) -> None:
+    """Initialise what lies outside of the base model: a head that was trained for other classes is of no use."""
+    fresh = type(model)(model.config).state_dict()
+    model.load_state_dict({key: fresh[key] for key in fresh if not _belongs_to_body(model, key)}, strict=False)
 
 
 def _belongs_to_body(model: PreTrainedModel, key: str) -> bool:

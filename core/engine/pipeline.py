@@ -126,26 +126,28 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
 
 def _prepare(spec: JobSpec, inputs: Inputs) -> _Prepared:
     check_architecture(inputs.model, spec.task.name)
-    train_rows, held_out_rows = _rows(spec, inputs)
+    all_rows, train_rows, held_out_rows = _rows(spec, inputs)
     tokenizer = load_tokenizer(inputs.model)
     task = TASKS[spec.task.name](spec.task, spec.training, tokenizer)
-    model, head_is_new = load_model(inputs.model, task, train_rows)
+    model, head_is_new = load_model(inputs.model, task, all_rows)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
     return _Prepared(task, tokenizer, model, head_is_new, task.features(train_rows), task.features(held_out_rows))
 
 
-def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row]]:
+def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row], list[Row]]:
+    """All rows that training is drawn from, those that are drawn, and the held-out ones."""
     data, seed = spec.task.data, spec.training.seed
     if isinstance(data, BuiltinData):
-        train, held_out = python_docs()
+        everything, held_out = python_docs()
+        train = everything
     else:
         assert inputs.train is not None  # noqa: S101 only builtin data has no file
-        train = read_rows(inputs.train, "/task/data/train")
+        train = everything = read_rows(inputs.train, "/task/data/train")
         if inputs.validation is not None:
             held_out = read_rows(inputs.validation, "/task/data/validation")
         else:
             train, held_out = hold_out(train, data.validation_fraction, seed)
-    return sample(train, data.max_train_rows, seed), held_out[: data.max_validation_rows]
+    return everything, sample(train, data.max_train_rows, seed), held_out[: data.max_validation_rows]
 
 
 def _steps(spec: JobSpec, prepared: _Prepared) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import pytest
 
+from core.jobs.defaults import TRAINING_DEFAULTS
 from core.jobs.state import Status
 from core.progress import Failed, PhaseStarted, StepDone, Warned
 from tests.problems import assert_problem
@@ -28,7 +29,7 @@ def test_submitted_job_is_accepted_stored_and_sent(service):
     assert int(answer.headers["retry-after"]) >= 1
     assert (job["object"], job["status"], job["name"], job["labels"]) == ("job", "queued", "demo", {"team": "search"})
     assert job["spec"]["training"]["learning_rate"] is None
-    assert job["resolved_spec"]["training"]["learning_rate"] == 3e-4
+    assert job["resolved_spec"]["training"]["learning_rate"] == TRAINING_DEFAULTS["sentence-embedding"].learning_rate
     assert job["queue"] == {"position": 1, "reason": "No worker is running."}
     assert job["created_at"].endswith("Z")
     assert service.http.get(answer.headers["location"]).json() == job

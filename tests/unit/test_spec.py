@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from api.pointers import describe
 from api.schemas import JobRequest
-from core.jobs.defaults import resolve
+from core.jobs.defaults import TRAINING_DEFAULTS, resolve
 from core.jobs.spec import JobSpec
 from tests.specs import DEMO, demo_spec, upload_spec
 
@@ -30,7 +30,8 @@ def test_specs_survive_json():
 
 
 def test_resolving_fills_only_what_was_left_open():
-    assert resolve(demo_spec()).training.num_train_epochs == 4
+    resolved = resolve(demo_spec()).training
+    assert resolved.num_train_epochs == TRAINING_DEFAULTS["sentence-embedding"].num_train_epochs
     given = demo_spec(training={"num_train_epochs": 0.5, "learning_rate": 1e-5})
     assert resolve(given).training == given.training
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from transformers import BertConfig
 
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.tasks import TASKS
@@ -66,7 +67,33 @@ def test_embedding_metrics_compare_with_the_dense_model():
 
 def test_classes_are_the_sorted_training_labels():
     ours = task("sequence-classification")
-    assert ours.model_options([{"label": "no"}, {"label": "yes"}, {"label": "no"}])["id2label"] == {0: "no", 1: "yes"}
+    rows = [{"label": "no"}, {"label": "yes"}, {"label": "no"}]
+    assert ours.model_options(tiny.bert_config(), rows)["id2label"] == {0: "no", 1: "yes"}
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (["positive", "negative"], ["negative", "positive"], [1, 0]),
+        (["a", "b", "c"], ["c", "a"], [2, 0]),
+        (["a", "b", "c"], [2, 0], [2, 0]),
+        (["a", "b", "c"], ["2", "0"], [2, 0]),
+        (["1", "0"], [0, 1], [1, 0]),
+    ],
+)
+def test_a_trained_head_keeps_its_own_classes(names, labels, expected):
+    ours = task("sequence-classification")
+    config = BertConfig(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    rows = [{"text": "a cat", "label": label} for label in labels]
+    assert ours.model_options(config, rows) == {}
+    features = ours.features(rows)
+    assert [features[i]["labels"] for i in range(len(rows))] == expected
+
+
+def test_digits_sort_as_numbers():
+    ours = task("sequence-classification")
+    names = ours.model_options(tiny.bert_config(), [{"label": str(i)} for i in range(12)])["id2label"]
+    assert names == {i: str(i) for i in range(12)}
 
 
 @pytest.mark.parametrize(
@@ -80,12 +107,14 @@ def test_classes_are_the_sorted_training_labels():
 )
 def test_bad_labels_are_refused(labels, message):
     with pytest.raises(InvalidDataError, match=message):
-        task("sequence-classification").model_options([{"text": "a", "label": label} for label in labels])
+        task("sequence-classification").model_options(
+            tiny.bert_config(), [{"text": "a", "label": label} for label in labels]
+        )
 
 
 def test_a_held_out_label_that_training_lacks_is_named():
     ours = task("sequence-classification")
-    ours.model_options(rows())
+    ours.model_options(tiny.bert_config(), rows())
     with pytest.raises(InvalidDataError, match="Held-out row 1 has the label 9"):
         ours.features([{"text": "a cat", "label": 9}])
 
@@ -93,7 +122,7 @@ def test_a_held_out_label_that_training_lacks_is_named():
 def test_pairs_are_encoded_together():
     ours = task("sequence-classification", text_pair_column="second")
     pair = [{"text": "a cat", "second": "the dog", "label": i} for i in range(2)]
-    ours.model_options(pair)
+    ours.model_options(tiny.bert_config(), pair)
     assert len(ours.features(pair)[0]["input_ids"]) == 4
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Batch, Feature, Features, Row, pad
 from core.jobs import spec
@@ -42,8 +42,13 @@ class Task(ABC):
         self.training = training
         self.tokenizer = tokenizer
 
-    def model_options(self, train: list[Row]) -> dict[str, Any]:
-        """Options for `auto_class.from_pretrained` that follow from the data."""
+    def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
+        """Changes to the model's config that follow from the data; if there are any, its task head starts anew.
+
+        Args:
+            config: The model's own.
+            rows: All rows that training and hold-out are drawn from.
+        """
         return {}
 
     @abstractmethod

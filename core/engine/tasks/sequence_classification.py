@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from core.engine.data import Batch, Features, Row, text_of
 from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
@@ -16,7 +16,7 @@ DISTILLATION_TEMPERATURE = 2.0
 
 
 class SequenceClassificationTask(Task):
-    """Logits [B, C]. The classes are the training rows' labels in sorted order."""
+    """Logits [B, C]."""
 
     name = "sequence-classification"
     auto_class = AutoModelForSequenceClassification
@@ -27,14 +27,20 @@ class SequenceClassificationTask(Task):
         super().__init__(*args)
         self._classes: dict[Label, int] = {}
 
-    def model_options(self, train: list[Row]) -> dict[str, Any]:
-        labels = {self._label(row, number) for number, row in enumerate(train, 1)}
+    def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
+        """The classes: the model's own where the labels are its names or ids, else the sorted labels of the rows."""
+        labels = {self._label(row, number) for number, row in enumerate(rows, 1)}
         if len(labels) < 2 or len({type(label) for label in labels}) != 1:
             raise InvalidDataError(
                 f"Column {self.spec.label_column!r} must hold at least two classes, all integers or all strings; "
                 f"it holds {sorted(map(repr, labels))[:5]}.",
                 param="/task/label_column",
             )
+        own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
+        by_id: dict[Label, int] = {i: i for i in own}
+        self._classes = by_id | {name: i for i, name in own.items()}
+        if labels <= set(self._classes):
+            return {}
         self._classes = {label: i for i, label in enumerate(sorted(labels))}
         names = {i: str(label) for label, i in self._classes.items()}
         return {"num_labels": len(names), "id2label": names, "label2id": {n: i for i, n in names.items()}}
@@ -73,7 +79,7 @@ class SequenceClassificationTask(Task):
                 f"Row {number}: column {self.spec.label_column!r} must hold an integer or a string, not {label!r}.",
                 param="/task/label_column",
             )
-        return label
+        return _plain(label)
 
     def _class(self, row: Row, number: int) -> int:
         label = self._label(row, number)
@@ -84,3 +90,8 @@ class SequenceClassificationTask(Task):
                 param="/task/data/validation",
             )
         return self._classes[label]
+
+
+def _plain(label: Label) -> Label:
+    """Digits as an integer: CSV and a config's class names know no others."""
+    return int(label) if isinstance(label, str) and label.isascii() and label.isdecimal() else label
