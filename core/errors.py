@@ -16,7 +16,11 @@ NeuroPruneError
 └── ConfigurationError           the service itself is set up wrongly
 """
 
+import reprlib
 from typing import Literal
+
+SHOWN_CHARACTERS = 100
+"""What a message repeats of a value of the user's."""
 
 ErrorCode = Literal[
     "invalid_input",
@@ -32,6 +36,16 @@ ErrorCode = Literal[
     "internal",
 ]
 """The closed list of reasons for which a job fails."""
+
+
+def shown(value: object) -> str:
+    """A value of the user's as a message repeats it: its `repr`, the middle left out where it is long."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = short.maxlong = SHOWN_CHARACTERS
+    text = short.repr(value)
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]}...{text[-half:]}"
 
 
 class NeuroPruneError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator
 
 from core.errors import ErrorCode
 
@@ -25,6 +25,22 @@ PHASES = (
 """The phases a job goes through, in this order. Clients must tolerate others."""
 
 
+MOST_CHARACTERS = 2000
+"""Longer texts are cut: a message is a sentence or two, and is stored with the job."""
+
+
+def _sendable(text: object) -> object:
+    """Without lone surrogates, which UTF-8 has no bytes for, and not too long."""
+    if not isinstance(text, str):
+        return text
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[: MOST_CHARACTERS - 1]}…"
+    return text.encode(errors="replace").decode()
+
+
+Text = Annotated[str, BeforeValidator(_sendable)]
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +49,7 @@ class PhaseStarted(_Message):
     """The job entered a phase."""
 
     type: Literal["phase"] = "phase"
-    phase: str
+    phase: Text
 
 
 class StepDone(_Message):
@@ -44,7 +60,7 @@ class StepDone(_Message):
     step: int | None = Field(None, description="Training steps done.")
     total_steps: int | None = None
     eta_seconds: float | None = None
-    message: str = ""
+    message: Text = ""
     metrics: dict[str, float] = Field(default_factory=dict, description="Current values, such as loss and sparsity.")
 
     @field_validator("metrics")
@@ -58,7 +74,7 @@ class Warned(_Message):
     """Something the user should know that does not end the job."""
 
     type: Literal["warning"] = "warning"
-    message: str
+    message: Text
 
 
 class Artifact(BaseModel):
@@ -85,8 +101,8 @@ class Failed(_Message):
 
     type: Literal["failed"] = "failed"
     code: ErrorCode
-    message: str
-    param: str | None = None
+    message: Text
+    param: Text | None = None
     retryable: bool = False
 
 

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from core.progress import Failed, PhaseStarted, StepDone, Succeeded, Warned, decode, encode
+from core.errors import shown
+from core.progress import MOST_CHARACTERS, Failed, PhaseStarted, StepDone, Succeeded, Warned, decode, encode
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,22 @@ def test_values_that_are_no_numbers_are_left_out():
 def test_anything_else_is_refused(line):
     with pytest.raises(ValidationError):
         decode(line)
+
+
+@pytest.mark.parametrize("kind", [Warned, lambda message: Failed(code="invalid_input", message=message, param=message)])
+def test_any_text_can_be_sent(kind):
+    told = decode(encode(kind(message="lone \ud83d, whole \U0001f600")))
+    assert told.message == "lone ?, whole \U0001f600"
+
+
+def test_long_texts_are_cut():
+    told = decode(encode(Failed(code="internal", message="x" * 10**6)))
+    assert len(told.message) == MOST_CHARACTERS
+    assert told.message.endswith("x…")
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, ["x" * 100] * 60_000, {"x" * 10**6: "y" * 10**6}, "\ud83d", 3, None])
+def test_values_are_shown_briefly(value):
+    text = shown(value)
+    assert len(text) <= 103
+    assert len(repr(value)) > 100 or text == repr(value)
