@@ -6,8 +6,9 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,80 +16,121 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import InvalidDataError
+from core.errors import InvalidDataError, InvalidInputError, shown
+from core.uploads import suffix_of
 
-Row = dict[str, Any]
 Feature = dict[str, Any]
 Batch = dict[str, Tensor]
 
+COLUMNS_SHOWN = 10
+"""Names of columns that a message lists."""
 
-def read_rows(path: Path, param: str) -> list[Row]:
-    """All rows of a .jsonl or .csv file, optionally .gz.
 
-    Args:
-        path: The file; its suffixes decide the format.
-        param: JSON pointer of the spec's field that names the file, for errors.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows come from: what the user calls it, and the JSON pointer of the spec's field that names it."""
+
+    name: str
+    param: str
+
+    def error(self, problem: str, line: int | None = None) -> InvalidDataError:
+        """What is wrong with it, or with this line of it."""
+        where = self.name if line is None else f"{self.name}, line {line}"
+        return InvalidDataError(f"{where}: {problem}", param=self.param)
+
+
+class Row(dict[str, Any]):
+    """Values by column, and where they were read: errors are found when the rows are no longer in their order."""
+
+    __slots__ = ("line", "source")
+
+    def __init__(self, values: Mapping[str, Any], source: Source, line: int) -> None:
+        super().__init__(values)
+        self.source = source
+        self.line = line
+
+    def error(self, problem: str) -> InvalidDataError:
+        """What is wrong with this row; says where it is."""
+        return self.source.error(problem, self.line)
+
+    def lacks(self, column: str, wanted: str) -> InvalidDataError:
+        """The column is missing, or does not hold what is wanted."""
+        found = f"holds {shown(self[column])}" if column in self else "is missing"
+        columns = ", ".join(map(shown, islice(self, COLUMNS_SHOWN)))
+        return self.error(f"column {shown(column)} {found}; it must hold {wanted}. The row has {columns or 'none'}.")
+
+
+def read_rows(path: Path, source: Source) -> list[Row]:
+    """All rows of a .jsonl or .csv file, optionally .gz, as the path's suffix says.
 
     Raises:
+        InvalidInputError: no such suffix.
         InvalidDataError: unreadable, or a line is not a row; the message names file and line.
     """
-    parse = _parse_csv if ".csv" in path.suffixes else _parse_jsonl
     try:
-        with _open_text(path) as stream:
-            rows = list(parse(stream, path.name, param))
+        suffix = suffix_of(path.name, "dataset")
+    except InvalidInputError as error:
+        error.param = source.param
+        raise
+    parse = _parse_csv if suffix.startswith(".csv") else _parse_jsonl
+    try:
+        with _open_text(path, suffix) as stream:
+            rows = list(parse(stream, source))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InvalidDataError(f"{path.name} cannot be read: {error}", param=param) from error
+        raise source.error(f"cannot be read ({error}).") from error
     if not rows:
-        raise InvalidDataError(f"{path.name} holds no rows.", param=param)
+        raise source.error("holds no rows.")
     return rows
 
 
-def _open_text(path: Path) -> IO[str]:
+def _open_text(path: Path, suffix: str) -> IO[str]:
     """UTF-8, with or without a byte order mark; line ends as they are, as csv wants them."""
-    if path.suffix == ".gz":
+    if suffix.endswith(".gz"):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _parse_jsonl(stream: IO[str], name: str, param: str) -> Iterator[Row]:
+def _parse_jsonl(stream: IO[str], source: Source) -> Iterator[Row]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            values = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InvalidDataError(f"{name}, line {number}: not JSON ({error.msg}).", param=param) from error
-        if not isinstance(row, dict):
-            raise InvalidDataError(f"{name}, line {number}: a row must be a JSON object.", param=param)
-        yield row
+            raise source.error(f"not JSON ({error.msg}).", number) from error
+        except (ValueError, RecursionError) as error:
+            raise source.error("a number has too many digits, or the nesting is too deep.", number) from error
+        if not isinstance(values, dict):
+            raise source.error("a row must be a JSON object.", number)
+        yield Row({_encodable(column): _encodable(value) for column, value in values.items()}, source, number)
 
 
-def _parse_csv(stream: IO[str], name: str, param: str) -> Iterator[Row]:
+def _encodable(value: Any) -> Any:
+    """Text without lone surrogates, which JSON can spell and nothing can encode; anything else as it is."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def _parse_csv(stream: IO[str], source: Source) -> Iterator[Row]:
     reader = csv.DictReader(stream, strict=True)
     try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise InvalidDataError(
-                    f"{name}, line {reader.line_num}: the header has {len(reader.fieldnames or [])} columns, "
-                    "this line another number.",
-                    param=param,
-                )
-            yield row
+        for values in reader:
+            if None in values or None in values.values():
+                columns = len(reader.fieldnames or [])
+                raise source.error(f"the header has {columns} columns, this line another number.", reader.line_num)
+            yield Row(values, source, reader.line_num)
     except csv.Error as error:
-        raise InvalidDataError(f"{name}, line {reader.line_num}: {error}.", param=param) from error
+        raise source.error(f"{error}.", reader.line_num) from error
 
 
-def text_of(row: Row, column: str, number: int) -> str:
-    """The text in a column of the row with this number (from 1).
+def text_of(row: Row, column: str) -> str:
+    """The text in a column.
 
     Raises:
         InvalidDataError: no such column, or no text in it.
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else f"holds {value!r}, not text"
-        columns = ", ".join(sorted(map(str, row)))
-        raise InvalidDataError(f"Row {number}: column {column!r} {found}; it has {columns}.", param="/task/data")
+        raise row.lacks(column, "text")
     return value
 
 
@@ -127,7 +169,13 @@ def python_docs() -> tuple[list[Row], list[Row]]:
             train |= dict.fromkeys(kept)
             train |= dict.fromkeys(f"{one} {next_one}" for one, next_one in pairwise(kept))
             train |= dict.fromkeys(clause for sentence in kept for clause in _clauses(sentence))
-    return [{"text": text} for text in train if text not in held_out], [{"text": text} for text in held_out]
+    kept = [text for text in train if text not in held_out]
+    return _builtin_rows(kept), _builtin_rows(held_out)
+
+
+def _builtin_rows(texts: Iterable[str]) -> list[Row]:
+    source = Source("python-docs", "/task/data")
+    return [Row({"text": text}, source, number) for number, text in enumerate(texts, 1)]
 
 
 def _paragraphs(topic: str) -> Iterator[list[str]]:

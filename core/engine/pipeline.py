@@ -4,7 +4,8 @@ loading → baseline → pruning → compacting → evaluating → exporting →
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.compact import compact
-from core.engine.data import Batch, Features, Row, hold_out, python_docs, read_rows, sample
+from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
@@ -45,6 +46,12 @@ class Inputs:
     model: Path
     train: Path | None = None
     validation: Path | None = None
+    names: Mapping[Path, str] = field(default_factory=dict)
+    """What the user calls those that lie here under another name."""
+
+    def source(self, path: Path, param: str) -> Source:
+        """Where the rows of a file come from, in the user's terms."""
+        return Source(self.names.get(path, path.name), param)
 
 
 @dataclass(frozen=True)
@@ -78,16 +85,17 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     tracker = Tracker(report)
     with tracker.phase("loading"):
         prepared = _prepare(spec, inputs)
+        anatomy = bind(prepared.model)
+        budget = Budget.of(anatomy, spec.target.sparsity)
     dense_steps, pruning_steps = _steps(spec, prepared)
     tracker.expect(dense_steps, pruning_steps)
     with tracker.phase("baseline"):
         _train_densely(prepared, dense_steps, tracker)
         dense = copy.deepcopy(prepared.model)
         baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
-    anatomy = bind(prepared.model)
     encoder_parameters = anatomy.encoder_parameters
     with tracker.phase("pruning"):
-        pruner = _prune(spec, prepared, dense, anatomy, pruning_steps, tracker)
+        pruner = _prune(spec, prepared, dense, anatomy, budget, pruning_steps, tracker)
     with tracker.phase("compacting"):
         structure = describe_structure(anatomy, pruner)
         probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
@@ -142,9 +150,9 @@ def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row], list[Row
         train = everything
     else:
         assert inputs.train is not None  # noqa: S101 only builtin data has no file
-        train = everything = read_rows(inputs.train, "/task/data/train")
+        train = everything = read_rows(inputs.train, inputs.source(inputs.train, "/task/data/train"))
         if inputs.validation is not None:
-            held_out = read_rows(inputs.validation, "/task/data/validation")
+            held_out = read_rows(inputs.validation, inputs.source(inputs.validation, "/task/data/validation"))
         else:
             train, held_out = hold_out(train, data.validation_fraction, seed)
     return everything, sample(train, data.max_train_rows, seed), held_out[: data.max_validation_rows]
@@ -175,13 +183,19 @@ def _train_densely(prepared: _Prepared, steps: int, tracker: Tracker) -> None:
 
 
 def _prune(
-    spec: JobSpec, prepared: _Prepared, dense: PreTrainedModel, anatomy: Anatomy, steps: int, tracker: Tracker
+    spec: JobSpec,
+    prepared: _Prepared,
+    dense: PreTrainedModel,
+    anatomy: Anatomy,
+    budget: Budget,
+    steps: int,
+    tracker: Tracker,
 ) -> Pruner:
     training = spec.training
-    budget = Budget.of(anatomy, spec.target.sparsity)
     schedule = Schedule(steps, training.warmup_fraction, training.recovery_fraction)
     pruner = PRUNERS[spec.method.name](anatomy, budget, schedule, spec.method)
-    teacher = Teacher(prepared.task, dense, prepared.train) if training.distillation else None
+    learns_from_teacher = training.distillation is None or training.distillation > 0
+    teacher = Teacher(prepared.task, dense, prepared.train) if learns_from_teacher else None
     train(
         prepared.task,
         prepared.model,

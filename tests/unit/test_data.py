@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from core.engine.data import Features, batches_by_length, hold_out, python_docs, read_rows, sample, text_of
-from core.errors import InvalidDataError
+from core.engine.data import Features, Row, Source, batches_by_length, hold_out, python_docs, read_rows, sample, text_of
+from core.errors import InvalidDataError, InvalidInputError
 
+TRAIN = Source("rows.jsonl", "/task/data/train")
 ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"\nand broken', "label": "b"}]
 
 
@@ -28,7 +29,45 @@ def write(path, rows):
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.csv.gz"])
 def test_every_format_reads_the_same(tmp_path, name):
-    assert read_rows(write(tmp_path / name, ROWS), "/task/data/train") == ROWS
+    assert read_rows(write(tmp_path / name, ROWS), TRAIN) == ROWS
+
+
+@pytest.mark.parametrize("name", ["ROWS.JSONL", "rows.jsonl.GZ", "export.csv.jsonl"])
+def test_the_last_suffix_decides_in_any_case(tmp_path, name):
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    assert read_rows(path, TRAIN) == ROWS
+
+
+def test_upper_case_csv_is_csv(tmp_path):
+    (tmp_path / "ROWS.CSV").write_bytes(b"text,label\na,b\n")
+    assert read_rows(tmp_path / "ROWS.CSV", TRAIN) == [{"text": "a", "label": "b"}]
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"\.jsonl, \.csv") as caught:
+        read_rows(tmp_path / "rows.parquet", TRAIN)
+    assert caught.value.param == TRAIN.param
+
+
+def test_rows_know_where_they_were_read(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a"}\n\n{"text": 5}\n' + b'{"text": "b"}\n' * 20)
+    shuffled = hold_out(read_rows(tmp_path / "rows.jsonl", TRAIN), 0.5, seed=1)
+    with pytest.raises(InvalidDataError, match=r"rows\.jsonl, line 3: column 'text' holds 5; it must hold text"):
+        [text_of(row, "text") for part in shuffled for row in part]
+
+
+def test_lone_surrogates_are_replaced(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(rb'{"te\ud83dxt": "a \ud83d b \ud83d\ude00", "n": 1}')
+    assert read_rows(tmp_path / "rows.jsonl", TRAIN) == [{"te?xt": "a ? b \U0001f600", "n": 1}]
+
+
+@pytest.mark.parametrize("row", [{"text": ["x" * 100] * 60_000}, {"x" * 100_000: 1, "text": None}])
+def test_errors_repeat_little_of_a_row(row):
+    with pytest.raises(InvalidDataError) as caught:
+        text_of(Row(row, TRAIN, 1), "text")
+    assert len(caught.value.message) < 500
 
 
 @pytest.mark.parametrize(
@@ -36,6 +75,8 @@ def test_every_format_reads_the_same(tmp_path, name):
     [
         ("rows.jsonl", b'{"text": "a"}\n{"text": \n', r"rows\.jsonl, line 2: not JSON"),
         ("rows.jsonl", b'{"text": "a"}\n[1]\n', r"line 2: a row must be a JSON object"),
+        ("rows.jsonl", b'{"text": "a"}\n' * 150 + b"[" * 100_000, "line 151: .* nesting is too deep"),
+        ("rows.jsonl", b'{"text": "a"}\n' * 150 + b"9" * 5000, "line 151: a number has too many digits"),
         ("rows.jsonl", b"\n\n", "holds no rows"),
         ("rows.jsonl", b"\xff\xfe", "cannot be read"),
         ("rows.jsonl.gz", b"not gzip", "cannot be read"),
@@ -48,14 +89,15 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InvalidDataError, match=message) as caught:
-        read_rows(path, "/task/data/train")
+        read_rows(path, Source(name, "/task/data/train"))
     assert caught.value.param == "/task/data/train"
 
 
 @pytest.mark.parametrize("row", [{}, {"text": 3}, {"text": " "}, {"text": None}])
 def test_a_row_without_text_is_named(row):
-    with pytest.raises(InvalidDataError, match="Row 7: column 'text'"):
-        text_of(row, "text", 7)
+    with pytest.raises(InvalidDataError, match=r"rows\.jsonl, line 7: column 'text'") as caught:
+        text_of(Row(row, TRAIN, 7), "text")
+    assert caught.value.param == TRAIN.param
 
 
 def test_holding_out_is_a_partition_and_repeats():

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from transformers import BertConfig
 
+from core.engine.data import Row, Source
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.tasks import TASKS
 from core.engine.tasks.base import soft_cross_entropy
@@ -15,6 +16,7 @@ from core.errors import InvalidDataError
 from core.jobs import spec
 from tests import tiny
 
+TRAIN = Source("rows.jsonl", "/task/data/train")
 DATA = {"source": "path", "train": "/data/train.jsonl"}
 
 
@@ -101,22 +103,23 @@ def test_digits_sort_as_numbers():
     [
         ([1, 1], "at least two classes"),
         ([1, "a"], "all integers or all strings"),
-        ([1, 2.5], "Row 2"),
+        ([1, 2.5], r"rows\.jsonl, line 2: column 'label' holds 2\.5"),
         ([1], "at least"),
     ],
 )
 def test_bad_labels_are_refused(labels, message):
     with pytest.raises(InvalidDataError, match=message):
         task("sequence-classification").model_options(
-            tiny.bert_config(), [{"text": "a", "label": label} for label in labels]
+            tiny.bert_config(), [Row({"text": "a", "label": label}, TRAIN, i) for i, label in enumerate(labels, 1)]
         )
 
 
 def test_a_held_out_label_that_training_lacks_is_named():
     ours = task("sequence-classification")
     ours.model_options(tiny.bert_config(), rows())
-    with pytest.raises(InvalidDataError, match="Held-out row 1 has the label 9"):
-        ours.features([{"text": "a cat", "label": 9}])
+    with pytest.raises(InvalidDataError, match=r"held-out\.csv, line 3: the label is 9") as caught:
+        ours.features([Row({"text": "a cat", "label": 9}, Source("held-out.csv", "/task/data/validation"), 3)])
+    assert caught.value.param == "/task/data/validation"
 
 
 def test_pairs_are_encoded_together():

@@ -24,7 +24,7 @@ class CausalLMTask(Task):
     def features(self, rows: list[Row]) -> Features:
         """Documents in a row, each begun with its start token (or ended with the end token), cut into blocks."""
         length = self.training.max_length
-        texts = [text_of(row, self.spec.text_column, number) for number, row in enumerate(rows, 1)]
+        texts = [text_of(row, self.spec.text_column) for row in rows]
         stream: list[int] = []
         for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
             stream += self._delimited(ids)

@@ -21,7 +21,7 @@ class SentenceEmbeddingTask(Task):
     dropout = False
 
     def features(self, rows: list[Row]) -> Features:
-        texts = [text_of(row, self.spec.text_column, number) for number, row in enumerate(rows, 1)]
+        texts = [text_of(row, self.spec.text_column) for row in rows]
         encoded = self.tokenizer(texts, truncation=True, max_length=self.training.max_length, padding=False)
         return Features([{key: encoded[key][i] for key in encoded} for i in range(len(texts))])
 

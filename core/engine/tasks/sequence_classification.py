@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from core.engine.data import Batch, Features, Row, text_of
 from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
-from core.errors import InvalidDataError
+from core.errors import InvalidDataError, shown
 
 Label = int | str
 DISTILLATION_TEMPERATURE = 2.0
@@ -29,11 +29,11 @@ class SequenceClassificationTask(Task):
 
     def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
         """The classes: the model's own where the labels are its names or ids, else the sorted labels of the rows."""
-        labels = {self._label(row, number) for number, row in enumerate(rows, 1)}
+        labels = {self._label(row) for row in rows}
         if len(labels) < 2 or len({type(label) for label in labels}) != 1:
             raise InvalidDataError(
-                f"Column {self.spec.label_column!r} must hold at least two classes, all integers or all strings; "
-                f"it holds {sorted(map(repr, labels))[:5]}.",
+                f"Column {shown(self.spec.label_column)} must hold at least two classes, all integers or all strings; "
+                f"it holds {_listed(sorted(labels, key=str)[:5])}.",
                 param="/task/label_column",
             )
         own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
@@ -46,11 +46,11 @@ class SequenceClassificationTask(Task):
         return {"num_labels": len(names), "id2label": names, "label2id": {n: i for i, n in names.items()}}
 
     def features(self, rows: list[Row]) -> Features:
-        first = [text_of(row, self.spec.text_column, number) for number, row in enumerate(rows, 1)]
+        first = [text_of(row, self.spec.text_column) for row in rows]
         pair = self.spec.text_pair_column
-        second = [text_of(row, pair, number) for number, row in enumerate(rows, 1)] if pair else None
+        second = [text_of(row, pair) for row in rows] if pair else None
         encoded = self.tokenizer(first, second, truncation=True, max_length=self.training.max_length, padding=False)
-        labels = [self._class(row, number) for number, row in enumerate(rows, 1)]
+        labels = [self._class(row) for row in rows]
         return Features([{**{key: encoded[key][i] for key in encoded}, "labels": y} for i, y in enumerate(labels)])
 
     @staticmethod
@@ -72,26 +72,26 @@ class SequenceClassificationTask(Task):
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
         return {"accuracy": Metric(torch.cat(summaries).mean().item(), "share of rows, 0 … 1", True)}
 
-    def _label(self, row: Row, number: int) -> Label:
+    def _label(self, row: Row) -> Label:
         label = row.get(self.spec.label_column)
         if isinstance(label, bool) or not isinstance(label, int | str):
-            raise InvalidDataError(
-                f"Row {number}: column {self.spec.label_column!r} must hold an integer or a string, not {label!r}.",
-                param="/task/label_column",
-            )
+            raise row.lacks(self.spec.label_column, "an integer or a string")
         return _plain(label)
 
-    def _class(self, row: Row, number: int) -> int:
-        label = self._label(row, number)
+    def _class(self, row: Row) -> int:
+        label = self._label(row)
         if label not in self._classes:
-            raise InvalidDataError(
-                f"Held-out row {number} has the label {label!r}, which no training row has; "
-                f"known are {list(self._classes)[:20]}.",
-                param="/task/data/validation",
-            )
+            known = _listed(list(self._classes)[:20])
+            raise row.error(f"the label is {shown(label)}, which no training row has; known are {known}.")
         return self._classes[label]
+
+
+def _listed(labels: list[Label]) -> str:
+    return ", ".join(map(shown, labels))
 
 
 def _plain(label: Label) -> Label:
     """Digits as an integer: CSV and a config's class names know no others."""
-    return int(label) if isinstance(label, str) and label.isascii() and label.isdecimal() else label
+    return (
+        int(label) if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) <= 18 else label
+    )
