@@ -1,7 +1,6 @@
 """What stays of a model: a plan, how it is held as masks, and what it removes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +62,3 @@ class Masks:
         """The plan that these masks describe."""
         kept = [tuple(mask.nonzero().flatten().tolist()) for mask in self._kept]
         return Plan(tuple(LayerPlan(heads, neurons) for heads, neurons in zip(kept[::2], kept[1::2], strict=True)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"kept": [mask.clone() for mask in self._kept]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave and hold it."""
-        self._kept = [mask.clone() for mask in state["kept"]]
-        self.hold()

@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,17 +54,13 @@ def train(
     teacher: Teacher | None,
     pruner: Pruner | None,
     listen: StepListener,
-) -> float:
+) -> None:
     """Train in place for a number of optimiser steps.
-
-    Returns:
-        Seconds spent.
 
     Raises:
         NumericalError: the loss is not finite.
     """
     set_seed(task.training.seed)
-    started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, _dropout(model, task.dropout):
         trainer = _DistillingTrainer(
             model=model,
@@ -79,7 +74,6 @@ def train(
         trainer.train()
         # Takes off the autocast that training put around forward: evaluation and export are in fp32.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return time.monotonic() - started
 
 
 @contextmanager
@@ -89,9 +83,11 @@ def _dropout(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     rates = [layer.p for layer in layers]
     for layer in layers:
         layer.p = 0.0
-    yield
-    for layer, rate in zip(layers, rates, strict=True):
-        layer.p = rate
+    try:
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.p = rate
 
 
 def uses_bf16(training: spec.Training) -> bool:

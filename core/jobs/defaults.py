@@ -11,22 +11,25 @@ class TrainingDefaults:
 
     num_train_epochs: float
     learning_rate: float
+    distillation: float | None
 
 
 TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
-    "sentence-embedding": TrainingDefaults(num_train_epochs=3, learning_rate=6e-4),
-    "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4),
-    "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4),
+    "sentence-embedding": TrainingDefaults(num_train_epochs=3, learning_rate=6e-4, distillation=None),
+    "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4, distillation=0.5),
+    "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.5),
 }
 
 
 def resolve(spec: JobSpec) -> JobSpec:
     """The same spec with the task's defaults filled in; `dense_epochs` stays open until the model is read."""
     defaults = TRAINING_DEFAULTS[spec.task.name]
+    asked = spec.training.distillation
     training = spec.training.model_copy(
         update={
             "num_train_epochs": spec.training.num_train_epochs or defaults.num_train_epochs,
             "learning_rate": spec.training.learning_rate or defaults.learning_rate,
+            "distillation": defaults.distillation if asked is None else asked,
         }
     )
     return spec.model_copy(update={"training": training})

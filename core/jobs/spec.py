@@ -16,6 +16,12 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+DiskPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+"""A path on the service's own disk; NUL ends a path in the system's calls, and they take no longer ones."""
+
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+"""Name of a column of the data."""
+
 FileId = Annotated[str, Field(pattern=r"^file_[0-9a-f]{32}$", description="Answer of POST /v1/files.")]
 
 # ---- model ---------------------------------------------------------------------------------------------------------
@@ -41,7 +47,7 @@ class PathModel(Spec):
     """A Hugging Face folder on the service's own disk, below one of its configured roots."""
 
     source: Literal["path"]
-    path: str = Field(min_length=1, description="Absolute path below a configured model root.")
+    path: DiskPath = Field(description="Absolute path below a configured model root.")
 
 
 Model = Annotated[BuiltinModel | UploadedModel | PathModel, Field(discriminator="source")]
@@ -83,8 +89,8 @@ class PathData(_Split):
     """Rows in files on the service's own disk, below one of its configured roots."""
 
     source: Literal["path"]
-    train: str = Field(min_length=1, description="Absolute path of a JSONL or CSV file, optionally .gz.")
-    validation: str | None = Field(None, description="Held-out rows, as for uploads.")
+    train: DiskPath = Field(description="Absolute path of a JSONL or CSV file, optionally .gz.")
+    validation: DiskPath | None = Field(None, description="Held-out rows, as for uploads.")
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of rows held out, 0 … 1.")
 
 
@@ -101,7 +107,7 @@ class SentenceEmbedding(Spec):
 
     name: Literal["sentence-embedding"]
     data: Data
-    text_column: str = Field("text", description="Column that holds one sentence or paragraph a row.")
+    text_column: Column = Field("text", description="Column that holds one sentence or paragraph a row.")
 
 
 class SequenceClassification(Spec):
@@ -109,9 +115,9 @@ class SequenceClassification(Spec):
 
     name: Literal["sequence-classification"]
     data: UploadedData | PathData = Field(discriminator="source")
-    text_column: str = Field("text", description="Column of the (first) text.")
-    text_pair_column: str | None = Field(None, description="Column of the second text, for pairs.")
-    label_column: str = Field("label", description="Column of the label: an integer or a string.")
+    text_column: Column = Field("text", description="Column of the (first) text.")
+    text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
+    label_column: Column = Field("label", description="Column of the label: an integer or a string.")
 
 
 class CausalLM(Spec):
@@ -119,7 +125,7 @@ class CausalLM(Spec):
 
     name: Literal["causal-lm"]
     data: Data
-    text_column: str = Field("text", description="Column that holds one document a row.")
+    text_column: Column = Field("text", description="Column that holds one document a row.")
 
 
 Task = Annotated[SentenceEmbedding | SequenceClassification | CausalLM, Field(discriminator="name")]
@@ -158,7 +164,11 @@ Method = NeuroPrune
 class SparsityTarget(Spec):
     """Remove this share of the parameters in the transformer layers (embeddings and task head not counted)."""
 
-    sparsity: float = Field(ge=0, le=0.95, description="Share removed, 0 … 0.95. Met within 0.1 percentage points.")
+    sparsity: float = Field(
+        ge=0,
+        le=0.95,
+        description="Share removed, 0 … 0.95. Met within 0.1 percentage points, or half a neuron if that is more.",
+    )
 
 
 Target = SparsityTarget
@@ -189,11 +199,12 @@ class Training(Spec):
         le=1,
         description="Share of the steps after the target is reached, with the structure held.",
     )
-    distillation: float = Field(
-        0.5,
+    distillation: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="Weight of the dense model's outputs in the loss; the labels have the rest.",
+        description="Weight of the dense model's outputs in the loss, 0 … 1; the labels have the rest. Default: 0.5. "
+        "Not for sentence-embedding, which has no labels.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
@@ -244,8 +255,11 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _embeddings_have_no_labels(self) -> "JobSpec":
-        if isinstance(self.task, SentenceEmbedding) and self.training.dense_epochs:
-            raise ValueError("dense_epochs must be 0 for sentence-embedding: it is learnt from the dense model alone")
+        if isinstance(self.task, SentenceEmbedding):
+            if self.training.dense_epochs:
+                raise ValueError("training.dense_epochs must be 0 for sentence-embedding, which has no labels")
+            if self.training.distillation is not None:
+                raise ValueError("training.distillation must be left out for sentence-embedding, which has no labels")
         return self
 
     def file_ids(self) -> dict[str, str]:

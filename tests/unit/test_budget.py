@@ -38,6 +38,15 @@ def test_nothing_and_nearly_everything():
     assert abs(most.achieved(most.counts(1.0)) - 0.95) <= max(TOLERANCE, 0.5 * most.neuron_cost / 25_632)
 
 
+@pytest.mark.parametrize("sparsity", [0.1, 0.37, 0.5, 0.77, 0.95])
+def test_no_other_removal_is_nearer(sparsity):
+    """One layer with two heads and few neurons: every combination is tried."""
+    budget = Budget(sparsity, 10_000, heads=2, head_cost=3000, neurons=30, neuron_cost=120)
+    every = [{"heads": h, "neurons": n} for h in range(3) for n in range(31)]
+    nearest = min(abs(budget.achieved(counts) - sparsity) for counts in every)
+    assert abs(budget.achieved(budget.counts(1.0)) - sparsity) <= max(nearest, 0.5 * 120 / 10_000) + 1e-12
+
+
 def test_an_unreachable_target_says_what_is_possible():
     anatomy = bind(tiny.bert())
     with pytest.raises(UnreachableTargetError, match=r"all heads and neurons gone it would be 0\.9775"):

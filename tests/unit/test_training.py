@@ -20,7 +20,12 @@ def run(sparsity=0.5, precision="fp32", seed=0, **options):
     """Prune a tiny Llama; returns the model, its pruner and what the listener heard."""
     part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
     training = spec.Training(
-        learning_rate=1e-2, per_device_train_batch_size=4, max_length=16, precision=precision, seed=seed
+        learning_rate=1e-2,
+        distillation=0.5,
+        per_device_train_batch_size=4,
+        max_length=16,
+        precision=precision,
+        seed=seed,
     )
     task = TASKS["causal-lm"](part, training, tiny.tokenizer())
     model, features = tiny.llama(), task.features([{"text": text} for text in tiny.sentences(60)])

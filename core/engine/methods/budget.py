@@ -49,24 +49,36 @@ class Budget:
         Never more of either than in the end: removal is final, so on the way there the rounding of one kind must not
         be made up for by the other.
         """
-        end, now = self._nearest(1.0), self._nearest(reached)
-        return {"heads": min(now["heads"], end["heads"]), "neurons": min(now["neurons"], end["neurons"])}
-
-    def _nearest(self, reached: float) -> dict[Kind, int]:
+        end = self._end
         wanted = reached * self.sparsity * self.encoder_parameters
-        share = wanted / self._removable
-        fewest = max(0, -(-(wanted - self.neurons * self.neuron_cost) // self.head_cost))
-        heads = min(self.heads, max(int(share * self.heads + 0.5), int(fewest)))
+        heads = min(int(self._share(wanted) + 0.5), end["heads"])
+        return {"heads": heads, "neurons": min(self._neurons_beside(heads, wanted), end["neurons"])}
+
+    @property
+    def _end(self) -> dict[Kind, int]:
+        """The removal nearest to the target; among equally near ones that with heads nearest to their share."""
+        wanted = self.sparsity * self.encoder_parameters
+        share = self._share(wanted)
+
+        def distance(heads: int) -> tuple[float, float]:
+            removed = heads * self.head_cost + self._neurons_beside(heads, wanted) * self.neuron_cost
+            return max(abs(removed - wanted), 0.5 * self.neuron_cost), abs(heads - share)
+
+        heads = min(range(self.heads + 1), key=distance)
+        return {"heads": heads, "neurons": self._neurons_beside(heads, wanted)}
+
+    def _share(self, wanted: float) -> float:
+        """Heads that go in proportion, not yet a whole number."""
+        return self.heads * wanted / (self.heads * self.head_cost + self.neurons * self.neuron_cost)
+
+    def _neurons_beside(self, heads: int, wanted: float) -> int:
+        """Neurons that make up what so many heads leave of `wanted` parameters."""
         left = max(0.0, wanted - heads * self.head_cost)
-        return {"heads": heads, "neurons": min(self.neurons, int(left / self.neuron_cost + 0.5))}
+        return min(self.neurons, int(left / self.neuron_cost + 0.5))
 
     def achieved(self, counts: dict[Kind, int]) -> float:
         """Share of the encoder's parameters that these numbers of units make up."""
         return (counts["heads"] * self.head_cost + counts["neurons"] * self.neuron_cost) / self.encoder_parameters
-
-    @property
-    def _removable(self) -> int:
-        return self.heads * self.head_cost + self.neurons * self.neuron_cost
 
     def _check(self, anatomy: Anatomy) -> None:
         achieved = self.achieved(self.counts(1.0))

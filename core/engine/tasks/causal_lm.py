@@ -42,9 +42,9 @@ class CausalLMTask(Task):
 
     def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:
         hard = F.cross_entropy(outputs[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
-        if teacher is None:
-            return hard
         share = self.training.distillation
+        if teacher is None or share is None:
+            return hard
         return (1 - share) * hard + share * soft_cross_entropy(outputs[:, :-1], teacher[:, :-1], 1.0)
 
     def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
