@@ -31,6 +31,8 @@ MOST_ERRORS = 20
 _CODES = {413: "content_too_large", 416: "range_not_satisfiable"}
 """Where the name in RFC 9110 is not the one that Python's `HTTPStatus` has."""
 
+_NOT_JSON = "The body is not JSON: send one object as UTF-8 text, not nested deeply, without endless numbers."
+
 logger = structlog.get_logger(__name__)
 
 
@@ -143,6 +145,8 @@ async def _http(request: Request, error: HTTPException) -> Response:
         allowed = ", ".join(_allowed_methods(request))
         detail = f"{request.url.path} does not take {request.method}; it takes {allowed}."
         return problem(request, 405, detail, headers={"Allow": allowed})
+    elif isinstance(error.__cause__, ValueError | RecursionError) and "json" in request.headers.get("content-type", ""):
+        return problem(request, 400, _NOT_JSON, code="invalid_input", errors=[Fault(pointer="", detail=_NOT_JSON)])
     return problem(request, error.status_code, detail, headers=error.headers)
 
 

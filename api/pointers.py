@@ -11,6 +11,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from core.errors import SHOWN_CHARACTERS
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -32,7 +34,7 @@ def locate(model: type[BaseModel], location: Sequence[str | int]) -> Place:
         if branches:
             inner, branches = branches.get(str(element)), {}
             continue
-        parts.append(str(element).replace("~", "~0").replace("/", "~1"))
+        parts.append(_brief(str(element)).replace("~", "~0").replace("/", "~1"))
         owner = inner
         field = owner.model_fields.get(str(element)) if owner else None
         inner, branches = _below(field) if field else (None, {})
@@ -59,6 +61,11 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str
         case "value_error":
             return place.pointer, f"{context['error']}."
     return place.pointer, f"{error['msg']}."
+
+
+def _brief(name: str) -> str:
+    """No field of ours has a longer name: an unknown one is not repeated in full."""
+    return name if len(name) <= SHOWN_CHARACTERS else f"{name[: SHOWN_CHARACTERS - 1]}…"
 
 
 def _below(field: FieldInfo) -> tuple[type[BaseModel] | None, Mapping[str, type[BaseModel]]]:
