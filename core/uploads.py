@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
 
-from core.errors import InvalidDataError, InvalidInputError, InvalidModelError
+from core.errors import InvalidDataError, InvalidInputError, InvalidModelError, shown
 from core.jobs.records import Purpose
 
 SUFFIXES: dict[Purpose, tuple[str, ...]] = {
@@ -36,6 +36,7 @@ CHUNK_BYTES = 2**20
 MAX_MEMBERS = 10_000
 MAX_DIRECTORY_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 100 * 10**6  # what the safetensors library itself accepts
+MAX_NAME_BYTES = 255  # what file systems take
 MAX_ROW_BYTES = 16 * 2**20
 ROWS_CHECKED = 100
 
@@ -54,7 +55,7 @@ def suffix_of(filename: str, purpose: Purpose) -> str:
     hint = ""
     if purpose == "model":
         hint = " Pack the model's folder (config.json, *.safetensors, tokenizer) into one archive; pickles are refused."
-    raise InvalidInputError(f"{filename!r}: a file of purpose={purpose} must end in {allowed}.{hint}")
+    raise InvalidInputError(f"{shown(filename)}: a file of purpose={purpose} must end in {allowed}.{hint}")
 
 
 # ---- models --------------------------------------------------------------------------------------------------------
@@ -198,13 +199,21 @@ class _BoundedGzip(gzip.GzipFile):
 def _safe_name(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise InvalidModelError(f"{name!r} in the archive would be written outside of its folder.")
+        raise InvalidModelError(f"{shown(name)} in the archive would be written outside of its folder.")
+    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.parts) or not _is_encodable(name):
+        raise InvalidModelError(
+            f"{shown(name)} in the archive is no name for a file; it must be UTF-8, at most {MAX_NAME_BYTES} bytes."
+        )
     if path.suffix.lower() in PICKLES and not _is_litter(path):
         raise InvalidModelError(
             f"{name} in the archive is a pickle, which can run code when it is loaded; "
             "leave it out and save the weights as .safetensors."
         )
     return path
+
+
+def _is_encodable(name: str) -> bool:
+    return name == name.encode(errors="replace").decode()
 
 
 def _is_litter(name: PurePosixPath) -> bool:
@@ -264,10 +273,10 @@ def check_dataset(path: Path, limit: int) -> None:
     Raises:
         InvalidDataError: it does not; the message names the line.
     """
-    name = path.name.lower()
-    check_rows = _check_csv if ".csv" in name else _check_jsonl
+    suffix = suffix_of(path.name, "dataset")
+    check_rows = _check_csv if suffix.startswith(".csv") else _check_jsonl
     try:
-        with gzip.open(path) if name.endswith(".gz") else path.open("rb") as source:
+        with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as source:
             check_rows(_lines(cast(BinaryIO, source), limit))
             while source.read(CHUNK_BYTES):  # to the end, where gzip compares its checksum
                 _check_size(source.tell(), limit)

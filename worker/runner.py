@@ -74,7 +74,7 @@ def run(assignment: Assignment, work_dir: Path, report: Pipe) -> Succeeded:
 
     output = work_dir / "output"
     output.mkdir()
-    inputs = pipeline.Inputs(staged.model, staged.train, staged.validation)
+    inputs = pipeline.Inputs(staged.model, staged.train, staged.validation, staged.names)
     metrics_summary = pipeline.run(assignment.spec, inputs, output, report)
     report(PhaseStarted(phase="uploading"))
     artifacts = upload(output, Storage(assignment.storage_url), assignment.artifact_prefix)

@@ -1,24 +1,29 @@
 """Brings a job's model and data into its work folder, or finds them on the service's own disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import InvalidInputError, InvalidModelError, StorageError
+from core.errors import InvalidInputError, InvalidModelError, StorageError, shown
+from core.jobs.records import Purpose
 from core.jobs.spec import BuiltinModel, Data, Model, PathData, PathModel, UploadedData
 from core.settings import Settings
 from core.storage import Storage
-from core.uploads import unpack_model_archive
+from core.uploads import suffix_of, unpack_model_archive
 from worker.assignment import Assignment
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """Local paths: the model's folder, and the files of rows, where the data is not built in."""
+    """Local paths: the model's folder, and the files of rows, where the data is not built in.
+
+    `names` has the user's own names of those that are uploads.
+    """
 
     model: Path
     train: Path | None
     validation: Path | None
+    names: Mapping[Path, str]
 
 
 class Stage:
@@ -29,6 +34,7 @@ class Stage:
         self._storage = Storage(assignment.storage_url)
         self._folder = folder
         self._settings = settings
+        self.names: dict[Path, str] = {}
 
     def model(self, model: Model) -> Path:
         """The folder of the model.
@@ -41,7 +47,7 @@ class Stage:
                 return _builtin_model()
             case PathModel():
                 return self._below_roots(model.path, "/model/path")
-        archive = self._fetch(model.file, "upload")
+        archive = self._fetch(model.file, "upload", "model")
         return unpack_model_archive(archive, self._folder / "model", self._settings.max_unpacked_bytes)
 
     def rows(self, data: Data) -> tuple[Path | None, Path | None]:
@@ -51,28 +57,33 @@ class Stage:
                 held_out = data.validation and self._below_roots(data.validation, "/task/data/validation")
                 return self._below_roots(data.train, "/task/data/train"), held_out or None
             case UploadedData():
-                held_out = data.validation and self._fetch(data.validation, "validation")
-                return self._fetch(data.train, "train"), held_out or None
+                held_out = data.validation and self._fetch(data.validation, "validation", "dataset")
+                return self._fetch(data.train, "train", "dataset"), held_out or None
         return None, None
 
-    def _fetch(self, file_id: str, folder: str) -> Path:
-        """Copy an upload, under its own name, which says its format."""
+    def _fetch(self, file_id: str, role: str, purpose: Purpose) -> Path:
+        """Copy an upload, under a plain name with the suffix that says its format."""
         upload = self._files[file_id]
-        path = self._folder / folder / upload.filename
-        path.parent.mkdir(parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{role}{suffix_of(upload.filename, purpose)}"
+        self.names[path] = upload.filename
         if self._storage.fetch(upload.key, path).sha256 != upload.sha256:
             raise StorageError(f"The stored copy of {upload.filename} ({file_id}) is damaged; upload it again.")
         return path
 
     def _below_roots(self, path: str, param: str) -> Path:
         roots = [root.resolve() for root in self._settings.model_roots]
-        resolved = Path(path).resolve()
+        try:
+            resolved = Path(path).resolve()
+            exists = resolved.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, a circle of links
+            raise InvalidInputError(f"{shown(path)} cannot be read ({_reason(error)}).", param=param) from error
         if not any(resolved.is_relative_to(root) for root in roots):
             raise InvalidInputError(
-                f"{path} is not below one of the service's folders ({_listed(roots)}).", param=param
+                f"{shown(path)} is not below one of the service's folders ({_listed(roots)}).", param=param
             )
-        if not resolved.exists():
-            raise InvalidInputError(f"{path} does not exist.", param=param)
+        if not exists:
+            raise InvalidInputError(f"{shown(path)} does not exist.", param=param)
         return resolved
 
 
@@ -85,7 +96,7 @@ def stage(assignment: Assignment, folder: Path, settings: Settings) -> Staged:
     """
     place = Stage(assignment, folder, settings)
     train, validation = place.rows(assignment.spec.task.data)
-    return Staged(place.model(assignment.spec.model), train, validation)
+    return Staged(place.model(assignment.spec.model), train, validation, place.names)
 
 
 def _builtin_model() -> Path:
@@ -97,6 +108,10 @@ def _builtin_model() -> Path:
             param="/model",
         ) from error
     return Path(package.MODEL_DIR)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or shown(str(error))
 
 
 def _listed(roots: Iterable[Path]) -> str:

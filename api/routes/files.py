@@ -17,7 +17,7 @@ from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord, Purpose
 from core.settings import Settings
 from core.storage import Storage
-from core.uploads import check_dataset, check_model_archive, suffix_of
+from core.uploads import MAX_NAME_BYTES, check_dataset, check_model_archive, suffix_of
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -83,12 +83,12 @@ def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecor
 
 
 def _plain_name(name: str) -> str:
-    """The last part of whatever path the client sent, printable and short."""
+    """The last part of whatever path the client sent, printable; if too long, its end, which has the suffix."""
     last = PurePosixPath(name.replace("\\", "/")).name
     plain = "".join(character for character in last if character.isprintable())
     if not plain:
         raise InvalidInputError("The file part carries no filename; send one, its suffix says what the file is.")
-    return plain[-255:]
+    return plain.encode()[-MAX_NAME_BYTES:].decode(errors="ignore")
 
 
 def _check(storage: Storage, key: str, purpose: Purpose, settings: Settings) -> None:

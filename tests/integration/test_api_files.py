@@ -73,7 +73,7 @@ def test_names_are_only_names(service, hostile):
     assert answer.status_code == 201, answer.text
     name = answer.json()["filename"]
     assert name.endswith(".csv")
-    assert len(name) <= 255
+    assert len(name.encode()) <= 255
     assert not set(name) & set("/\\\n\0")
 
 

@@ -59,12 +59,37 @@ def path_model(path):
     return {"source": "path", "path": str(path)}
 
 
-def test_uploads_are_unpacked_and_keep_the_names_that_say_their_format(assignment, tmp_path):
+def test_uploads_are_unpacked_and_staged_under_plain_names(assignment, tmp_path):
     staged = stage(assignment, tmp_path / "inputs", Settings())
     assert (staged.model / "config.json").is_file()
     assert staged.train is not None
-    assert (staged.train.name, staged.train.read_bytes()) == ("rows.jsonl", ROW)
+    assert (staged.train.name, staged.train.read_bytes()) == ("train.jsonl", ROW)
+    assert staged.names[staged.train] == "rows.jsonl"
     assert staged.validation is None
+
+
+@pytest.mark.parametrize(
+    ("filename", "plain"),
+    [("ROWS.CSV", "train.csv"), ("export.csv.jsonl", "train.jsonl"), ("r.JSONL.GZ", "train.jsonl.gz"),
+     ("ü" * 250 + ".csv", "train.csv")],
+)  # fmt: skip
+def test_any_name_that_uploads_may_have_can_be_staged(assignment, tmp_path, filename, plain):
+    files = assignment.files | {ROWS: assignment.files[ROWS].model_copy(update={"filename": filename})}
+    staged = stage(assignment.model_copy(update={"files": files}), tmp_path / "inputs", Settings())
+    assert staged.train is not None
+    assert (staged.train.name, staged.names[staged.train]) == (plain, filename)
+
+
+def test_paths_that_the_system_refuses_are_the_users_to_mend(assignment, tmp_path):
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / "circle").symlink_to(root / "circle")
+    settings = Settings(model_roots=(root,))
+    for number, name in enumerate(("a" * 300, "circle", "a/" * 1500)):
+        with pytest.raises(InvalidInputError) as caught:
+            stage(with_spec(assignment, model=path_model(root / name)), tmp_path / str(number), settings)
+        assert caught.value.param == "/model/path"
+        assert len(caught.value.message) < 300
 
 
 def test_a_damaged_upload_is_not_used(assignment, storage, tmp_path):

@@ -74,6 +74,21 @@ def test_archives_that_are_no_model(tmp_path, suffix, write, changes, message):
 
 
 @FORMATS
+def test_names_too_long_for_a_file_are_refused(tmp_path, suffix, write):
+    archive = write(tmp_path / f"m{suffix}", model_files() | {"ü" * 200: b"x"})
+    with pytest.raises(InvalidModelError, match="at most 255 bytes") as caught:
+        check_model_archive(archive, LIMIT)
+    assert len(caught.value.message) < 300
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    archive = write_tar(tmp_path / "m.tar.gz", model_files() | {"a\udcff": b"x"})
+    with pytest.raises(InvalidModelError, match="must be UTF-8") as caught:
+        check_model_archive(archive, LIMIT)
+    assert caught.value.message.isascii()
+
+
+@FORMATS
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\..\\x"])
 def test_names_cannot_leave_the_folder(tmp_path, suffix, write, name):
     archive = write(tmp_path / f"m{suffix}", model_files() | {name: b"x"})
