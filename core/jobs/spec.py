@@ -136,12 +136,14 @@ Task = Annotated[SentenceEmbedding | SequenceClassification | CausalLM, Field(di
 class NeuroPrune(Spec):
     """NeuroPrune (Dhurandhar et al., ACL Findings 2024, https://arxiv.org/abs/2404.01306), target met exactly.
 
-    The paper's three principles decide what goes; the target decides how much.
+    While the model trains, the paper's two penalties shrink poorly connected neurons and sparse input groups; heads that
+    another can stand for are merged into it first; of the rest the least salient heads and neurons go, until the target
+    is met. In a pretrained model few heads are that similar, so with the default `theta` most go by saliency.
     """
 
     name: Literal["neuroprune"]
-    alpha: float = Field(1e-3, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1).")
-    beta: float = Field(1e-3, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
+    alpha: float = Field(0.03, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1).")
+    beta: float = Field(0.03, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
     theta: float = Field(
         0.15,
         ge=0,

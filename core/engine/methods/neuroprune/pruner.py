@@ -1,4 +1,4 @@
-"""NeuroPrune with an exact target: the paper's three principles decide what goes, the budget decides how much.
+"""NeuroPrune with an exact target: the paper's principles and first-order saliency decide what goes, a budget how much.
 
 After every optimiser step the weights shrink by the proximal form of equations 1 and 2, outside of the optimiser, so
 that Adam's scaling does not distort them. At regular steps along the schedule units are removed:
