@@ -16,6 +16,7 @@ from client.display import progress_display
 from client.local import EmbeddedStack
 from client.sdk import Json, NeuroPruneClient
 from core.errors import InvalidInputError, NeuroPruneError, VerificationError
+from core.wording import speed_change
 
 SPEC: Json = {
     "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
@@ -108,8 +109,8 @@ def comparison(summary: Json) -> Table:
     table.add_row("weights on disk", *_pair(summary["size_bytes"], 1e6, " MB"), _share(summary["size_bytes"]))
     for runtime, sides in summary["latency_ms"].items():
         median = {side: sides[side]["median"] for side in ("dense", "pruned")}
-        speedup = f"{median['dense'] / median['pruned']:.2f}x faster"
-        table.add_row(f"latency, {_RUNTIMES.get(runtime, runtime)}", *_pair(median, 1, " ms"), speedup)
+        change = speed_change(median["dense"], median["pruned"])
+        table.add_row(f"latency, {_RUNTIMES.get(runtime, runtime)}", *_pair(median, 1, " ms"), change)
     return table
 
 

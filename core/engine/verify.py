@@ -6,6 +6,7 @@ recorded outputs of the masked model counts.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,15 +14,23 @@ import tempfile
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from core.engine.anatomy import bind, count_parameters
+from core.engine.data import Batch
 from core.engine.export.bundle import load_bundle, read_probe
 from core.engine.export.onnx import open_session, run_session
-from core.engine.tasks import TASKS
+from core.engine.tasks import TASKS, Task
 from core.errors import NeuroPruneError, VerificationError
 
 TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4}
 """Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded."""
+
+PROJECT = Path(__file__).parents[2]
+TIMEOUT_SECONDS = 1800.0
+"""A bundle that does not load and answer in this time never will."""
+
+logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -34,9 +43,9 @@ def differences(folder: Path) -> dict[str, float]:
     inputs, expected = read_probe(folder)
     model = load_bundle(folder)
     task = TASKS[model.config.neuroprune["task"]]
-    found = {"loader": _largest(task.outputs(model, inputs), expected)}
+    found = {"loader": _largest(_answer(task, model, inputs), expected)}
     model = task.auto_class.from_pretrained(folder, trust_remote_code=True, local_files_only=True).train(False)
-    found["auto_class"] = _largest(task.outputs(model, inputs), expected)
+    found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
     return found
@@ -53,10 +62,11 @@ def inspect(folder: Path) -> dict[str, float | int | str]:
         VerificationError: the bundle cannot be loaded.
     """
     model = load_bundle(folder)
+    task = TASKS[model.config.neuroprune["task"]]
     inputs, expected = read_probe(folder)
     return {
         "model": type(model).__name__,
-        "max_abs_difference": _largest(TASKS[model.config.neuroprune["task"]].outputs(model, inputs), expected),
+        "max_abs_difference": _largest(_answer(task, model, inputs), expected),
         "encoder_parameters": bind(model).encoder_parameters,
         "total_parameters": count_parameters(model),
     }
@@ -68,15 +78,9 @@ def verify(folder: Path) -> dict[str, float]:
     Raises:
         VerificationError: a difference exceeds `TOLERANCE`, or the bundle could not be loaded.
     """
-    with tempfile.TemporaryDirectory() as modules:
-        done = subprocess.run(
-            [sys.executable, "-m", "core.engine.verify", str(folder)],
-            env={**os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    done = _in_clean_process(folder)
     if done.returncode:
+        logger.error("Loading %s in a clean process failed:\n%s", folder, done.stderr)
         raise VerificationError(f"The bundle does not load in a clean process: {_last_line(done.stderr)}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     for way, difference in found.items():
@@ -87,7 +91,38 @@ def verify(folder: Path) -> dict[str, float]:
     return found
 
 
+def _in_clean_process(folder: Path) -> subprocess.CompletedProcess[str]:
+    search_path = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as modules:
+        changes = {"HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(search_path)}
+        try:
+            return subprocess.run(
+                [sys.executable, "-m", "core.engine.verify", str(folder)],
+                env=os.environ | changes,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=TIMEOUT_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            logger.error("Loading %s in a clean process did not end:\n%s", folder, error.stderr)
+            raise VerificationError(
+                f"The bundle did not load and answer in a clean process within {TIMEOUT_SECONDS:g} seconds."
+            ) from error
+
+
+def _answer(task: type[Task], model: PreTrainedModel, inputs: Batch) -> torch.Tensor:
+    try:
+        return task.outputs(model, inputs)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise VerificationError(f"The model cannot answer the bundle's probe: {error!r}") from error
+
+
 def _largest(outputs: torch.Tensor, expected: torch.Tensor) -> float:
+    if outputs.shape != expected.shape:
+        raise VerificationError(
+            f"The model answers the probe with shape {list(outputs.shape)}; recorded were {list(expected.shape)}."
+        )
     return float((outputs - expected).abs().max())
 
 

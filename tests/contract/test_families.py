@@ -160,6 +160,45 @@ def test_generation_with_cache_equals_generation_without():
     )
 
 
+def emptied(layer: int) -> Plan:
+    """One layer without heads, the others whole but for a few neurons."""
+    return Plan(tuple(LayerPlan(() if i == layer else (0, 1, 3), tuple(range(40))) for i in range(3)))
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_heads(layer):
+    plan = emptied(layer)
+    model, reference = tiny.llama(), masked(tiny.llama(), plan)
+    compact(bind(model), plan)
+    ids = inputs()["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    options = {
+        "attention_mask": mask,
+        "max_new_tokens": 10,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    found, expected = model.generate(ids, **options), reference.generate(ids, **options)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert float((torch.stack(found.logits) - torch.stack(expected.logits)).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_continuing_from_a_cache_equals_reading_the_whole(layer):
+    model, ids = tiny.llama(), inputs()["input_ids"]
+    compact(bind(model), emptied(layer))
+    with torch.no_grad():
+        expected = model(ids).logits
+        begun = model(ids[:, :6], use_cache=True)
+        assert begun.past_key_values.get_seq_length() == 6
+        rest = model(ids[:, 6:], past_key_values=begun.past_key_values).logits
+    assert float((rest - expected[:, 6:]).abs().max()) <= 1e-5
+
+
 def write_bundle(case: Case, model: PreTrainedModel, expected: torch.Tensor, folder: Path) -> Path:
     tokenizer = tiny.tokenizer()
     task = TASKS[case.task](None, Training(), tokenizer)

@@ -5,15 +5,25 @@ and neurons each layer kept, and where the architecture keeps them, so the same 
 
     {"format": 1, "family": {"layers": "encoder.layer", ...}, "head_dim": 32,
      "layers": [{"heads": 6, "key_value_heads": 6, "neurons": 700}, ...]}
+
+The classes that `config.json` names, such as `PrunedBertModel`, are made from transformers' own when asked for.
 """
 
+import hashlib
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 FORMAT = 1
+MANIFEST_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+MODELING_FILE = "modeling_neuroprune.py"
 
 
 class NoHeads(nn.Module):
@@ -22,10 +32,9 @@ class NoHeads(nn.Module):
     Keeps the cache's length right, so that generation counts positions as before.
     """
 
-    def __init__(self, core: nn.Module, output: str | None, head_dim: int) -> None:
+    def __init__(self, core: nn.Module, output: str | None) -> None:
         super().__init__()
         self.layer_idx = getattr(core, "layer_idx", None)
-        self.head_dim = head_dim
         self.output_name = output
         for name, child in core.named_children():
             self.add_module(name, child)
@@ -35,8 +44,9 @@ class NoHeads(nn.Module):
         cache = kwargs.get("past_key_values")
         if cache is not None:
             batch, length = hidden_states.shape[:2]
-            nothing = hidden_states.new_zeros(batch, 0, length, self.head_dim)
-            cache.update(nothing, nothing, self.layer_idx)
+            # One zero a position and not none: a cache without any elements counts as one without any positions.
+            placeholder = hidden_states.new_zeros(batch, 1, length, 1)
+            cache.update(placeholder, placeholder, self.layer_idx)
         nothing_read = hidden_states[..., :0]
         return (self.get_submodule(self.output_name)(nothing_read) if self.output_name else nothing_read), None
 
@@ -49,8 +59,44 @@ def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             super().__init__(config, *args, **kwargs)
             narrow(self, config.neuroprune)
 
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+            """Save as every model does, and what is needed to load it again."""
+            super().save_pretrained(save_directory, *args, **kwargs)
+            copy_code(Path(save_directory))
+            write_manifest(Path(save_directory))
+
     Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
     return Pruned
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """`PrunedX` for a model class X of transformers."""
+    base = getattr(transformers, name.removeprefix("Pruned"), None) if name.startswith("Pruned") else None
+    if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pruned(base)
+
+
+def copy_code(folder: Path) -> None:
+    """Put this file into a model's folder."""
+    shutil.copyfile(__file__, folder / MODELING_FILE)
+
+
+def write_manifest(folder: Path, generator: str = "neuroprune") -> None:
+    """Record size and sha256 of every file in the folder; written last."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+    manifest = {"format": MANIFEST_FORMAT, "generator": generator, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
@@ -86,7 +132,7 @@ def _narrow_attention(layer: nn.Module, row: dict[str, Any], widths: dict[str, i
     if not widths["heads"]:
         core, output = row["core"], row["output"]
         inside = output.removeprefix(core + ".") if output.startswith(core + ".") else None
-        layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside, head_dim))
+        layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside))
 
 
 def _narrow_mlp(layer: nn.Module, row: dict[str, Any], neurons: int) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from core.engine.report.plot import PLOT_FILE
+from core.wording import speed_change
 
 
 def model_card(report: dict[str, Any]) -> str:
@@ -18,7 +19,7 @@ def model_card(report: dict[str, Any]) -> str:
     rows.append(f"| model.safetensors (MB) | {size['dense'] / 1e6:.1f} | {size['pruned'] / 1e6:.1f} |")
     for runtime, latency in report["latency_ms"].items():
         dense, pruned = latency["dense"]["median"], latency["pruned"]["median"]
-        rows.append(f"| latency, {runtime} (ms, median) | {dense:.2f} | {pruned:.2f} ({dense / pruned:.2f}x faster) |")
+        rows.append(f"| latency, {runtime} (ms, median) | {dense:.2f} | {pruned:.2f} ({speed_change(dense, pruned)}) |")
     setting = report["latency_setting"]
     auto_class = report["model"]["auto_class"]
     return "\n".join(

@@ -1,0 +1,131 @@
+"""What a bundle's JSON files must hold; checked before anything is built from them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.engine.export.modeling_neuroprune import FORMAT, MANIFEST_FILE, MANIFEST_FORMAT
+from core.engine.tasks import TASKS
+from core.errors import VerificationError
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class ManifestEntry(_Part):
+    """One file as it was delivered."""
+
+    size: Count
+    sha256: str
+
+
+class Manifest(_Part):
+    """`manifest.json`."""
+
+    format: Literal[1]
+    files: dict[str, ManifestEntry]
+
+
+class _Attention(_Part):
+    core: str
+    query: str
+    key: str
+    value: str
+    output: str
+    head_counts: list[str]
+    widths: list[str]
+
+
+class _Mlp(_Part):
+    inputs: list[str]
+    output: str
+
+
+class _Family(_Part):
+    layers: str
+    attention: _Attention
+    mlp: _Mlp
+
+
+class _Widths(_Part):
+    heads: Count
+    key_value_heads: Count
+    neurons: Count
+
+
+class Description(_Part):
+    """The `neuroprune` entry of `config.json`; where each layer keeps its parts is `core.families`' to explain."""
+
+    format: Literal[1]
+    family: _Family
+    head_dim: Annotated[int, Field(gt=0)]
+    layers: list[_Widths]
+    architecture: str
+    task: str
+
+
+class _Config(_Part):
+    neuroprune: Description
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The folder's manifest.
+
+    Raises:
+        VerificationError: it is missing, of an unknown format, or not a manifest.
+    """
+    content = _read_object(folder / MANIFEST_FILE)
+    _check_format(content, MANIFEST_FORMAT, MANIFEST_FILE)
+    return _parse(Manifest, content, MANIFEST_FILE)
+
+
+def read_description(folder: Path) -> Description:
+    """How the folder's model is built.
+
+    Raises:
+        VerificationError: there is no `config.json`, or it does not describe a pruned model that this version knows.
+    """
+    content = _read_object(folder / "config.json")
+    entry = content.get("neuroprune")
+    if not isinstance(entry, dict):
+        raise VerificationError("config.json describes no pruned model: its entry 'neuroprune' is no JSON object.")
+    _check_format(entry, FORMAT, "config.json, entry 'neuroprune',")
+    description = _parse(_Config, content, "config.json").neuroprune
+    if description.task not in TASKS:
+        raise VerificationError(f"config.json names the task {description.task!r}; known are {', '.join(TASKS)}.")
+    return description
+
+
+def _check_format(content: dict[str, object], known: int, what: str) -> None:
+    if content.get("format") != known:
+        raise VerificationError(
+            f"{what} has format {content.get('format')!r}; this version reads format {known}. "
+            "Use the version that wrote the bundle, or a newer one."
+        )
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _parse(model: type[_Model], content: dict[str, object], name: str) -> _Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise VerificationError(f"{name} is not as it was delivered; at {where}: {first['msg']}.") from error
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise VerificationError(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise VerificationError(f"{path.name} is not a JSON object.")
+    return content

@@ -1,0 +1,216 @@
+"""Bundles as their users handle them: loaded by what the card says, saved again, and tampered with."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from client.load import load
+from core.engine import verify as verification
+from core.engine.anatomy import bind
+from core.engine.compact import compact
+from core.engine.export.bundle import write_manifest
+from core.engine.report.card import model_card
+from core.engine.tasks import TASKS
+from core.engine.verify import inspect, verify
+from core.errors import VerificationError
+from tests.contract.test_families import CASES, every_case, inputs, masked, outputs, ragged_plan, write_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    return made(CASES[0], tmp_path / "bundle")
+
+
+def made(case, folder: Path) -> Path:
+    model = case.model()
+    plan = ragged_plan(model)
+    expected = outputs(case, masked(model, plan))
+    compact(bind(model), plan)
+    return write_bundle(case, model, expected, folder)
+
+
+def in_new_process(code: str, tmp_path: Path) -> dict:
+    """What the code prints as JSON, run where only the bundle's own code is at hand."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@every_case
+def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(case, tmp_path):
+    folder = made(case, tmp_path / "bundle")
+    auto_class = TASKS[case.task].auto_class.__name__
+    load(folder).save_pretrained(tmp_path / "once")
+    in_new_process(
+        f"from transformers import {auto_class}\n"
+        f"model = {auto_class}.from_pretrained({str(tmp_path / 'once')!r}, trust_remote_code=True)\n"
+        f"model.save_pretrained({str(tmp_path / 'twice')!r})\nprint(0)",
+        tmp_path,
+    )
+    in_new_process(
+        f"from transformers import {auto_class}\n"
+        f"{auto_class}.from_pretrained({str(tmp_path / 'twice')!r}, trust_remote_code=True)\nprint(0)",
+        tmp_path,
+    )
+    expected = outputs(case, load(folder))
+    for saved in ("once", "twice"):
+        assert torch.equal(outputs(case, load(tmp_path / saved)), expected)
+
+
+@every_case
+def test_what_the_card_says_works(case, tmp_path):
+    folder = made(case, tmp_path / "path" / "to" / "this" / "folder")
+    card = model_card(report(case))
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    text = (
+        "import json, torch\ntorch.set_grad_enabled(False)\nbatch = tokenizer(['the cat sat'], return_tensors='pt')\n"
+    )
+    text += "batch.pop('token_type_ids', None)\nprint(json.dumps(model(**batch)[0].flatten().tolist()))"
+    found = torch.tensor(in_new_process(f"{code}\n{text}", tmp_path))
+    from tests import tiny
+
+    batch = tiny.tokenizer()(["the cat sat"], return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        assert float((found - load(folder)(**batch)[0].flatten()).abs().max()) <= 1e-5
+
+
+def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
+    """As much of a report as a card needs."""
+    sides = {"dense": {"median": dense_ms}, "pruned": {"median": pruned_ms}}
+    return {
+        "model": {"name": "mine", "auto_class": TASKS[case.task].auto_class.__name__},
+        "target": {"achieved": 0.5},
+        "method": {"paper": "https://example.org"},
+        "task": {"name": case.task, "held_out_rows": 8},
+        "metrics": {},
+        "parameters": {part: {"dense": 2, "pruned": 1} for part in ("encoder", "total")},
+        "size_bytes": {"dense": 2, "pruned": 1},
+        "latency_ms": {"torch": sides},
+        "latency_setting": {"batch": 1, "length": 8, "threads": 1},
+    }
+
+
+@pytest.mark.parametrize(("dense", "text"), [(2.0, "2.00x faster"), (0.5, "2.00x slower")])
+def test_a_card_says_slower_where_it_is(dense, text):
+    assert f"({text})" in model_card(report(CASES[0], dense))
+
+
+def change_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.pop("files"), "manifest.json is not as it was delivered; at files: Field required"),
+        (lambda manifest: manifest.update(files=["config.json"]), "at files"),
+        (lambda manifest: manifest["files"].update({"config.json": 7}), r"at files\.config\.json"),
+        (lambda manifest: manifest["files"]["config.json"].pop("size"), r"at files\.config\.json\.size"),
+    ],
+    ids=["no files", "list", "number", "no size"],
+)
+def test_a_manifest_of_another_shape_is_refused(bundle, change, message):
+    change_json(bundle / "manifest.json", change)
+    with pytest.raises(VerificationError, match=message):
+        inspect(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(neuroprune=[1]), "describes no pruned model"),
+        (lambda config: config.pop("neuroprune"), "describes no pruned model"),
+        (lambda config: config["neuroprune"].pop("task"), r"at neuroprune\.task: Field required"),
+        (lambda config: config["neuroprune"].update(task="poetry"), "names the task 'poetry'; known are"),
+        (lambda config: config["neuroprune"].pop("family"), r"at neuroprune\.family"),
+        (lambda config: config["neuroprune"]["family"].update(layers="decoder.layer"), "do not fit together"),
+        (lambda config: config["neuroprune"]["family"]["attention"].update(query="attention.query"), "do not fit"),
+        (lambda config: config["neuroprune"]["family"]["attention"].pop("core"), r"family\.attention\.core"),
+        (lambda config: config["neuroprune"]["layers"][0].update(heads=-1), r"layers\.0\.heads"),
+        (lambda config: config["neuroprune"]["layers"][0].pop("neurons"), r"layers\.0\.neurons"),
+        (lambda config: config["neuroprune"].update(head_dim="wide"), r"neuroprune\.head_dim"),
+        (lambda config: config["neuroprune"].update(task="causal-lm"), "cannot answer the bundle's probe"),
+    ],
+)
+def test_a_config_of_another_shape_is_refused(bundle, change, message):
+    change_json(bundle / "config.json", change)
+    write_manifest(bundle)
+    with pytest.raises(VerificationError, match=message):
+        inspect(bundle)
+
+
+def change_probe(folder: Path, change) -> None:
+    tensors = load_file(folder / "probe.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "probe.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "probe.safetensors").unlink(), "probe.safetensors cannot be read"),
+        (lambda folder: (folder / "probe.safetensors").write_bytes(b"x"), "probe.safetensors cannot be read"),
+        (lambda folder: change_probe(folder, lambda probe: probe.pop("outputs")), "holds no 'outputs'"),
+        (lambda folder: change_probe(folder, lambda probe: probe.pop("input_ids")), "cannot answer the bundle's probe"),
+        (lambda folder: change_probe(folder, lambda probe: probe["input_ids"].fill_(10**6)), "cannot answer"),
+        (lambda folder: change_probe(folder, lambda p: p.update(outputs=torch.zeros(1))), r"shape \[2, 32\]; recorded"),
+    ],
+    ids=["missing", "damaged", "no outputs", "no inputs", "unknown token", "shape"],
+)
+def test_a_bundle_without_a_usable_probe_is_refused(bundle, damage, message):
+    damage(bundle)
+    write_manifest(bundle)
+    with pytest.raises(VerificationError, match=message):
+        inspect(bundle)
+
+
+def test_checking_a_broken_bundle_prints_one_line(bundle):
+    change_json(bundle / "manifest.json", lambda manifest: manifest.pop("files"))
+    done = subprocess.run(
+        [sys.executable, "-m", "client.load", str(bundle)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_verifying_works_from_any_folder(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert max(verify(bundle).values()) <= 1e-5
+
+
+def test_a_clean_process_that_fails_is_logged_whole(bundle, caplog):
+    (bundle / "modeling_neuroprune.py").write_text("raise ImportError('first')\n")
+    write_manifest(bundle)
+    with pytest.raises(VerificationError, match="ImportError: first"):
+        verify(bundle)
+    assert "Traceback" in caplog.text
+
+
+def test_a_clean_process_that_hangs_is_ended(bundle, monkeypatch):
+    monkeypatch.setattr(verification, "TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(VerificationError, match=r"within 0\.2 seconds"):
+        verify(bundle)
+
+
+def test_the_probe_holds_what_a_batch_does(bundle):
+    assert set(load_file(bundle / "probe.safetensors")) == {*inputs(), "outputs"}
