@@ -7,7 +7,7 @@ from core.engine.anatomy import bind
 from core.engine.evaluate import Teacher
 from core.engine.methods import PRUNERS, Budget, Schedule
 from core.engine.tasks import TASKS
-from core.engine.training import train
+from core.engine.training import _dropout, train
 from core.errors import NumericalError
 from core.jobs import spec
 from tests import tiny
@@ -103,3 +103,18 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(NumericalError, match="became nan at step 1"):
         train(task, model, features, steps=2, teacher=None, pruner=None, listen=lambda _: None)
+
+
+def test_dropout_comes_back_when_training_fails():
+    model = tiny.bert()
+    before = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert any(before)
+
+    def diverge():
+        with _dropout(model, wanted=False):
+            assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+            raise NumericalError("diverged")
+
+    with pytest.raises(NumericalError):
+        diverge()
+    assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == before
