@@ -136,9 +136,9 @@ Task = Annotated[SentenceEmbedding | SequenceClassification | CausalLM, Field(di
 class NeuroPrune(Spec):
     """NeuroPrune (Dhurandhar et al., ACL Findings 2024, https://arxiv.org/abs/2404.01306), target met exactly.
 
-    While the model trains, the paper's two penalties shrink poorly connected neurons and sparse input groups; heads that
-    another can stand for are merged into it first; of the rest the least salient heads and neurons go, until the target
-    is met. In a pretrained model few heads are that similar, so with the default `theta` most go by saliency.
+    While the model trains, the paper's two penalties shrink poorly connected neurons and sparse input groups; heads
+    that another can stand for are merged into it first; of the rest the least salient heads and neurons go, until the
+    target is met. In a pretrained model few heads are that similar, so with the default `theta` most go by saliency.
     """
 
     name: Literal["neuroprune"]
