@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from core.engine.data import Batch, Features, batches_by_length
 from core.engine.tasks import Metric, Task
+from core.errors import NumericalError
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,18 @@ def evaluate(
 
     Args:
         reference: The dense model's summaries; None where the model is the dense one.
+
+    Raises:
+        NumericalError: the model's answers are not finite.
     """
     was_training = model.training
     model.train(False)
     summaries = [task.summarise(task.outputs(model, batch), batch).cpu() for batch in _batches(task, model, features)]
     model.train(was_training)
-    return Evaluation(task.metrics(summaries, summaries if reference is None else reference), summaries)
+    metrics = task.metrics(summaries, summaries if reference is None else reference)
+    if not isfinite(metrics[task.headline].value):
+        raise NumericalError(f"{task.headline} is not finite: the model answers held-out rows with NaN or infinity.")
+    return Evaluation(metrics, summaries)
 
 
 def _batches(task: Task, model: PreTrainedModel, features: Features) -> Iterator[Batch]:

@@ -33,7 +33,7 @@ from core.engine.training import total_steps, train
 from core.engine.verify import TOLERANCE, verify
 from core.errors import VerificationError
 from core.jobs.spec import BuiltinData, JobSpec
-from core.progress import Reporter
+from core.progress import Reporter, Warned
 
 UNTRAINED_HEAD_EPOCHS = 1.0
 """Plain fine-tuning before pruning where the task head is new and the user said nothing."""
@@ -125,6 +125,8 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         seconds=tracker.seconds,
     )
     document = build_report(spec, inputs.model, measured, output)
+    for name in sorted(baseline.metrics.keys() - document["metrics"].keys()):
+        report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
     write_report(document, output)
     plot_structure(structure, output / PLOT_FILE)
     (output / "README.md").write_text(model_card(document))

@@ -10,9 +10,9 @@ from transformers import BertConfig
 
 from core.engine.data import Row, Source
 from core.engine.evaluate import Teacher, evaluate
-from core.engine.tasks import TASKS
+from core.engine.tasks import TASKS, sentence_embedding
 from core.engine.tasks.base import soft_cross_entropy
-from core.errors import InvalidDataError
+from core.errors import InvalidDataError, NumericalError
 from core.jobs import spec
 from tests import tiny
 
@@ -65,6 +65,33 @@ def test_embedding_metrics_compare_with_the_dense_model():
     expected = spearmanr([float(one[i] @ one[j]) for i, j in pairs], [float(other[i] @ other[j]) for i, j in pairs])
     assert metrics["cosine_to_dense"].value == pytest.approx(sum(cosines) / 9, abs=1e-6)
     assert metrics["similarity_spearman"].value == pytest.approx(expected.statistic)
+
+
+@pytest.mark.parametrize(
+    "embeddings", [torch.ones(1, 4), torch.eye(2), torch.ones(5, 4) + 1e-8 * torch.arange(5)[:, None]]
+)
+def test_a_rank_correlation_that_nothing_defines_is_nan(embeddings):
+    metrics = task("sentence-embedding").metrics([embeddings], [embeddings])
+    assert math.isnan(metrics["similarity_spearman"].value)
+    assert metrics["cosine_to_dense"].value == pytest.approx(1)
+
+
+def test_pairs_of_many_rows_are_a_sample(monkeypatch):
+    monkeypatch.setattr(sentence_embedding, "PAIRED_ROWS", 100)
+    compared = []
+    monkeypatch.setattr(sentence_embedding, "spearmanr", lambda a, b: compared.append(len(a)) or spearmanr(a, b))
+    one = torch.nn.functional.normalize(torch.randn(3000, 4), dim=-1)
+    values = [task("sentence-embedding").metrics([one], [one + 0.1]) for _ in range(2)]
+    assert compared == [100 * 99 // 2] * 2
+    assert values[0] == values[1]
+
+
+def test_a_model_that_answers_nan_is_not_measured():
+    ours, model = task("sentence-embedding"), tiny.bert()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(NumericalError, match="cosine_to_dense"):
+        evaluate(ours, model, ours.features(rows()))
 
 
 def test_classes_are_the_sorted_training_labels():

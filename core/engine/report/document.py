@@ -4,6 +4,7 @@ import json
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +41,7 @@ class Measured:
 
 
 def build_report(spec: JobSpec, model_folder: Path, measured: Measured, output: Path) -> dict[str, Any]:
-    """The report of a finished bundle in `output`, as plain JSON types."""
+    """The report of a finished bundle in `output`, as plain JSON types; metrics that are not finite are left out."""
     encoder = {"dense": measured.encoder_parameters_dense, "pruned": measured.encoder_parameters_pruned}
     task = TASKS[spec.task.name]
     return {
@@ -66,6 +67,7 @@ def build_report(spec: JobSpec, model_folder: Path, measured: Measured, output: 
                 "higher_is_better": metric.higher_is_better,
             }
             for name, metric in measured.baseline.items()
+            if isfinite(metric.value) and isfinite(measured.pruned[name].value)
         },
         "parameters": {
             "encoder": encoder,
@@ -102,7 +104,7 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
 
 def write_report(report: dict[str, Any], output: Path) -> None:
     """Write `report.json`."""
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _saved_size(model: PreTrainedModel) -> int:

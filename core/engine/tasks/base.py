@@ -83,7 +83,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
-        """Quality of a model on the held-out rows.
+        """Quality of a model on the held-out rows; NaN where they do not define it.
 
         Args:
             summaries: The model's, of every batch.
