@@ -149,7 +149,8 @@ def bind(model: PreTrainedModel) -> Anatomy:
 
     Raises:
         UnknownFamilyError: no row for this architecture.
-        InvalidModelError: the row does not fit the model (a projection is missing or is not an `nn.Linear`).
+        InvalidModelError: the row does not fit the model (a projection is missing, is not an `nn.Linear`, or cannot be
+            divided into heads).
     """
     family = family_of(model.config.model_type)
     stack = model.base_model.get_submodule(family.layers)
@@ -180,6 +181,13 @@ def _slices(module: nn.Linear, dim: int, block: int) -> tuple[Slice, ...]:
 def _attention(layer: nn.Module, family: Family, index: int, head_dim: int) -> Attention:
     row = family.attention
     query, key, value, output = (_linear(layer, path) for path in (row.query, row.key, row.value, row.output))
+    widths = (query.out_features, key.out_features, value.out_features)
+    if head_dim < 1 or any(width % head_dim for width in widths) or widths[0] % max(1, widths[1]):
+        raise InvalidModelError(
+            f"Layer {index}: query, key and value projections of widths {widths} cannot be divided into heads of "
+            f"{head_dim}.",
+            param="/model",
+        )
     groups = key.out_features // head_dim
     query_block = query.out_features // groups if groups else head_dim
     reads = (*_slices(query, 0, query_block), *_slices(key, 0, head_dim), *_slices(value, 0, head_dim))

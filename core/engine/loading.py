@@ -6,12 +6,34 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Row
+from core.engine.inspection import (
+    blaming_the_model,
+    check_activation,
+    check_layers,
+    check_shapes,
+    in_base_model,
+    weight_shapes,
+)
 from core.engine.tasks import Task
 from core.errors import InvalidModelError
-from core.families import family_of
+from core.families import Family, family_of
+from core.progress import Reporter, Warned
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""transformers makes an empty tokenizer where there is none of these."""
+
+LEAST_LENGTH = 8
+"""Tokens a row that a model must take at least, as in the spec."""
 
 
 def move(model: PreTrainedModel, device: str) -> None:
@@ -25,10 +47,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         InvalidModelError: there is none, or it cannot be read.
     """
-    try:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InvalidModelError(
+            f"The model's folder holds no tokenizer; one of {', '.join(TOKENIZER_FILES)} is needed.", param="/model"
+        )
+    with blaming_the_model("The model's tokenizer cannot be read"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise InvalidModelError(f"The model's tokenizer cannot be read: {_brief(error)}", param="/model") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -38,12 +62,13 @@ def check_architecture(folder: Path, task_name: str) -> None:
     """Refuse, before anything is loaded, what cannot be pruned.
 
     Raises:
-        InvalidModelError: no usable config, or the architecture does not serve the task.
+        InvalidModelError: no usable config, already pruned, or the architecture does not serve the task.
         UnknownFamilyError: the architecture is not supported.
     """
     try:
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = json.loads((folder / "config.json").read_text())
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidModelError(f"config.json is missing or names no model_type: {error!r}", param="/model") from error
     family = family_of(str(model_type))
     if task_name not in family.tasks:
@@ -51,31 +76,78 @@ def check_architecture(folder: Path, task_name: str) -> None:
             f"{family.title} models do not serve {task_name!r}; they serve {', '.join(family.tasks)}.",
             param="/task/name",
         )
+    if config.get("neuroprune"):
+        raise InvalidModelError(
+            "The model is already pruned by NeuroPrune; pruning twice is not supported yet: "
+            "start from the dense model.",
+            param="/model",
+        )
     if not list(folder.glob("*.safetensors")):
         raise InvalidModelError(
             "The model's folder holds no .safetensors file; pickled weights are not read.", param="/model"
         )
 
 
-def load_model(folder: Path, task: Task, rows: list[Row]) -> tuple[PreTrainedModel, bool]:
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The model's config.
+
+    Raises:
+        InvalidModelError: it is not one that transformers accepts.
+    """
+    with blaming_the_model("config.json cannot be used"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    check_activation(config)
+    return config
+
+
+def fitting_length(asked: int, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, report: Reporter) -> int:
+    """The tokens a row that were asked for, or as many as the model was made for, with a warning.
+
+    Raises:
+        InvalidModelError: the model takes hardly any.
+    """
+    positions = getattr(config, "max_position_embeddings", asked)
+    if positions < LEAST_LENGTH:
+        raise InvalidModelError(
+            f"config.json: max_position_embeddings is {positions}; at least {LEAST_LENGTH} are needed.", param="/model"
+        )
+    # A tokenizer without a limit says 1e30; one that says next to nothing is not to be believed.
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, int) or limit < LEAST_LENGTH:
+        limit = asked
+    length = min(asked, positions, limit)
+    if length < asked:
+        whose = (
+            "the model's {} positions" if positions == length else "the {} tokens of the tokenizer's model_max_length"
+        )
+        report(Warned(message=f"max_length {asked} exceeds {whose.format(length)}; {length} is used."))
+    return length
+
+
+def load_model(
+    folder: Path, config: PreTrainedConfig, task: Task, rows: list[Row], report: Reporter
+) -> tuple[PreTrainedModel, bool]:
     """Load in fp32 for a task.
 
     Args:
+        config: The folder's; it is changed where the rows have other classes than the model was trained for.
         rows: All rows that training and hold-out are drawn from; they decide which classes there are.
+        report: Warned where a trained head is replaced.
 
     Returns:
         The model, and whether its task head is new, that is, untrained.
 
     Raises:
-        InvalidModelError: unreadable, or weights of the transformer itself are missing or of another shape.
+        InvalidModelError: unreadable, NaN or infinite, or weights of the transformer itself are missing, superfluous
+            or of another shape.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise InvalidModelError(f"config.json cannot be used: {_brief(error)}", param="/model") from error
+    shapes = weight_shapes(folder)
+    family = family_of(config.model_type)
+    check_layers(config, family, shapes)
     changes = task.model_options(config, rows)
-    try:
-        config.update(changes)
+    config.update(changes)
+    check_shapes(config, task.auto_class, shapes, head_is_new=bool(changes))
+    with blaming_the_model("The model cannot be loaded"):
         model, info = task.auto_class.from_pretrained(
             folder,
             config=config,
@@ -83,30 +155,50 @@ def load_model(folder: Path, task: Task, rows: list[Row]) -> tuple[PreTrainedMod
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=bool(changes),
         )
-    except Exception as error:
-        raise InvalidModelError(f"The model cannot be loaded: {_brief(error)}", param="/model") from error
     missing = {str(key) for key in info["missing_keys"]}
-    body = sorted(key for key in missing if _belongs_to_body(model, key))
-    if body:
-        raise InvalidModelError(f"The model's files lack weights, such as {body[0]!r}.", param="/model")
+    reset = {str(key) for key, *_ in info["mismatched_keys"]}
+    _check_body(model, family, missing | reset, {str(key) for key in info["unexpected_keys"]})
+    head_is_missing = any(not in_base_model(model, key) for key in missing)
     if changes:
         _renew_head(model)
-    return model, bool(changes) or any(not _belongs_to_body(model, key) and "pooler." not in key for key in missing)
+        if not head_is_missing:
+            report(Warned(message=f"The model's head is for other classes than the data's; {_new_head(config)}"))
+    _check_finite(model)
+    return model, bool(changes) or head_is_missing
+
+
+def _new_head(config: PreTrainedConfig) -> str:
+    names = [str(name) for name in (config.id2label or {}).values()]
+    shown = ", ".join(name[:40] for name in names[:10]) + (", …" if len(names) > 10 else "")
+    return f"a new one is trained for {len(names)}: {shown}."
+
+
+def _check_body(model: PreTrainedModel, family: Family, missing: set[str], unexpected: set[str]) -> None:
+    lacking = sorted(key for key in missing if _belongs_to_body(model, key))
+    if lacking:
+        raise InvalidModelError(f"The model's files lack weights, such as {lacking[0]!r}.", param="/model")
+    ignored = sorted(key for key in unexpected if f".{family.layers}." in f".{key}")
+    if ignored:
+        raise InvalidModelError(
+            f"The model's files hold {ignored[0]!r}, which config.json does not ask for; it would be lost.",
+            param="/model",
+        )
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InvalidModelError(f"The tensor {name!r} holds NaN or infinity.", param="/model")
 
 
 def _renew_head(model: PreTrainedModel) -> None:
     """Initialise what lies outside of the base model: a head that was trained for other classes is of no use."""
     fresh = type(model)(model.config).state_dict()
-    model.load_state_dict({key: fresh[key] for key in fresh if not _belongs_to_body(model, key)}, strict=False)
+    model.load_state_dict({key: fresh[key] for key in fresh if not in_base_model(model, key)}, strict=False)
 
 
 def _belongs_to_body(model: PreTrainedModel, key: str) -> bool:
-    prefix = f"{model.base_model_prefix}."
-    name = key.removeprefix(prefix)
-    return (model.base_model is model or key.startswith(prefix)) and not name.startswith("pooler.")
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    # The pooler is not needed, and often left out.
+    return in_base_model(model, key) and not key.removeprefix(f"{model.base_model_prefix}.").startswith("pooler.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -19,7 +20,15 @@ from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
-from core.engine.loading import check_architecture, load_model, load_tokenizer, move
+from core.engine.generation import mend_generation_config
+from core.engine.loading import (
+    check_architecture,
+    fitting_length,
+    load_config,
+    load_model,
+    load_tokenizer,
+    move,
+)
 from core.engine.measure import measure_latency
 from core.engine.methods import PRUNERS, Budget, Pruner, Schedule
 from core.engine.report.card import model_card
@@ -30,6 +39,7 @@ from core.engine.tasks import TASKS, Task
 from core.engine.tasks.base import model_inputs
 from core.engine.tracker import Tracker
 from core.engine.training import total_steps, train
+from core.engine.trial import check_runs, check_vocabulary
 from core.engine.verify import TOLERANCE, verify
 from core.errors import VerificationError
 from core.jobs.spec import BuiltinData, JobSpec
@@ -84,7 +94,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     set_seed(spec.training.seed)
     tracker = Tracker(report)
     with tracker.phase("loading"):
-        prepared = _prepare(spec, inputs)
+        prepared = _prepare(spec, inputs, report)
         anatomy = bind(prepared.model)
         budget = Budget.of(anatomy, spec.target.sparsity)
     dense_steps, pruning_steps = _steps(spec, prepared)
@@ -124,7 +134,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         held_out_rows=len(prepared.held_out),
         seconds=tracker.seconds,
     )
-    document = build_report(spec, inputs.model, measured, output)
+    document = build_report(spec, inputs.names.get(inputs.model, inputs.model.name), measured, output)
     for name in sorted(baseline.metrics.keys() - document["metrics"].keys()):
         report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
     write_report(document, output)
@@ -134,14 +144,20 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     return summary_of(document)
 
 
-def _prepare(spec: JobSpec, inputs: Inputs) -> _Prepared:
+def _prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> _Prepared:
     check_architecture(inputs.model, spec.task.name)
     all_rows, train_rows, held_out_rows = _rows(spec, inputs)
+    config = load_config(inputs.model)
     tokenizer = load_tokenizer(inputs.model)
-    task = TASKS[spec.task.name](spec.task, spec.training, tokenizer)
-    model, head_is_new = load_model(inputs.model, task, all_rows)
+    length = fitting_length(spec.training.max_length, config, tokenizer, report)
+    task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)
+    model, head_is_new = load_model(inputs.model, config, task, all_rows, report)
+    mend_generation_config(model, tokenizer, report)
+    train_features, held_out_features = task.features(train_rows), task.features(held_out_rows)
+    check_vocabulary(tokenizer, train_features)
+    check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return _Prepared(task, tokenizer, model, head_is_new, task.features(train_rows), task.features(held_out_rows))
+    return _Prepared(task, tokenizer, model, head_is_new, train_features, held_out_features)
 
 
 def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row], list[Row]]:
@@ -232,8 +248,14 @@ def _compact(prepared: _Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Bat
 
 
 def _probe(task: Task, held_out: Features) -> Batch:
-    """A few held-out rows, two at least; short ones where there is an output for every token."""
+    """A few held-out rows, two at least; short ones where there is an output for every token.
+
+    At least two tokens wide, by padding if need be: what is one in an example, ONNX export takes for a constant.
+    """
     wanted = 8 if task.outputs_per_row else 2
     rows = [held_out[i * len(held_out) // wanted] for i in range(wanted)]
     batch = model_inputs(task.collate(rows))
+    if batch["input_ids"].shape[1] == 1:
+        fill = {"input_ids": task.tokenizer.pad_token_id or 0}
+        batch = {name: F.pad(tensor, (0, 1), value=fill.get(name, 0)) for name, tensor in batch.items()}
     return batch if task.outputs_per_row else {name: tensor[:, :16].contiguous() for name, tensor in batch.items()}

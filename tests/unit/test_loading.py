@@ -3,18 +3,19 @@
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from core.engine.loading import load_model
+from core.engine.loading import load_config, load_model
 from core.engine.tasks import TASKS
 from core.jobs import spec
 from tests import tiny
 
 
-def load(folder, labels):
+def load(folder, labels, report=lambda message: None):
     part = spec.SequenceClassification(
         name="sequence-classification", data=spec.PathData(source="path", train="/data/train.jsonl")
     )
     task = TASKS["sequence-classification"](part, spec.Training(), tiny.tokenizer())
-    return load_model(folder, task, [{"text": "a cat", "label": label} for label in labels])
+    rows = [{"text": "a cat", "label": label} for label in labels]
+    return load_model(folder, load_config(folder), task, rows, report)
 
 
 def saved(folder, names):

@@ -1,0 +1,127 @@
+"""Compares a model's config with its weights before anything is built: from the headers of its safetensors files."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from core.errors import InvalidModelError, NeuroPruneError
+from core.families import Family
+
+Shapes = dict[str, tuple[int, ...]]
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@contextmanager
+def blaming_the_model(problem: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into an `InvalidModelError`; lack of memory is not the model's fault."""
+    try:
+        yield
+    except (NeuroPruneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "can't allocate memory" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise InvalidModelError(f"{problem}: {reason} ({type(error).__name__}).", param="/model") from error
+
+
+def weight_shapes(folder: Path) -> Shapes:
+    """Name and shape of every tensor in a model's folder.
+
+    Raises:
+        InvalidModelError: there are no weights, a file is missing, or one is not a safetensors file.
+    """
+    shapes: Shapes = {}
+    for path in _weight_files(folder):
+        with blaming_the_model(f"{path.name} cannot be read"), safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / INDEX_FILE).is_file():
+        raise InvalidModelError(
+            f"The model's folder holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; other weights are not read.",
+            param="/model",
+        )
+    with blaming_the_model(f"{INDEX_FILE} cannot be read"):
+        names = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            raise InvalidModelError(f"{INDEX_FILE} names {name!r}, which is not in the folder.", param="/model")
+    return [folder / name for name in names]
+
+
+def check_activation(config: PreTrainedConfig) -> None:
+    """Refuse an activation that transformers does not know."""
+    name = getattr(config, "hidden_act", None)
+    if isinstance(name, str) and name not in ACT2FN:
+        raise InvalidModelError(
+            f"config.json: hidden_act {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
+            param="/model",
+        )
+
+
+def check_layers(config: PreTrainedConfig, family: Family, shapes: Shapes) -> None:
+    """Refuse a config that asks for more or fewer layers than the files hold, before the time is spent to build them.
+
+    Raises:
+        InvalidModelError: there are no layers, or their numbers differ.
+    """
+    layer = re.compile(rf"(?:^|\.){re.escape(family.layers)}\.(\d{{1,9}})\.")
+    found = {int(match[1]) for match in map(layer.search, shapes) if match}
+    if not found:
+        raise InvalidModelError(
+            f"The model's files hold no transformer layers; a {family.title} model's are called {family.layers}.0 "
+            "and so on.",
+            param="/model",
+        )
+    if config.num_hidden_layers != len(found):
+        raise InvalidModelError(
+            f"config.json asks for {config.num_hidden_layers} layers (num_hidden_layers), the model's files hold "
+            f"{len(found)}.",
+            param="/model",
+        )
+
+
+def check_shapes(config: PreTrainedConfig, auto_class: Any, shapes: Shapes, *, head_is_new: bool) -> None:
+    """Refuse weights of other shapes than the config asks for, before memory is taken for them.
+
+    Args:
+        auto_class: The transformers Auto class that will build the model.
+        shapes: What the model's files hold.
+        head_is_new: Whether the task head starts anew, so that its shapes do not matter.
+
+    Raises:
+        InvalidModelError: config.json describes no model, or a tensor is of another shape.
+    """
+    with blaming_the_model("No model can be built from config.json"), torch.device("meta"):
+        skeleton: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
+    prefix = f"{skeleton.base_model_prefix}."
+    held = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    for name, tensor in skeleton.state_dict().items():
+        asked = tuple(tensor.shape)
+        shape = held.get(name.removeprefix(prefix), asked)
+        if shape != asked and (in_base_model(skeleton, name) or not head_is_new):
+            raise InvalidModelError(
+                f"The tensor {name!r} has the shape {list(shape)} in the model's files; config.json asks for "
+                f"{list(asked)}.",
+                param="/model",
+            )
+
+
+def in_base_model(model: PreTrainedModel, name: str) -> bool:
+    """Whether a parameter belongs to the transformer, not to the head that a task puts on it."""
+    return model.base_model is model or name.startswith(f"{model.base_model_prefix}.")
