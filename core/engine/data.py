@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -74,24 +74,26 @@ def read_rows(path: Path, source: Source) -> list[Row]:
         raise
     parse = _parse_csv if suffix.startswith(".csv") else _parse_jsonl
     try:
-        with _open_text(path, suffix) as stream:
-            rows = list(parse(stream, source))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise source.error(f"cannot be read ({error}).") from error
+        with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as stream:
+            rows = list(parse(_lines(cast(BinaryIO, stream), source), source))
+    except (OSError, EOFError, zlib.error) as error:
+        raise source.error(f"cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if not rows:
         raise source.error("holds no rows.")
     return rows
 
 
-def _open_text(path: Path, suffix: str) -> IO[str]:
+def _lines(stream: BinaryIO, source: Source) -> Iterator[str]:
     """UTF-8, with or without a byte order mark; line ends as they are, as csv wants them."""
-    if suffix.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _parse_jsonl(stream: IO[str], source: Source) -> Iterator[Row]:
     for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise source.error("cannot be read as UTF-8 text.", number) from error
+
+
+def _parse_jsonl(lines: Iterator[str], source: Source) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -110,8 +112,8 @@ def _encodable(value: Any) -> Any:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-def _parse_csv(stream: IO[str], source: Source) -> Iterator[Row]:
-    reader = csv.DictReader(stream, strict=True)
+def _parse_csv(lines: Iterator[str], source: Source) -> Iterator[Row]:
+    reader = csv.DictReader(lines, strict=True)
     try:
         for values in reader:
             if None in values or None in values.values():

@@ -79,6 +79,7 @@ def test_errors_repeat_little_of_a_row(row):
         ("rows.jsonl", b'{"text": "a"}\n' * 150 + b"9" * 5000, "line 151: a number has too many digits"),
         ("rows.jsonl", b"\n\n", "holds no rows"),
         ("rows.jsonl", b"\xff\xfe", "cannot be read"),
+        ("rows.csv", b"text\na\nb \xff\n", r"rows\.csv, line 3: cannot be read as UTF-8"),
         ("rows.jsonl.gz", b"not gzip", "cannot be read"),
         ("rows.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "cannot be read"),
         ("rows.csv", b"text,label\na,b,c\n", r"line 2: the header has 2 columns"),
