@@ -48,7 +48,9 @@ class Stage:
             case PathModel():
                 return self._below_roots(model.path, "/model/path")
         archive = self._fetch(model.file, "upload", "model")
-        return unpack_model_archive(archive, self._folder / "model", self._settings.max_unpacked_bytes)
+        folder = unpack_model_archive(archive, self._folder / "model", self._settings.max_unpacked_bytes)
+        self.names[folder] = self.names[archive][: -len(archive.name.removeprefix("upload"))]
+        return folder
 
     def rows(self, data: Data) -> tuple[Path | None, Path | None]:
         """The files of training and of held-out rows."""

@@ -9,10 +9,12 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.onnx.errors import OnnxExporterError
 from transformers import PreTrainedModel
 
 from core.engine.data import Batch
 from core.engine.tasks import Task
+from core.errors import VerificationError
 
 
 class _Outputs(nn.Module):
@@ -34,6 +36,9 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
     Args:
         inputs: An example batch, at least two rows and two tokens, all [batch, length].
         path: The file to write.
+
+    Raises:
+        VerificationError: the exporter cannot translate the model.
     """
     names = list(inputs)
     dynamic = {0: Dim("batch"), 1: Dim("length")}
@@ -41,17 +46,31 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
         # The exporter warns about its own internals; what it wrote is compared with the model below all this.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(
-            _Outputs(task, model, names),
-            tuple(inputs.values()),
-            str(path),
-            input_names=names,
-            output_names=["outputs"],
-            dynamic_shapes=(tuple(dynamic for _ in names),),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                _Outputs(task, model, names),
+                tuple(inputs.values()),
+                str(path),
+                input_names=names,
+                output_names=["outputs"],
+                dynamic_shapes=(tuple(dynamic for _ in names),),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except OnnxExporterError as error:
+            raise VerificationError(
+                f"The model cannot be exported to ONNX: {_innermost(error)} "
+                "Without 'onnx' in export.formats the job does not need it."
+            ) from error
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong at first, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else f"{type(error).__name__}."
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

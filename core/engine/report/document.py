@@ -40,14 +40,14 @@ class Measured:
     seconds: dict[str, float]
 
 
-def build_report(spec: JobSpec, model_folder: Path, measured: Measured, output: Path) -> dict[str, Any]:
+def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Path) -> dict[str, Any]:
     """The report of a finished bundle in `output`, as plain JSON types; metrics that are not finite are left out."""
     encoder = {"dense": measured.encoder_parameters_dense, "pruned": measured.encoder_parameters_pruned}
     task = TASKS[spec.task.name]
     return {
         "format": REPORT_FORMAT,
         "model": {
-            "name": spec.model.name if isinstance(spec.model, BuiltinModel) else model_folder.name,
+            "name": spec.model.name if isinstance(spec.model, BuiltinModel) else model_name,
             "architecture": type(measured.dense).__name__,
             "auto_class": task.auto_class.__name__,
         },
