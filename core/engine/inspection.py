@@ -31,7 +31,8 @@ def blaming_the_model(problem: str) -> Iterator[None]:
     except Exception as error:
         if "can't allocate memory" in str(error):
             raise
-        reason = " ".join(str(error).split())[:300]
+        # torch lets its C++ stack follow.
+        reason = " ".join(str(error).partition("\nException raised from")[0].split())[:300]
         raise InvalidModelError(f"{problem}: {reason} ({type(error).__name__}).", param="/model") from error
 
 

@@ -207,6 +207,7 @@ def test_a_pruned_model_is_refused(bert):
         ({"num_attention_heads": 0}, r"No model can be built from config.json: .*zero"),
         ({"num_attention_heads": 5}, r"No model can be built from config.json: .*multiple of the number of attention"),
         ({"max_position_embeddings": -1}, r"config.json: max_position_embeddings is -1; at least 8"),
+        ({"max_position_embeddings": 10**30}, r"No model can be built from config.json: .*long \(\w+\)\.$"),
         ({"max_position_embeddings": 0}, r"config.json: max_position_embeddings is 0; at least 8"),
         ({"pad_token_id": 99}, r"No model can be built from config.json"),
         ({"head_dim": 7}, r"Layer 0: .*widths \(32, 32, 32\) cannot be divided into heads of 7"),
