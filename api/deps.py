@@ -6,7 +6,7 @@ from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
-from core.errors import NotFoundError
+from core.errors import NotFoundError, shown
 from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import Storage
@@ -56,13 +56,13 @@ def _storage(request: Request) -> Storage:
 
 def _job_id(job_id: str) -> str:
     if not _JOB_ID.fullmatch(job_id):
-        raise NotFoundError(f"There is no job {job_id!r}.")
+        raise NotFoundError(f"There is no job {shown(job_id)}.")
     return job_id
 
 
 def _file_id(file_id: str) -> str:
     if not _FILE_ID.fullmatch(file_id):
-        raise NotFoundError(f"There is no file {file_id!r}.")
+        raise NotFoundError(f"There is no file {shown(file_id)}.")
     return file_id
 
 

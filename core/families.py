@@ -7,7 +7,7 @@ a pruned bundle carries its own row, so that it can be loaded without this table
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.errors import UnknownFamilyError
+from core.errors import UnknownFamilyError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def family_of(model_type: str) -> Family:
             return family
     known = ", ".join(f.model_type for f in FAMILIES)
     raise UnknownFamilyError(
-        f"The architecture {model_type!r} is not supported; known are: {known}. "
+        f"The architecture {shown(model_type)} is not supported; known are: {known}. "
         "docs/add-a-family.md shows how to add a row.",
         param="/model",
     )

@@ -11,7 +11,7 @@ from api.conditional import UnsatisfiableRangeError, is_named, parse_range
 from api.deps import JobId, Store, Stored
 from api.errors import problem, problems
 from api.schemas import ArtifactList, ArtifactObject
-from core.errors import NotFoundError
+from core.errors import NotFoundError, shown
 from core.jobs.records import ArtifactRecord
 from core.jobs.state import Status
 from core.jobs.store import JobStore
@@ -58,7 +58,7 @@ def download_artifact(
     try:
         part = parse_range(range_, record.size) if if_range in (None, etag) else None
     except UnsatisfiableRangeError:
-        detail = f"{name} has {record.size} bytes; {range_!r} names none of them."
+        detail = f"{name} has {record.size} bytes; {shown(range_)} names none of them."
         return problem(request, 416, detail, headers={"Content-Range": f"bytes */{record.size}"})
     start, end = (part.start, part.end) if part else (0, record.size)
     status = 206 if part else 200
@@ -77,7 +77,7 @@ def _find(store: JobStore, job_id: str, name: str) -> ArtifactRecord:
         if record.name == name:
             return record
     if records:
-        raise NotFoundError(f"{job_id} has no artifact {name!r}; it has {', '.join(r.name for r in records)}.")
+        raise NotFoundError(f"{job_id} has no artifact {shown(name)}; it has {', '.join(r.name for r in records)}.")
     status = store.get(job_id).status
     raise NotFoundError(f"{job_id} is {status}; it has artifacts once it is {Status.SUCCEEDED}.")
 

@@ -96,6 +96,12 @@ def test_unknown_paths(service, path):
         assert_problem(answer, 404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/files/{}"])
+def test_long_names_are_not_repeated(service, path):
+    answer = service.http.get(path.format("x" * 10_000))
+    assert len(assert_problem(answer, 404, "not_found")["detail"]) < 300
+
+
 def test_wrong_methods_name_the_right_ones(service):
     answer = service.http.delete("/v1/jobs")
     assert "GET, POST" in assert_problem(answer, 405, "method_not_allowed")["detail"]
