@@ -125,6 +125,12 @@ def test_digits_sort_as_numbers():
     assert names == {i: str(i) for i in range(12)}
 
 
+def test_endless_digits_are_text():
+    labels = ["1" * 5000, "2" * 5000]
+    options = task("sequence-classification").model_options(tiny.bert_config(), [{"label": label} for label in labels])
+    assert options["num_labels"] == 2
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
