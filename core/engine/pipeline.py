@@ -134,11 +134,18 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         held_out_rows=len(prepared.held_out),
         seconds=tracker.seconds,
     )
+    return _write_documents(spec, inputs, measured, output, report)
+
+
+def _write_documents(
+    spec: JobSpec, inputs: Inputs, measured: Measured, output: Path, report: Reporter
+) -> dict[str, Any]:
+    """Report, plot, model card, and the manifest anew; returns the report's summary."""
     document = build_report(spec, inputs.names.get(inputs.model, inputs.model.name), measured, output)
-    for name in sorted(baseline.metrics.keys() - document["metrics"].keys()):
+    for name in sorted(measured.baseline.keys() - document["metrics"].keys()):
         report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
     write_report(document, output)
-    plot_structure(structure, output / PLOT_FILE)
+    plot_structure(measured.structure, output / PLOT_FILE)
     (output / "README.md").write_text(model_card(document))
     write_manifest(output)
     return summary_of(document)
