@@ -60,9 +60,9 @@ class SequenceClassificationTask(Task):
 
     def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:
         hard = F.cross_entropy(outputs, batch["labels"])
-        if teacher is None:
-            return hard
         share = self.training.distillation
+        if teacher is None or share is None:
+            return hard
         return (1 - share) * hard + share * soft_cross_entropy(outputs, teacher, DISTILLATION_TEMPERATURE)
 
     def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
