@@ -134,7 +134,8 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         held_out_rows=len(prepared.held_out),
         seconds=tracker.seconds,
     )
-    return _write_documents(spec, inputs, measured, output, report)
+    used = spec.model_copy(update={"training": prepared.task.training})
+    return _write_documents(used, inputs, measured, output, report)
 
 
 def _write_documents(
