@@ -1,0 +1,1 @@
+"""Measurements, each resumable; what they found lies in `results`."""
