@@ -142,8 +142,8 @@ class NeuroPrune(Spec):
     """
 
     name: Literal["neuroprune"]
-    alpha: float = Field(0.03, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1).")
-    beta: float = Field(0.03, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
+    alpha: float = Field(1e-3, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1).")
+    beta: float = Field(1e-3, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
     theta: float = Field(
         0.15,
         ge=0,
