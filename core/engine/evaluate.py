@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from core.engine.anatomy import Anatomy
 from core.engine.data import Batch, Features, batches_by_length
 from core.engine.tasks import Metric, Task
 from core.errors import NumericalError
@@ -76,3 +79,50 @@ class Teacher:
         answered = [(batch["row"], self._task.outputs(model, batch)) for batch in _batches(self._task, model, features)]
         rows, answers = (torch.cat(column) for column in zip(*answered, strict=True))
         return answers[rows.argsort()]
+
+
+class HiddenTeacher:
+    """How far a model's hidden states are from the dense model's, after every layer.
+
+    Pruning leaves the hidden size as it is, so states are compared as they are. The student's states are those of its
+    last forward pass, which must have been of the same batch.
+    """
+
+    def __init__(self, task: Task, teacher: Anatomy, student: Anatomy) -> None:
+        self._task = task
+        self._model = teacher.model
+        self._model.train(False)
+        self._teacher_states: list[Tensor] = []
+        self._student_states: list[Tensor] = []
+        self._handles = [
+            *_record(teacher, self._teacher_states),
+            *_record(student, self._student_states),
+        ]
+
+    def distance(self, batch: Batch) -> Tensor:
+        """Mean squared difference over real tokens, in units of the teacher's mean square; averaged over layers."""
+        # The dense model may have answered this batch before, for its outputs.
+        self._teacher_states.clear()
+        with torch.no_grad():
+            self._task.outputs(self._model, batch)
+        mask = batch["attention_mask"].bool()
+        distances = []
+        for ours, dense in zip(self._student_states, self._teacher_states, strict=True):
+            target = dense[mask].float()
+            distances.append((ours[mask].float() - target).square().mean() / target.square().mean())
+        self._student_states.clear()
+        return torch.stack(distances).mean()
+
+    def close(self) -> None:
+        """Stop recording."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _record(anatomy: Anatomy, states: list[Tensor]) -> list[RemovableHandle]:
+    """Let every layer add its hidden states [B, L, h] to `states` on every forward pass."""
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    return [layer.register_forward_hook(keep) for layer in anatomy.stack.children()]

@@ -6,6 +6,7 @@ loading → baseline → pruning → compacting → evaluating → exporting →
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.compact import compact
 from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
-from core.engine.evaluate import Teacher, evaluate
+from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
@@ -30,7 +31,7 @@ from core.engine.loading import (
     move,
 )
 from core.engine.measure import measure_latency
-from core.engine.methods import PRUNERS, Budget, Pruner, Schedule
+from core.engine.methods import Pruner, Schedule, build_pruner
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, summary_of, write_report
 from core.engine.report.plot import PLOT_FILE, plot_structure
@@ -38,7 +39,7 @@ from core.engine.report.structure import describe_structure
 from core.engine.tasks import TASKS, Task
 from core.engine.tasks.base import model_inputs
 from core.engine.tracker import Tracker
-from core.engine.training import total_steps, train
+from core.engine.training import StepListener, total_steps, train
 from core.engine.trial import check_runs, check_vocabulary
 from core.engine.verify import TOLERANCE, verify
 from core.errors import VerificationError
@@ -96,16 +97,17 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     with tracker.phase("loading"):
         prepared = _prepare(spec, inputs, report)
         anatomy = bind(prepared.model)
-        budget = Budget.of(anatomy, spec.target.sparsity)
-    dense_steps, pruning_steps = _steps(spec, prepared)
+        dense_steps, pruning_steps = _steps(spec, prepared)
+        pruner = _pruner(spec, anatomy, pruning_steps)
     tracker.expect(dense_steps, pruning_steps)
     with tracker.phase("baseline"):
-        _train_densely(prepared, dense_steps, tracker)
+        if dense_steps:
+            train(prepared.task, prepared.model, prepared.train, steps=dense_steps, listen=tracker.training_step)
         dense = copy.deepcopy(prepared.model)
         baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
     encoder_parameters = anatomy.encoder_parameters
     with tracker.phase("pruning"):
-        pruner = _prune(spec, prepared, dense, anatomy, budget, pruning_steps, tracker)
+        prune(prepared.task, pruner, dense, prepared.train, pruning_steps, tracker.training_step)
     with tracker.phase("compacting"):
         structure = describe_structure(anatomy, pruner)
         probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
@@ -191,49 +193,62 @@ def _steps(spec: JobSpec, prepared: _Prepared) -> tuple[int, int]:
     asked = training.dense_epochs
     dense_epochs = asked if asked is not None else UNTRAINED_HEAD_EPOCHS * prepared.head_is_new
     dense_steps = total_steps(rows, training, dense_epochs) if dense_epochs else 0
-    return dense_steps, total_steps(rows, training, training.num_train_epochs)
+    epochs = training.num_train_epochs
+    return dense_steps, total_steps(rows, training, epochs) if epochs else 0
 
 
-def _train_densely(prepared: _Prepared, steps: int, tracker: Tracker) -> None:
-    """Give a new task head its training, so that the baseline means something."""
-    if steps:
-        train(
-            prepared.task,
-            prepared.model,
-            prepared.train,
-            steps=steps,
-            teacher=None,
-            pruner=None,
-            listen=tracker.training_step,
-        )
-
-
-def _prune(
-    spec: JobSpec,
-    prepared: _Prepared,
-    dense: PreTrainedModel,
-    anatomy: Anatomy,
-    budget: Budget,
-    steps: int,
-    tracker: Tracker,
-) -> Pruner:
+def _pruner(spec: JobSpec, anatomy: Anatomy, steps: int) -> Pruner:
+    """The method bound to the model; refused here, before anything is trained, where the target is out of reach."""
     training = spec.training
-    schedule = Schedule(steps, training.warmup_fraction, training.recovery_fraction)
-    pruner = PRUNERS[spec.method.name](anatomy, budget, schedule, spec.method)
-    learns_from_teacher = training.distillation is None or training.distillation > 0
-    teacher = Teacher(prepared.task, dense, prepared.train) if learns_from_teacher else None
-    train(
-        prepared.task,
-        prepared.model,
-        prepared.train,
-        steps=steps,
-        teacher=teacher,
-        pruner=pruner,
-        listen=tracker.training_step,
-    )
-    if pruner.sparsity != budget.achieved(budget.counts(1.0)):
-        raise VerificationError(f"{pruner.sparsity:.4%} of the encoder went instead of {spec.target.sparsity:.4%}.")
-    return pruner
+    schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
+    sparsity = spec.target.sparsity if spec.target is not None else None
+    return build_pruner(anatomy, spec.method, sparsity, schedule, training.seed)
+
+
+def prune(
+    task: Task, pruner: Pruner, dense: PreTrainedModel, features: Features, steps: int, listen: StepListener
+) -> None:
+    """Calibrate, train while the pruner removes, and finish.
+
+    Args:
+        task: What the model is for.
+        pruner: Bound to the model that is pruned, in place.
+        dense: What that model learns from.
+        features: The training rows.
+        steps: Optimiser steps; 0 for methods that need none.
+        listen: Hears of every step.
+    """
+    model, training = pruner.anatomy.model, task.training
+    pruner.calibrate(partial(_run_calibration, task, model, features))
+    if steps:
+        learns_from_teacher = training.distillation is None or training.distillation > 0
+        teacher = Teacher(task, dense, features) if learns_from_teacher else None
+        hidden_teacher = HiddenTeacher(task, bind(dense), pruner.anatomy) if training.hidden_distillation else None
+        train(
+            task,
+            model,
+            features,
+            steps=steps,
+            teacher=teacher,
+            hidden_teacher=hidden_teacher,
+            pruner=pruner,
+            listen=listen,
+        )
+        if hidden_teacher is not None:
+            hidden_teacher.close()
+    pruner.finish()
+
+
+@torch.no_grad()
+def _run_calibration(task: Task, model: PreTrainedModel, features: Features, rows: int) -> None:
+    """Pass the first rows through the model, in eval mode."""
+    was_training = model.training
+    model.train(False)
+    size = task.training.per_device_eval_batch_size
+    for start in range(0, min(rows, len(features)), size):
+        batch = task.collate([features[i] for i in range(start, min(start + size, rows, len(features)))])
+        task.outputs(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+    model.train(was_training)
 
 
 def _compact(prepared: _Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batch, Tensor, float]:

@@ -1,19 +1,21 @@
 """What stays of a model: a plan, how it is held as masks, and what it removes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Units
+from core.engine.anatomy import KINDS, Anatomy, Kind, Units
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """Indices of what one layer keeps, ascending: head groups and neurons."""
+    """Indices of what one layer keeps, ascending: head groups, neurons, in-rows of the attention."""
 
     heads: tuple[int, ...]
     neurons: tuple[int, ...]
+    inputs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,9 @@ class Plan:
     layers: tuple[LayerPlan, ...]
 
     def kept(self, units: Units) -> tuple[int, ...]:
-        """The kept indices of one layer's heads or neurons."""
-        layer = self.layers[units.layer]
-        return layer.heads if units.kind == "heads" else layer.neurons
+        """The kept indices of one layer's units of one kind."""
+        kept: tuple[int, ...] = getattr(self.layers[units.layer], units.kind)
+        return kept
 
 
 class Masks:
@@ -53,12 +55,64 @@ class Masks:
             if not bool(kept.all()):
                 units.zero_(~kept)
 
+    def removed(self, kind: Kind) -> list[int]:
+        """How many units of a kind are gone, by layer."""
+        return [int((~self._kept[i]).sum()) for i in self._anatomy.positions(kind)]
+
+    def removed_attention_parameters(self) -> int:
+        """Parameters of the heads and in-rows removed so far."""
+        gone = zip(self._anatomy.layers, self.removed("heads"), self.removed("inputs"), strict=True)
+        return sum(layer.attention.removed_parameters(heads, inputs) for layer, heads, inputs in gone)
+
     def removed_parameters(self) -> int:
         """Parameters of everything removed so far."""
-        pairs = zip(self._anatomy.units, self._kept, strict=True)
-        return sum(int((~kept).sum()) * units.cost for units, kept in pairs)
+        gone = zip(self._anatomy.layers, self.removed("neurons"), strict=True)
+        return self.removed_attention_parameters() + sum(count * layer.mlp.units.cost for layer, count in gone)
 
     def plan(self) -> Plan:
         """The plan that these masks describe."""
         kept = [tuple(mask.nonzero().flatten().tolist()) for mask in self._kept]
-        return Plan(tuple(LayerPlan(heads, neurons) for heads, neurons in zip(kept[::2], kept[1::2], strict=True)))
+        size = len(KINDS)
+        return Plan(tuple(LayerPlan(*kept[i : i + size]) for i in range(0, len(kept), size)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept."""
+        return {"kept": [mask.clone() for mask in self._kept]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep what was kept when the state was taken, and zero the rest."""
+        self._kept = [mask.clone() for mask in state["kept"]]
+        self.hold()
+
+
+class WeightMasks:
+    """Which single weights of a live model's projections are still kept; removed ones are held at zero."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._anatomy = anatomy
+        self.kept = [torch.ones_like(matrix.weight, dtype=torch.bool) for matrix in anatomy.matrices]
+        """Bool [out, in], by position of `anatomy.matrices`."""
+        self.removed = 0
+        """How many weights are gone."""
+
+    def remove(self, position: int, chosen: Tensor) -> None:
+        """Drop the weights marked in `chosen` (bool [out, in]) and zero them."""
+        before = int(self.kept[position].sum())
+        self.kept[position] &= ~chosen
+        self.removed += before - int(self.kept[position].sum())
+        self._anatomy.matrices[position].weight.mul_(self.kept[position])
+
+    def hold(self) -> None:
+        """Zero again everything that was removed; called after every optimiser step."""
+        for matrix, kept in zip(self._anatomy.matrices, self.kept, strict=True):
+            matrix.weight.mul_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept."""
+        return {"kept": [mask.clone() for mask in self.kept]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep what was kept when the state was taken, and zero the rest."""
+        self.kept = [mask.clone() for mask in state["kept"]]
+        self.removed = sum(int((~kept).sum()) for kept in self.kept)
+        self.hold()

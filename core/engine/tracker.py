@@ -32,7 +32,7 @@ class Tracker:
 
     def expect(self, dense_steps: int, pruning_steps: int) -> None:
         """Share the time for training between the baseline and pruning, once it is known who trains how long."""
-        moved = SHARES["pruning"] * dense_steps / (dense_steps + pruning_steps)
+        moved = SHARES["pruning"] * dense_steps / max(1, dense_steps + pruning_steps)
         self._shares["baseline"] += moved
         self._shares["pruning"] -= moved
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from core.engine.data import Batch, Features
-from core.engine.evaluate import Teacher
+from core.engine.evaluate import HiddenTeacher, Teacher
 from core.engine.methods import Pruner
 from core.engine.tasks import Task
 from core.errors import NumericalError
@@ -42,7 +42,8 @@ StepListener = Callable[[StepReport], None]
 
 def total_steps(rows: int, training: spec.Training, epochs: float) -> int:
     """Optimiser steps of so many passes over so many rows."""
-    return max(1, math.ceil(math.ceil(rows / training.per_device_train_batch_size) * epochs))
+    batches = math.ceil(rows / training.per_device_train_batch_size)
+    return max(1, math.ceil(math.ceil(batches / training.gradient_accumulation_steps) * epochs))
 
 
 def train(
@@ -51,11 +52,22 @@ def train(
     features: Features,
     *,
     steps: int,
-    teacher: Teacher | None,
-    pruner: Pruner | None,
+    teacher: Teacher | None = None,
+    hidden_teacher: HiddenTeacher | None = None,
+    pruner: Pruner | None = None,
     listen: StepListener,
 ) -> None:
     """Train in place for a number of optimiser steps.
+
+    Args:
+        task: Gives the loss.
+        model: What is trained.
+        features: The training rows.
+        steps: How many optimiser steps.
+        teacher: Answers that the model learns from, beside the labels or instead of them.
+        hidden_teacher: Hidden states that it learns from as well.
+        pruner: Removes from the model on the way.
+        listen: Hears of every step.
 
     Raises:
         NumericalError: the loss is not finite.
@@ -70,7 +82,7 @@ def train(
             processing_class=task.tokenizer,
             callbacks=[_PruningCallback(pruner, steps, listen)],
         )
-        trainer.task, trainer.teacher = task, teacher
+        trainer.task, trainer.teacher, trainer.hidden_teacher, trainer.pruner = task, teacher, hidden_teacher, pruner
         trainer.train()
         # Takes off the autocast that training put around forward: evaluation and export are in fp32.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -107,6 +119,7 @@ def _arguments(training: spec.Training, steps: int, scratch: str) -> TrainingArg
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
         warmup_steps=max(1, int(steps * 0.05)),
         lr_scheduler_type="linear",
         optim="adamw_torch_fused",
@@ -129,6 +142,8 @@ class _DistillingTrainer(Trainer):
 
     task: Task
     teacher: Teacher | None
+    hidden_teacher: HiddenTeacher | None
+    pruner: Pruner | None
     last_loss: Tensor | None = None
 
     def __init__(self, **options: Any) -> None:
@@ -148,12 +163,17 @@ class _DistillingTrainer(Trainer):
         outputs = self.task.outputs(model, inputs)
         teacher = self.teacher.answer(inputs) if self.teacher is not None else None
         loss = self.task.loss(outputs, inputs, teacher)
+        if self.hidden_teacher is not None:
+            loss = loss + self.task.training.hidden_distillation * self.hidden_teacher.distance(inputs)
         self.last_loss = loss.detach()
+        penalty = self.pruner.penalty() if self.pruner is not None else None
+        if penalty is not None:
+            loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
 
 class _PruningCallback(TrainerCallback):
-    """Calls the pruner around every optimiser step, and tells how far training is."""
+    """Calls the pruner around every optimiser step and after every epoch, and tells how far training is."""
 
     trainer: _DistillingTrainer
 
@@ -186,3 +206,7 @@ class _PruningCallback(TrainerCallback):
         assert self.trainer.last_loss is not None  # noqa: S101 a step was taken
         sparsity = self.pruner.sparsity if self.pruner is not None else 0.0
         self.listen(StepReport(step, self.steps, float(self.trainer.last_loss), sparsity))
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.pruner is not None:
+            self.pruner.end_epoch()

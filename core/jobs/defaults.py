@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from core.jobs.methods import trains
 from core.jobs.spec import JobSpec
 
 
@@ -17,6 +18,7 @@ class TrainingDefaults:
 TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "sentence-embedding": TrainingDefaults(num_train_epochs=3, learning_rate=6e-4, distillation=None),
     "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4, distillation=0.5),
+    "regression": TrainingDefaults(num_train_epochs=4, learning_rate=1e-4, distillation=0.5),
     "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.5),
 }
 
@@ -24,10 +26,11 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
 def resolve(spec: JobSpec) -> JobSpec:
     """The same spec with the task's defaults filled in; `dense_epochs` stays open until the model is read."""
     defaults = TRAINING_DEFAULTS[spec.task.name]
-    asked = spec.training.distillation
+    asked, epochs = spec.training.distillation, spec.training.num_train_epochs
+    usual_epochs = defaults.num_train_epochs if trains(spec.method) else 0.0
     training = spec.training.model_copy(
         update={
-            "num_train_epochs": spec.training.num_train_epochs or defaults.num_train_epochs,
+            "num_train_epochs": usual_epochs if epochs is None else epochs,
             "learning_rate": spec.training.learning_rate or defaults.learning_rate,
             "distillation": defaults.distillation if asked is None else asked,
         }

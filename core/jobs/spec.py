@@ -7,14 +7,10 @@ Every model here refuses unknown fields, and every field says its unit and its d
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-
-class Spec(BaseModel):
-    """Base of all parts of the contract. NaN and infinity are no JSON, and no option means anything with them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from core.jobs.base import Spec
+from core.jobs.methods import Method, NeuroPrune, takes_target, trains
 
 DiskPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """A path on the service's own disk; NUL ends a path in the system's calls, and they take no longer ones."""
@@ -120,6 +116,16 @@ class SequenceClassification(Spec):
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
 
 
+class Regression(Spec):
+    """Assign one number to a text or a pair of texts. Metrics: Pearson and Spearman correlation."""
+
+    name: Literal["regression"]
+    data: UploadedData | PathData = Field(discriminator="source")
+    text_column: Column = Field("text", description="Column of the (first) text.")
+    text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
+    label_column: Column = Field("label", description="Column of the number.")
+
+
 class CausalLM(Spec):
     """Predict the next token. Metrics: nats per token and perplexity."""
 
@@ -128,37 +134,7 @@ class CausalLM(Spec):
     text_column: Column = Field("text", description="Column that holds one document a row.")
 
 
-Task = Annotated[SentenceEmbedding | SequenceClassification | CausalLM, Field(discriminator="name")]
-
-# ---- method --------------------------------------------------------------------------------------------------------
-
-
-class NeuroPrune(Spec):
-    """NeuroPrune (Dhurandhar et al., ACL Findings 2024, https://arxiv.org/abs/2404.01306), target met exactly.
-
-    While the model trains, the paper's two penalties shrink poorly connected neurons and sparse input groups; heads
-    that another can stand for are merged into it first; of the rest the least salient heads and neurons go, until the
-    target is met. In a pretrained model few heads are that similar, so with the default `theta` most go by saliency.
-    """
-
-    name: Literal["neuroprune"]
-    alpha: float = Field(1e-3, ge=0, description="Weight of the preferential-attachment penalty on the MLPs (eq. 1).")
-    beta: float = Field(1e-3, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2).")
-    theta: float = Field(
-        0.15,
-        ge=0,
-        description="Heads of a layer whose weights differ by no more than this (l_inf) are merged, not dropped.",
-    )
-    epsilon: float = Field(1e-4, ge=0, description="A weight of at least this magnitude is a connection.")
-    layer_floor: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of its even part of the budget that every layer keeps, 0 (rank over all layers) … 1 (even).",
-    )
-
-
-Method = NeuroPrune
+Task = Annotated[SentenceEmbedding | SequenceClassification | Regression | CausalLM, Field(discriminator="name")]
 
 # ---- target, training, export --------------------------------------------------------------------------------------
 
@@ -180,7 +156,11 @@ class Training(Spec):
     """How the model is trained while and after it is pruned. What is left out takes the task's default."""
 
     num_train_epochs: float | None = Field(
-        None, gt=0, le=1000, description="Passes over the training rows, pruning included. Default: by task."
+        None,
+        ge=0,
+        le=1000,
+        description="Passes over the training rows, pruning included. Default: by task; 0 for methods that prune at "
+        "once, where more is training under the held mask. The others need more than 0.",
     )
     dense_epochs: float | None = Field(
         None,
@@ -192,6 +172,9 @@ class Training(Spec):
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak of AdamW's. Default: by task.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
     per_device_train_batch_size: int = Field(32, ge=1, le=4096, description="Rows a step.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=1024, description="Batches whose gradients are averaged before the weights change."
+    )
     per_device_eval_batch_size: int = Field(64, ge=1, le=4096, description="Rows a batch in evaluation.")
     max_length: int = Field(128, ge=8, le=32768, description="Tokens a row; longer rows are cut.")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps before pruning starts.")
@@ -199,7 +182,7 @@ class Training(Spec):
         0.4,
         ge=0,
         le=1,
-        description="Share of the steps after the target is reached, with the structure held.",
+        description="Share of the steps after the target is reached, with what was removed held.",
     )
     distillation: float | None = Field(
         None,
@@ -207,6 +190,13 @@ class Training(Spec):
         le=1,
         description="Weight of the dense model's outputs in the loss, 0 … 1; the labels have the rest. Default: 0.5. "
         "Not for sentence-embedding, which has no labels.",
+    )
+    hidden_distillation: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Weight in the loss of the distance between the hidden states of both models, after every layer; "
+        "0 leaves them out. Costs a forward pass of the dense model a step.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
@@ -229,7 +219,11 @@ class Export(Spec):
 
 
 class JobSpec(Spec):
-    """A pruning job: a model, a task with its data, a method, a target."""
+    """A pruning job: a model, a task with its data, a method, a target.
+
+    Only methods that leave the amount to the user take a target, and need one: not `neuroprune` in faithful mode, nor
+    a pattern N:M.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -251,7 +245,7 @@ class JobSpec(Spec):
     model: Model
     task: Task
     method: Method = Field(default_factory=lambda: NeuroPrune(name="neuroprune"))
-    target: Target
+    target: Target | None = None
     training: Training = Field(default_factory=Training)
     export: Export = Field(default_factory=Export)
 
@@ -262,6 +256,16 @@ class JobSpec(Spec):
                 raise ValueError("training.dense_epochs must be 0 for sentence-embedding, which has no labels")
             if self.training.distillation is not None:
                 raise ValueError("training.distillation must be left out for sentence-embedding, which has no labels")
+        return self
+
+    @model_validator(mode="after")
+    def _target_fits_method(self) -> "JobSpec":
+        if takes_target(self.method) and self.target is None:
+            raise ValueError(f"target: method {self.method.name} needs one, such as {{'sparsity': 0.5}}")
+        if not takes_target(self.method) and self.target is not None:
+            raise ValueError(f"target must be left out: with these options of {self.method.name} it follows from them")
+        if trains(self.method) and self.training.num_train_epochs == 0:
+            raise ValueError(f"training.num_train_epochs must be above 0: {self.method.name} prunes while it trains")
         return self
 
     def file_ids(self) -> dict[str, str]:

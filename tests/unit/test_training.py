@@ -5,11 +5,11 @@ import torch
 
 from core.engine.anatomy import bind
 from core.engine.evaluate import Teacher
-from core.engine.methods import PRUNERS, Budget, Schedule
+from core.engine.methods import Schedule, build_pruner
 from core.engine.tasks import TASKS
 from core.engine.training import _dropout, train
 from core.errors import NumericalError
-from core.jobs import spec
+from core.jobs import methods, spec
 from tests import tiny
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
@@ -30,9 +30,9 @@ def run(sparsity=0.5, precision="fp32", seed=0, **options):
     task = TASKS["causal-lm"](part, training, tiny.tokenizer())
     model, features = tiny.llama(), task.features([{"text": text} for text in tiny.sentences(60)])
     anatomy = bind(model)
-    method = spec.NeuroPrune(name="neuroprune", **options)
+    method = methods.NeuroPrune(name="neuroprune", **options)
     schedule = Schedule(STEPS, 0.1, 0.4)
-    pruner = PRUNERS["neuroprune"](anatomy, Budget.of(anatomy, sparsity), schedule, method)
+    pruner = build_pruner(anatomy, method, sparsity, schedule, seed)
     heard = []
 
     def listen(report):

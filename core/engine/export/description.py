@@ -56,6 +56,7 @@ class _Widths(_Part):
     heads: Count
     key_value_heads: Count
     neurons: Count
+    inputs: Count | None = None
 
 
 class Description(_Part):

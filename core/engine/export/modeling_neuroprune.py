@@ -6,6 +6,9 @@ and neurons each layer kept, and where the architecture keeps them, so the same 
     {"format": 1, "family": {"layers": "encoder.layer", ...}, "head_dim": 32,
      "layers": [{"heads": 6, "key_value_heads": 6, "neurons": 700}, ...]}
 
+A layer whose attention reads but some of the hidden dimensions says how many, as "inputs"; which ones lie with the
+weights, as the buffer `read_dimensions`.
+
 The classes that `config.json` names, such as `PrunedBertModel`, are made from transformers' own when asked for.
 """
 
@@ -24,6 +27,7 @@ FORMAT = 1
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MODELING_FILE = "modeling_neuroprune.py"
+READ_DIMENSIONS = "read_dimensions"
 
 
 class NoHeads(nn.Module):
@@ -121,9 +125,10 @@ def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
 
 def _narrow_attention(layer: nn.Module, row: dict[str, Any], widths: dict[str, int], head_dim: int) -> None:
     query_width, key_value_width = widths["heads"] * head_dim, widths["key_value_heads"] * head_dim
-    _resize(layer, row["query"], out_features=query_width)
-    _resize(layer, row["key"], out_features=key_value_width)
-    _resize(layer, row["value"], out_features=key_value_width)
+    inputs = widths.get("inputs")
+    _resize(layer, row["query"], inputs, query_width)
+    _resize(layer, row["key"], inputs, key_value_width)
+    _resize(layer, row["value"], inputs, key_value_width)
     _resize(layer, row["output"], in_features=query_width)
     for path in row["head_counts"]:
         _set_attribute(layer, path, widths["heads"])
@@ -133,6 +138,22 @@ def _narrow_attention(layer: nn.Module, row: dict[str, Any], widths: dict[str, i
         core, output = row["core"], row["output"]
         inside = output.removeprefix(core + ".") if output.startswith(core + ".") else None
         layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside))
+    elif inputs is not None:
+        _read_some(layer.get_submodule(row["core"]), inputs)
+
+
+def _read_some(core: nn.Module, count: int) -> None:
+    """Let an attention see `count` of the hidden dimensions, those of a buffer that is saved with the weights."""
+    core.register_buffer(READ_DIMENSIONS, torch.arange(count))
+    core.register_forward_pre_hook(_select_dimensions, with_kwargs=True)
+
+
+def _select_dimensions(core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """[batch, length, h] → [batch, length, count], the first argument of an attention's forward."""
+    dimensions = core.get_buffer(READ_DIMENSIONS)
+    if args:
+        return (args[0].index_select(-1, dimensions), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].index_select(-1, dimensions)}
 
 
 def _narrow_mlp(layer: nn.Module, row: dict[str, Any], neurons: int) -> None:

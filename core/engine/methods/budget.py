@@ -1,4 +1,4 @@
-"""How much goes: exact numbers of heads and neurons for a share of the encoder's parameters."""
+"""How much goes: exact numbers of heads, in-rows and neurons for a share of the transformer layers' parameters."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,11 @@ TOLERANCE = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A target bound to a model: remove `sparsity` of `encoder_parameters`.
+    """A target bound to a model all of whose layers are alike: remove `sparsity` of `encoder_parameters`.
 
-    Heads go in proportion; neurons, which are finer, make up the rest exactly.
+    Heads go in proportion, unless their number is given, and in-rows as many as are asked for; neurons, which are
+    finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of a layer have
+    `crossing` parameters in common.
     """
 
     sparsity: float
@@ -22,70 +24,103 @@ class Budget:
     head_cost: int
     neurons: int
     neuron_cost: int
+    removed_heads: int | None = None
+    layers: int = 1
+    inputs_a_layer: int = 0
+    """In-rows that go in every layer."""
+    input_cost: int = 0
+    crossing: int = 0
 
     @classmethod
-    def of(cls, anatomy: Anatomy, sparsity: float) -> "Budget":
-        """The budget of a model all of whose layers are alike.
+    def of(cls, anatomy: Anatomy, sparsity: float, heads_kept: int | None = None, in_rows: float = 0.0) -> "Budget":
+        """The budget of a model.
+
+        Args:
+            anatomy: The model.
+            sparsity: Share of the encoder's parameters.
+            heads_kept: How many heads stay in the whole model; None for as many as their part of the budget leaves.
+            in_rows: Share of each attention's input dimensions that go.
 
         Raises:
-            UnreachableTargetError: even the nearest removal of whole heads and neurons misses the target.
+            UnreachableTargetError: the model has fewer heads, or even the nearest removal misses the target.
         """
-        heads = [layer.attention.units for layer in anatomy.layers]
-        neurons = [layer.mlp.units for layer in anatomy.layers]
+        attention, mlp = anatomy.layers[0].attention, anatomy.layers[0].mlp
+        heads = sum(layer.attention.units.count for layer in anatomy.layers)
+        if heads_kept is not None and heads_kept > heads:
+            raise UnreachableTargetError(
+                f"{heads_kept} heads cannot stay: the model has {heads}.", param="/method/heads_kept"
+            )
         budget = cls(
             sparsity,
             anatomy.encoder_parameters,
-            sum(u.count for u in heads),
-            heads[0].cost,
-            sum(u.count for u in neurons),
-            neurons[0].cost,
+            heads,
+            attention.units.cost,
+            sum(layer.mlp.units.count for layer in anatomy.layers),
+            mlp.units.cost,
+            None if heads_kept is None else heads - heads_kept,
+            len(anatomy.layers),
+            int(in_rows * attention.inputs.count),
+            attention.inputs.cost,
+            attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
         )
-        budget._check(anatomy)
+        budget._check()
         return budget
 
     def counts(self, reached: float) -> dict[Kind, int]:
-        """How many heads and neurons are gone when this share (0 … 1) of the target is reached.
+        """How many units of each kind are gone when this share (0 … 1) of the target is reached.
 
-        Never more of either than in the end: removal is final, so on the way there the rounding of one kind must not
-        be made up for by the other.
+        Never more of any than in the end: removal is final, so on the way there the rounding of one kind must not be
+        made up for by the other.
         """
-        end = self._end
+        heads, neurons = self._end
+        inputs_a_layer = int(reached * self.inputs_a_layer + 0.5)
         wanted = reached * self.sparsity * self.encoder_parameters
-        heads = min(int(self._share(wanted) + 0.5), end["heads"])
-        return {"heads": heads, "neurons": min(self._neurons_beside(heads, wanted), end["neurons"])}
-
-    @property
-    def _end(self) -> dict[Kind, int]:
-        """The removal nearest to the target; among equally near ones that with heads nearest to their share."""
-        wanted = self.sparsity * self.encoder_parameters
-        share = self._share(wanted)
-
-        def distance(heads: int) -> tuple[float, float]:
-            removed = heads * self.head_cost + self._neurons_beside(heads, wanted) * self.neuron_cost
-            return max(abs(removed - wanted), 0.5 * self.neuron_cost), abs(heads - share)
-
-        heads = min(range(self.heads + 1), key=distance)
-        return {"heads": heads, "neurons": self._neurons_beside(heads, wanted)}
-
-    def _share(self, wanted: float) -> float:
-        """Heads that go in proportion, not yet a whole number."""
-        return self.heads * wanted / (self.heads * self.head_cost + self.neurons * self.neuron_cost)
-
-    def _neurons_beside(self, heads: int, wanted: float) -> int:
-        """Neurons that make up what so many heads leave of `wanted` parameters."""
-        left = max(0.0, wanted - heads * self.head_cost)
-        return min(self.neurons, int(left / self.neuron_cost + 0.5))
+        share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_a_layer)
+        heads_now = min(int(share + 0.5), heads)
+        neurons_now = min(self._neurons_beside(heads_now, inputs_a_layer, wanted), neurons)
+        return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_a_layer * self.layers}
 
     def achieved(self, counts: dict[Kind, int]) -> float:
         """Share of the encoder's parameters that these numbers of units make up."""
-        return (counts["heads"] * self.head_cost + counts["neurons"] * self.neuron_cost) / self.encoder_parameters
+        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.layers)
+        return (attention + counts["neurons"] * self.neuron_cost) / self.encoder_parameters
 
-    def _check(self, anatomy: Anatomy) -> None:
+    @property
+    def _end(self) -> tuple[int, int]:
+        """Heads and neurons of the removal nearest to the target; of equally near ones, with heads nearest their share."""
+        wanted, inputs = self.sparsity * self.encoder_parameters, self.inputs_a_layer
+        share = self._share(wanted, inputs)
+
+        def distance(heads: int) -> tuple[float, float]:
+            neurons = self._neurons_beside(heads, inputs, wanted)
+            removed = self._attention_parameters(heads, inputs) + neurons * self.neuron_cost
+            return max(abs(removed - wanted), 0.5 * self.neuron_cost), abs(heads - share)
+
+        heads = min(range(self.heads + 1), key=distance) if self.removed_heads is None else self.removed_heads
+        return heads, self._neurons_beside(heads, inputs, wanted)
+
+    def _attention_parameters(self, heads: int, inputs_a_layer: int) -> int:
+        """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its layer."""
+        inputs = inputs_a_layer * self.layers * self.input_cost
+        return heads * self.head_cost + inputs - heads * inputs_a_layer * self.crossing
+
+    def _share(self, wanted: float, inputs_a_layer: int) -> float:
+        """Heads that go in proportion to their parameters, not yet a whole number."""
+        inputs = self._attention_parameters(0, inputs_a_layer)
+        everything = self._attention_parameters(self.heads, inputs_a_layer) + self.neurons * self.neuron_cost
+        return min(self.heads, self.heads * max(0.0, wanted - inputs) / max(1, everything - inputs))
+
+    def _neurons_beside(self, heads: int, inputs_a_layer: int, wanted: float) -> int:
+        """Neurons that make up what so many heads and in-rows leave of `wanted` parameters."""
+        left = max(0.0, wanted - self._attention_parameters(heads, inputs_a_layer))
+        return min(self.neurons, int(left / self.neuron_cost + 0.5))
+
+    def _check(self) -> None:
         achieved = self.achieved(self.counts(1.0))
         # Half a neuron is as near as whole units can come in a very small model.
         nearest = max(TOLERANCE, 0.5 * self.neuron_cost / self.encoder_parameters)
         if abs(achieved - self.sparsity) > nearest:
-            most = anatomy.removable_parameters / self.encoder_parameters
+            most = (self.heads * self.head_cost + self.neurons * self.neuron_cost) / self.encoder_parameters
             raise UnreachableTargetError(
                 f"A sparsity of {self.sparsity:.4f} cannot be met; nearest is {achieved:.4f}, and with all heads and "
                 f"neurons gone it would be {most:.4f}.",

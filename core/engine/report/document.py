@@ -57,7 +57,10 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
             "held_out_rows": measured.held_out_rows,
         },
         "method": {"name": spec.method.name, "paper": next(m.paper for m in METHODS if m.name == spec.method.name)},
-        "target": {"requested": spec.target.sparsity, "achieved": 1 - encoder["pruned"] / encoder["dense"]},
+        "target": {
+            "requested": spec.target.sparsity if spec.target is not None else None,
+            "achieved": 1 - encoder["pruned"] / encoder["dense"],
+        },
         "headline_metric": task.headline,
         "metrics": {
             name: {

@@ -25,12 +25,12 @@ def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]
                     "merged": [
                         {"removed": removed, "into": into} for at, removed, into in pruner.merged if at == index
                     ],
-                    **_scores(pruner.last_scores[2 * index], kept.heads),
+                    **_scores(pruner.last_scores[anatomy.position(index, "heads")], kept.heads),
                 },
                 "neurons": {
                     **_counts(mlp.units, kept.neurons),
                     "kept_indices": list(kept.neurons),
-                    **_scores(pruner.last_scores[2 * index + 1], kept.neurons),
+                    **_scores(pruner.last_scores[anatomy.position(index, "neurons")], kept.neurons),
                 },
                 "zero_weights_in_kept": _zeros(attention.units, kept.heads) + _zeros(mlp.units, kept.neurons),
             }

@@ -47,6 +47,29 @@ def find_dominating(similar: Tensor) -> Tensor:
     return representative
 
 
+def representatives(attention: Attention, kept: Tensor, theta: float) -> Tensor:
+    """For each head of a layer the kept head that stands for it in the end; itself where none does.
+
+    A representative may have one itself; what is similar to it is then similar to that one too, so the last of the
+    chain stands for all, and none of these last ones is ever dominated.
+
+    Args:
+        attention: Of one layer.
+        kept: Bool [k], the heads that are still there; the others stand for themselves.
+        theta: Heads that differ by no more than this are similar.
+
+    Returns:
+        Integer [k].
+    """
+    indices = kept.nonzero().flatten()
+    chain = find_dominating(distances(head_matrix(attention).cpu()[indices]) <= theta)
+    while not torch.equal(chain, chain[chain]):
+        chain = chain[chain]
+    representative = torch.arange(attention.groups)
+    representative[indices] = indices[chain]
+    return representative
+
+
 @torch.no_grad()
 def hand_over_(attention: Attention, removed: int, successor: int | None) -> None:
     """Let a head's output pass on before the head is removed, in place.
@@ -55,7 +78,7 @@ def hand_over_(attention: Attention, removed: int, successor: int | None) -> Non
     value bias reaches the output as a constant, because attention weights sum to one: what of it the successor does
     not supply goes into the output's bias, where there is one.
     """
-    writes = attention.units.writes.by_unit(attention.output.weight.data)
+    writes = attention.units.writes[0].by_unit(attention.output.weight.data)
     values = _value_bias(attention)
     if attention.output.bias is not None and values is not None:
         missing = values[removed] - (values[successor] if successor is not None else 0)

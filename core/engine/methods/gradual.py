@@ -1,0 +1,93 @@
+"""Gradual pruning: a criterion says what matters least, a schedule when it goes, a removal takes it away."""
+
+from typing import Any
+
+import torch
+
+from core.engine.anatomy import Anatomy
+from core.engine.methods.base import Criterion, Pruner
+from core.engine.methods.budget import Budget
+from core.engine.methods.connections import release_unconnected
+from core.engine.methods.removal import PatternRemoval, Removal, UnitRemoval, WeightRemoval
+from core.engine.methods.schedule import Schedule
+from core.errors import VerificationError
+from core.jobs.methods import pattern_of
+
+REMOVALS = 40
+"""Times at which something is removed; more would only cost time."""
+
+
+class GradualPruner(Pruner):
+    """Prunes along a schedule while the model trains, then holds what it removed."""
+
+    def __init__(self, anatomy: Anatomy, criterion: Criterion, schedule: Schedule) -> None:
+        super().__init__(anatomy)
+        self.criterion = criterion
+        self.schedule = schedule
+        self.interval = max(1, (schedule.last_step - schedule.first_step) // REMOVALS)
+        self.removal: Removal
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        self.criterion.observe(self.masks)
+
+    @torch.no_grad()
+    def step(self, step: int, learning_rate: float) -> None:
+        """Shrink, remove what is due, hold."""
+        self.criterion.shrink(learning_rate)
+        if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
+            self.removal.advance(self.schedule.reached(step), self.criterion)
+        self.removal.hold()
+
+    def finish(self) -> None:
+        if self.removal.sparsity != self.removal.final_sparsity:
+            raise VerificationError(
+                f"{self.removal.sparsity:.4%} of the encoder went instead of {self.removal.final_sparsity:.4%}."
+            )
+        release_unconnected(self.anatomy, self.masks)
+
+    @property
+    def sparsity(self) -> float:
+        return self.removal.sparsity
+
+    def state_dict(self) -> dict[str, Any]:
+        criterion, removal = self.criterion.state_dict(), self.removal.state_dict()
+        return {**super().state_dict(), "criterion": criterion, "removal": removal}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.criterion.load_state_dict(state["criterion"])
+        self.removal.load_state_dict(state["removal"])
+
+
+def gradual(
+    anatomy: Anatomy,
+    criterion: Criterion,
+    schedule: Schedule,
+    sparsity: float | None,
+    *,
+    granularity: str,
+    layer_floor: float,
+    heads_kept: int | None = None,
+    in_rows: float = 0.0,
+) -> GradualPruner:
+    """A gradual pruner that removes at the given granularity.
+
+    Args:
+        sparsity: Share of the transformer layers' parameters; None with a pattern, from which it follows.
+
+    Raises:
+        UnreachableTargetError: the model cannot be pruned to this target.
+    """
+    pruner = GradualPruner(anatomy, criterion, schedule)
+    pattern = pattern_of(granularity)
+    if pattern is not None:
+        pruner.removal = PatternRemoval(anatomy, *pattern)
+        return pruner
+    assert sparsity is not None  # noqa: S101 the contract asks for a target without a pattern
+    if granularity == "structured":
+        budget = Budget.of(anatomy, sparsity, heads_kept, in_rows)
+        pruner.removal = UnitRemoval(pruner, budget, layer_floor)
+    else:
+        pruner.removal = WeightRemoval(anatomy, sparsity, layer_floor)
+    return pruner

@@ -1,0 +1,20 @@
+"""Gradual magnitude pruning (GMP*, Kurtic & Alistarh 2022, https://arxiv.org/abs/2210.06384)."""
+
+from torch import Tensor
+
+from core.engine.methods.base import Criterion, by_mean
+
+
+class MagnitudeCriterion(Criterion):
+    """The smallest go: weights by absolute value, units by the l2 norm of all their weights and biases.
+
+    Norms are compared between layers as multiples of the layer's mean.
+    """
+
+    def unit_scores(self, position: int, kept: Tensor) -> Tensor:
+        units = self.anatomy.units[position]
+        squares = [part.by_unit(part.parameter.detach()).flatten(1).square().sum(1) for part in units.slices]
+        return by_mean(sum(squares[1:], squares[0]).sqrt().cpu(), kept)
+
+    def weight_scores(self, position: int, kept: Tensor) -> Tensor:
+        return by_mean(self.anatomy.matrices[position].weight.abs(), kept)

@@ -1,0 +1,119 @@
+"""NeuroPrune to a target: the paper's principles and first-order saliency decide what goes, a budget how much.
+
+After every optimiser step the weights shrink by the proximal form of equations 1 and 2, outside of the optimiser, so
+that Adam's scaling does not distort them. When units are due:
+
+* heads that a dominating head can stand for are merged into it (algorithms 2 and 3), least important first;
+* if the budget asks for more heads, and for neurons and in-rows, the least important go.
+
+Single weights go by magnitude times the connectivity of what they attach to: the rich get richer, the poor lose all
+they have and can leave.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.engine.anatomy import Anatomy, Layer, Units
+from core.engine.methods.base import Criterion, by_mean
+from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
+from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
+from core.engine.plan import Masks
+from core.jobs.methods import NeuroPrune
+
+SALIENCY_DECAY = 0.95
+
+
+class NeuroPruneCriterion(Criterion):
+    """See the module's docstring."""
+
+    def __init__(self, anatomy: Anatomy, options: NeuroPrune) -> None:
+        super().__init__(anatomy)
+        self.options = options
+        self.saliency = [torch.zeros(u.count) for u in anatomy.units]
+
+    def observe(self, masks: Masks) -> None:
+        """First-order saliency: the squared change in loss if a unit were scaled away (Molchanov 2017)."""
+        if self.options.granularity != "structured" or not self.options.importance:
+            return
+        for units, saliency in zip(self.anatomy.units, self.saliency, strict=True):
+            if units.kind == "inputs" and not self.options.in_rows:
+                continue
+            slope = torch.zeros(units.count)
+            for part in units.gates:
+                parameter = part.parameter
+                if parameter.grad is not None:
+                    slope += part.by_unit(parameter.data * parameter.grad).flatten(1).sum(1).cpu()
+            saliency.lerp_(slope.square(), 1 - SALIENCY_DECAY)
+
+    def shrink(self, learning_rate: float) -> None:
+        alpha, beta = self.options.strengths()
+        for layer in self.anatomy.layers:
+            if alpha:
+                for module in (*layer.mlp.inputs, layer.mlp.output):
+                    attach_preferentially_(module.weight.data, learning_rate * alpha, self.options.epsilon)
+            if beta:
+                sparsify_groups_([m.weight.data for m in layer.attention.projections], learning_rate * beta)
+
+    def unit_scores(self, position: int, kept: Tensor) -> Tensor:
+        units = self.anatomy.units[position]
+        worth = self.saliency[position].sqrt() if self.options.importance else self._connectivity(units, kept)
+        scores = by_mean(worth, kept)
+        if units.kind == "heads" and self.options.redundancy:
+            successors = representatives(self.anatomy.layers[units.layer].attention, kept, self.options.theta)
+            redundant = successors != torch.arange(len(successors))
+            scores = torch.where(redundant, scores - scores.max() - 1, scores)
+        return scores
+
+    def weight_scores(self, position: int, kept: Tensor) -> Tensor:
+        layer, place = self._owner(position)
+        weight = self.anatomy.matrices[position].weight.abs()
+        projections = [module.weight.data for module in layer.attention.projections]
+        if place < len(projections):
+            # The norm of the in-row's group, as eq. 2 has it: sparse groups lose.
+            weight = weight * sum_of_columns(projections).sqrt()
+        elif place > len(projections):
+            degree = self._degrees(layer)
+            weight = weight * (degree if place == len(layer.matrices) - 1 else degree[:, None])
+        return by_mean(weight, kept)
+
+    def hand_over(self, position: int, removed: Tensor, kept: Tensor) -> list[tuple[int, int]]:
+        units = self.anatomy.units[position]
+        if units.kind != "heads":
+            return []
+        attention = self.anatomy.layers[units.layer].attention
+        successors = torch.arange(len(kept))
+        if self.options.redundancy:
+            successors = representatives(attention, kept, self.options.theta)
+        merged = []
+        for head in removed.tolist():
+            successor = int(successors[head])
+            is_merged = successor != head and successor not in removed
+            hand_over_(attention, head, successor if is_merged else None)
+            if is_merged:
+                merged.append((head, successor))
+        return merged
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saliency": [saliency.clone() for saliency in self.saliency]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.saliency = [saliency.clone() for saliency in state["saliency"]]
+
+    def _connectivity(self, units: Units, kept: Tensor) -> Tensor:
+        """How well units are connected, without a look at the loss: in-strength times out-strength, [count]."""
+        read = sum(part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1).cpu() for part in units.reads)
+        written = sum(part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1).cpu() for part in units.writes)
+        return torch.as_tensor(read) * (torch.as_tensor(written) if units.writes else 1)
+
+    def _owner(self, position: int) -> tuple[Layer, int]:
+        """The layer of a matrix, and the matrix's place in it."""
+        size = len(self.anatomy.layers[0].matrices)
+        return self.anatomy.layers[position // size], position % size
+
+    def _degrees(self, layer: Layer) -> Tensor:
+        """Share of its possible connections that each MLP neuron has left, in and out, [N]; a lone one still counts."""
+        matrices = [m.weight.data for m in layer.mlp.inputs] + [layer.mlp.output.weight.data.T]
+        connections = torch.stack([(w.abs() >= self.options.epsilon).float().mean(1) for w in matrices]).mean(0)
+        return connections.clamp_min(torch.finfo(connections.dtype).tiny)

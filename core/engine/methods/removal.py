@@ -1,0 +1,188 @@
+"""What a gradual method removes at a time: whole units, single weights, or single weights by a pattern."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.engine.anatomy import KINDS, Anatomy, Kind
+from core.engine.methods.allocation import allocate
+from core.engine.methods.base import Criterion, Pruner
+from core.engine.methods.budget import Budget
+from core.engine.plan import WeightMasks
+from core.errors import UnreachableTargetError
+
+
+class Removal(ABC):
+    """Takes away the least important of a model until a target is met exactly."""
+
+    @abstractmethod
+    def advance(self, reached: float, criterion: Criterion) -> None:
+        """Remove until this share (0 … 1) of the target is gone."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """Zero again what was removed."""
+
+    @property
+    @abstractmethod
+    def sparsity(self) -> float:
+        """Share of the transformer layers' parameters that is gone so far."""
+
+    @property
+    @abstractmethod
+    def final_sparsity(self) -> float:
+        """That share once the target is met."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is gone, beside the pruner's own masks."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 counterpart of the empty state
+        """Go on from a state."""
+
+
+class UnitRemoval(Removal):
+    """Heads, in-rows and neurons, ranked over all layers with a guaranteed rest for each."""
+
+    def __init__(self, pruner: Pruner, budget: Budget, floor: float) -> None:
+        self.pruner = pruner
+        self.budget = budget
+        self.floor = floor
+
+    def advance(self, reached: float, criterion: Criterion) -> None:
+        for kind in KINDS:
+            self._remove(kind, self.budget.counts(reached)[kind], criterion)
+
+    def hold(self) -> None:
+        self.pruner.masks.hold()
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruner.masks.removed_parameters() / self.budget.encoder_parameters
+
+    @property
+    def final_sparsity(self) -> float:
+        return self.budget.achieved(self.budget.counts(1.0))
+
+    def _remove(self, kind: Kind, count: int, criterion: Criterion) -> None:
+        masks, positions = self.pruner.masks, self.pruner.anatomy.positions(kind)
+        if count == sum(masks.removed(kind)):
+            return
+        # In-rows have the same number in every layer: only so are their parameters known beforehand.
+        floor = 1.0 if kind == "inputs" else self.floor
+        for position, chosen in zip(
+            positions, allocate([self._scores(i, criterion) for i in positions], count, floor), strict=True
+        ):
+            kept = masks.kept(position)
+            new = (chosen & kept).nonzero().flatten()
+            layer = self.pruner.anatomy.units[position].layer
+            self.pruner.merged += [(layer, *pair) for pair in criterion.hand_over(position, new, kept)]
+            masks.remove(position, new)
+
+    def _scores(self, position: int, criterion: Criterion) -> Tensor:
+        kept = self.pruner.masks.kept(position)
+        scores = criterion.unit_scores(position, kept)
+        self.pruner.last_scores[position] = torch.where(kept, scores, self.pruner.last_scores[position])
+        return torch.where(kept, scores, -torch.inf)
+
+
+class WeightRemoval(Removal):
+    """Single weights, ranked over all matrices with a guaranteed rest for each."""
+
+    def __init__(self, anatomy: Anatomy, sparsity: float, floor: float) -> None:
+        self.masks = WeightMasks(anatomy)
+        self.floor = floor
+        self.encoder_parameters = anatomy.encoder_parameters
+        self.count = int(sparsity * self.encoder_parameters + 0.5)
+        weights = sum(matrix.weight.numel() for matrix in anatomy.matrices)
+        if self.count > weights:
+            raise UnreachableTargetError(
+                f"A sparsity of {sparsity:.4f} cannot be met; with all weights of the projections gone it would be "
+                f"{weights / self.encoder_parameters:.4f}.",
+                param="/target/sparsity",
+            )
+
+    def advance(self, reached: float, criterion: Criterion) -> None:
+        count = self.count if reached >= 1 else int(reached * self.count)
+        scores = []
+        for position, kept in enumerate(self.masks.kept):
+            score = criterion.weight_scores(position, kept)
+            scores.append(torch.where(kept, score, -torch.inf).flatten())
+        for position, chosen in enumerate(allocate(scores, count, self.floor)):
+            kept = self.masks.kept[position]
+            self.masks.remove(position, chosen.view_as(kept))
+
+    def hold(self) -> None:
+        self.masks.hold()
+
+    @property
+    def sparsity(self) -> float:
+        return self.masks.removed / self.encoder_parameters
+
+    @property
+    def final_sparsity(self) -> float:
+        return self.count / self.encoder_parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.masks.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.masks.load_state_dict(state)
+
+
+class PatternRemoval(Removal):
+    """Single weights, so that of each M consecutive inputs of a row N stay; on the way there, one more of each M goes.
+
+    Raises:
+        UnreachableTargetError: a projection's inputs cannot be divided by M.
+    """
+
+    def __init__(self, anatomy: Anatomy, stay: int, of: int) -> None:
+        check_pattern(anatomy, of)
+        self.masks = WeightMasks(anatomy)
+        self.stay, self.of = stay, of
+        self.encoder_parameters = anatomy.encoder_parameters
+
+    def advance(self, reached: float, criterion: Criterion) -> None:
+        gone = int(reached * (self.of - self.stay))
+        for position, kept in enumerate(self.masks.kept):
+            scores = torch.where(kept, criterion.weight_scores(position, kept), -torch.inf)
+            self.masks.remove(position, lowest_of_each(scores, gone, self.of))
+
+    def hold(self) -> None:
+        self.masks.hold()
+
+    @property
+    def sparsity(self) -> float:
+        return self.masks.removed / self.encoder_parameters
+
+    @property
+    def final_sparsity(self) -> float:
+        weights = sum(kept.numel() for kept in self.masks.kept)
+        return weights * (self.of - self.stay) // self.of / self.encoder_parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.masks.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.masks.load_state_dict(state)
+
+
+def check_pattern(anatomy: Anatomy, of: int) -> None:
+    """Refuse a pattern that does not divide every projection's inputs."""
+    for matrix in anatomy.matrices:
+        inputs = matrix.weight.shape[1]
+        if inputs % of:
+            raise UnreachableTargetError(
+                f"A pattern of {of} cannot be laid over a projection with {inputs} inputs.", param="/method/granularity"
+            )
+
+
+def lowest_of_each(scores: Tensor, count: int, of: int) -> Tensor:
+    """Bool like `scores` [out, in]: in each `of` consecutive entries of a row the `count` lowest, ties by index."""
+    groups = scores.view(-1, of)
+    chosen = torch.zeros_like(groups, dtype=torch.bool)
+    chosen.scatter_(1, groups.argsort(dim=1, stable=True)[:, :count], True)
+    return chosen.view_as(scores)

@@ -1,0 +1,212 @@
+"""The contract's pruning methods: what each is called and which options it takes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from core.jobs.base import Spec
+
+
+def _pattern_leaves_and_takes(granularity: str) -> str:
+    pattern = pattern_of(granularity)
+    if pattern is not None and pattern[0] >= pattern[1]:
+        raise ValueError(f"in a pattern N:M, N weights of each M stay, so N must be below M; {granularity} is not")
+    return granularity
+
+
+def pattern_of(granularity: str) -> tuple[int, int] | None:
+    """N and M where the granularity is a pattern N:M."""
+    if granularity in ("structured", "unstructured"):
+        return None
+    stay, of = granularity.split(":")
+    return int(stay), int(of)
+
+
+WeightGranularity = Annotated[
+    str,
+    Field(pattern=r"^(unstructured|[1-9][0-9]?:[1-9][0-9]?)$"),
+    AfterValidator(_pattern_leaves_and_takes),
+]
+"""Single weights, freely or by a pattern N:M."""
+
+Granularity = Annotated[
+    str,
+    Field(pattern=r"^(structured|unstructured|[1-9][0-9]?:[1-9][0-9]?)$"),
+    AfterValidator(_pattern_leaves_and_takes),
+]
+"""Whole units, or single weights."""
+
+_GRANULARITY = (
+    "What goes. structured: whole heads and MLP neurons, which leave the weights. unstructured: single weights, which "
+    "become zero; heads and neurons left without connections leave. N:M, as 2:4: of each M consecutive weights of a "
+    "row N stay; the target follows from it."
+)
+_LAYER_FLOOR = (
+    "Share of its even part of the budget that every layer keeps, 0 (rank over all layers) … 1 (the same in each)."
+)
+
+
+class _Gradual(Spec):
+    """Options of every method that removes along the schedule while the model trains."""
+
+    granularity: Granularity = Field("structured", description=_GRANULARITY)
+    layer_floor: float = Field(0.5, ge=0, le=1, description=_LAYER_FLOOR)
+
+
+class NeuroPrune(_Gradual):
+    """NeuroPrune (Dhurandhar et al., ACL Findings 2024, https://arxiv.org/abs/2404.01306).
+
+    targeted: the target is met exactly. While the model trains, the paper's two penalties shrink poorly connected
+    neurons and sparse input groups, outside of the optimiser; heads that another can stand for are merged into it
+    first; of the rest the least important go.
+
+    faithful: as published. The penalties are part of the loss, redundant heads go after each epoch, and the sparsity is
+    what comes out of alpha, beta and theta: a job takes no target.
+    """
+
+    name: Literal["neuroprune"]
+    mode: Literal["targeted", "faithful"] = Field("targeted", description="See the method's description.")
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the preferential-attachment penalty on the MLPs (eq. 1). Default: 1e-3 targeted, "
+        "1e-5 faithful; the paper searches 1e-7 … 1e-1.",
+    )
+    beta: float | None = Field(
+        None, ge=0, description="Weight of the group-sparsity penalty on attention (eq. 2). Defaults as alpha's."
+    )
+    theta: float = Field(
+        0.15,
+        ge=0,
+        description="Heads of a layer whose weights differ by no more than this (l_inf) are merged, not dropped.",
+    )
+    epsilon: float = Field(1e-4, ge=0, description="A weight of at least this magnitude is a connection.")
+    redundancy: bool = Field(
+        True, description="Merge heads that another can stand for before others go; off for ablation."
+    )
+    importance: bool = Field(
+        True,
+        description="Let first-order saliency decide among what is not redundant; off (for ablation), connectivity "
+        "decides: the poorly connected lose.",
+    )
+    heads_kept: int | None = Field(
+        None,
+        ge=0,
+        description="Attention heads that stay in the whole model (those with a key and value of their own); neurons "
+        "make up the rest of the target. Default: heads go in proportion to their parameters.",
+    )
+    in_rows: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the hidden dimensions that each layer's attention no longer reads, 0 … 1; they count in "
+        "the same target.",
+    )
+
+    @model_validator(mode="after")
+    def _options_fit_mode(self) -> "NeuroPrune":
+        ours = {"granularity", "layer_floor", "redundancy", "importance", "heads_kept", "in_rows"}
+        idle = sorted(ours & self.model_fields_set) if self.mode == "faithful" else []
+        if idle:
+            raise ValueError(f"{', '.join(idle)} mean nothing in faithful mode, where no target is met")
+        structured_only = sorted({"heads_kept", "in_rows"} & self.model_fields_set)
+        if self.granularity != "structured" and structured_only:
+            raise ValueError(f"{', '.join(structured_only)} need granularity structured")
+        return self
+
+    def strengths(self) -> tuple[float, float]:
+        """alpha and beta, with the mode's default where they are left out."""
+        default = 1e-3 if self.mode == "targeted" else 1e-5
+        return (default if self.alpha is None else self.alpha), (default if self.beta is None else self.beta)
+
+
+class Importance(_Gradual):
+    """Magnitude and sensitivity: the lowest mix of both goes, little by little, then training under the held mask.
+
+    Sensitivity is the first-order change in loss, |w · dL/dw|, averaged over batches.
+    """
+
+    name: Literal["importance"]
+    sensitivity_share: float = Field(
+        0.5, ge=0, le=1, description="Weight of sensitivity in the mix, 0 (magnitude alone) … 1 (sensitivity alone)."
+    )
+
+
+class Smart(Spec):
+    """SMART (Ding et al., https://arxiv.org/abs/2403.19969): a learnt score a unit, a differentiable top-k over all.
+
+    The number kept is exact at every step; the temperature falls until each unit is either kept or gone.
+    """
+
+    name: Literal["smart"]
+    granularity: Literal["structured", "unstructured"] = Field("structured", description=_GRANULARITY)
+    score_learning_rate: float = Field(0.05, gt=0, le=10, description="Adam's for the scores, next to the weights'.")
+    initial_temperature: float = Field(1.0, gt=0, le=100, description="Temperature of the top-k at the start.")
+    final_temperature: float = Field(
+        0.01, gt=0, le=100, description="Temperature when the target is reached; it falls exponentially."
+    )
+
+    @model_validator(mode="after")
+    def _temperature_falls(self) -> "Smart":
+        if self.final_temperature > self.initial_temperature:
+            raise ValueError("final_temperature must not exceed initial_temperature")
+        return self
+
+
+class Magnitude(_Gradual):
+    """Gradual magnitude pruning (GMP*, Kurtic & Alistarh 2022): the smallest go along a cubic schedule."""
+
+    name: Literal["magnitude"]
+
+
+class L1(_Gradual):
+    """Plain l1 regularisation, the same for every weight; the smallest go along the schedule."""
+
+    name: Literal["l1"]
+    strength: float = Field(
+        0.03, ge=0, description="Weight of the l1 penalty; each step shrinks every weight by learning rate times this."
+    )
+
+
+class Random(_Gradual):
+    """Whatever chance picks goes: what any other method has to beat."""
+
+    name: Literal["random"]
+
+
+class _OneShot(Spec):
+    """Options of the methods that need a few rows and no training."""
+
+    granularity: WeightGranularity = Field("unstructured", description=_GRANULARITY)
+    calibration_rows: int = Field(128, ge=1, le=100_000, description="Training rows that activations are taken from.")
+
+
+class Wanda(_OneShot):
+    """Wanda (Sun et al., ICLR 2024): in each output, weights with the smallest |weight| times input norm go at once."""
+
+    name: Literal["wanda"]
+
+
+class SparseGPT(_OneShot):
+    """SparseGPT (Frantar & Alistarh, ICML 2023): weights go at once, the remaining ones make up for the error."""
+
+    name: Literal["sparsegpt"]
+    damping: float = Field(0.01, gt=0, le=1, description="Added to the Hessian's diagonal, as a share of its mean.")
+    block_size: int = Field(128, ge=1, le=4096, description="Columns whose mask is chosen together.")
+
+
+Method = Annotated[
+    NeuroPrune | Importance | Smart | Magnitude | L1 | Random | Wanda | SparseGPT, Field(discriminator="name")
+]
+
+
+def takes_target(method: Any) -> bool:
+    """Whether the amount is the user's to choose: not in faithful mode, nor with a pattern."""
+    if isinstance(method, NeuroPrune) and method.mode == "faithful":
+        return False
+    return pattern_of(method.granularity) is None
+
+
+def trains(method: Any) -> bool:
+    """Whether the method removes while the model trains."""
+    return not isinstance(method, _OneShot)
