@@ -67,7 +67,7 @@ FAMILIES: tuple[Family, ...] = (
             widths=("attention.self.all_head_size",),
         ),
         mlp=MlpRow(inputs=("intermediate.dense",), output="output.dense"),
-        tasks=("sentence-embedding", "sequence-classification"),
+        tasks=("sentence-embedding", "sequence-classification", "regression"),
     ),
     Family(
         model_type="llama",
@@ -81,7 +81,7 @@ FAMILIES: tuple[Family, ...] = (
             output="self_attn.o_proj",
         ),
         mlp=MlpRow(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
-        tasks=("causal-lm", "sequence-classification"),
+        tasks=("causal-lm", "sequence-classification", "regression"),
     ),
 )
 

@@ -81,6 +81,12 @@ def bert_classifier() -> PreTrainedModel:
     return randomised(BertForSequenceClassification(bert_config()))
 
 
+def bert_regression() -> PreTrainedModel:
+    config = bert_config()
+    config.num_labels, config.problem_type = 1, "regression"
+    return randomised(BertForSequenceClassification(config))
+
+
 def llama() -> PreTrainedModel:
     return randomised(LlamaForCausalLM(llama_config()))
 

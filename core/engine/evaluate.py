@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import torch
@@ -40,10 +39,9 @@ def evaluate(
     model.train(False)
     summaries = [task.summarise(task.outputs(model, batch), batch).cpu() for batch in _batches(task, model, features)]
     model.train(was_training)
-    metrics = task.metrics(summaries, summaries if reference is None else reference)
-    if not isfinite(metrics[task.headline].value):
+    if not all(bool(summary.isfinite().all()) for summary in summaries):
         raise NumericalError(f"{task.headline} is not finite: the model answers held-out rows with NaN or infinity.")
-    return Evaluation(metrics, summaries)
+    return Evaluation(task.metrics(summaries, summaries if reference is None else reference), summaries)
 
 
 def _batches(task: Task, model: PreTrainedModel, features: Features) -> Iterator[Batch]:

@@ -130,8 +130,8 @@ def load_model(
     """Load in fp32 for a task.
 
     Args:
-        config: The folder's; it is changed where the rows have other classes than the model was trained for.
-        rows: All rows that training and hold-out are drawn from; they decide which classes there are.
+        config: The folder's; it is changed where the rows have other labels than the model was trained for.
+        rows: All rows that training and hold-out are drawn from; they decide what the head answers.
         report: Warned where a trained head is replaced.
 
     Returns:
@@ -164,12 +164,17 @@ def load_model(
     if changes:
         _renew_head(model)
         if not head_is_missing:
-            report(Warned(message=f"The model's head is for other classes than the data's; {_new_head(config)}"))
+            report(Warned(message=f"The model's head does not fit the data's labels; {_new_head(config)}"))
+    head_is_new = bool(changes) or head_is_missing
+    if head_is_new:
+        task.start_head(model)
     _check_finite(model)
-    return model, bool(changes) or head_is_missing
+    return model, head_is_new
 
 
 def _new_head(config: PreTrainedConfig) -> str:
+    if config.num_labels == 1:
+        return "a new one is trained for a number."
     names = [str(name) for name in (config.id2label or {}).values()]
     shown = ", ".join(name[:40] for name in names[:10]) + (", …" if len(names) > 10 else "")
     return f"a new one is trained for {len(names)}: {shown}."
@@ -194,7 +199,7 @@ def _check_finite(model: PreTrainedModel) -> None:
 
 
 def _renew_head(model: PreTrainedModel) -> None:
-    """Initialise what lies outside of the base model: a head that was trained for other classes is of no use."""
+    """Initialise what lies outside of the base model: a head that was trained for other labels is of no use."""
     fresh = type(model)(model.config).state_dict()
     model.load_state_dict({key: fresh[key] for key in fresh if not in_base_model(model, key)}, strict=False)
 

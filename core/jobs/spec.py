@@ -167,7 +167,7 @@ class Training(Spec):
         ge=0,
         le=1000,
         description="Passes of plain fine-tuning before, which make the dense baseline and the teacher. "
-        "Default: 1 for a model without a trained classification head, else 0.",
+        "Default: 1 for a model without a trained head for the task, else 0.",
     )
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak of AdamW's. Default: by task.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")

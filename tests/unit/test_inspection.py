@@ -192,7 +192,7 @@ def test_a_head_with_another_number_of_classes_is_replaced_with_a_warning(tmp_pa
     config = BertConfig(**tiny.bert_config().to_diff_dict() | {"num_labels": 3})
     folder = tiny.save(tiny.randomised(BertForSequenceClassification(config)), tmp_path / "model")
     warnings = load(folder, task="sequence-classification", labels=["spam", "ham"] * 6, max_length=32)
-    assert warnings == ["The model's head is for other classes than the data's; a new one is trained for 2: ham, spam."]
+    assert warnings == ["The model's head does not fit the data's labels; a new one is trained for 2: ham, spam."]
 
 
 def test_a_pruned_model_is_refused(bert):

@@ -9,11 +9,10 @@ from core.jobs import spec
 from tests import tiny
 
 
-def load(folder, labels, report=lambda message: None):
-    part = spec.SequenceClassification(
-        name="sequence-classification", data=spec.PathData(source="path", train="/data/train.jsonl")
-    )
-    task = TASKS["sequence-classification"](part, spec.Training(), tiny.tokenizer())
+def load(folder, labels, report=lambda message: None, kind=spec.SequenceClassification):
+    name = "regression" if kind is spec.Regression else "sequence-classification"
+    part = kind(name=name, data=spec.PathData(source="path", train="/data/train.jsonl"))
+    task = TASKS[name](part, spec.Training(), tiny.tokenizer())
     rows = [{"text": "a cat", "label": label} for label in labels]
     return load_model(folder, load_config(folder), task, rows, report)
 
@@ -41,3 +40,25 @@ def test_a_head_for_other_classes_starts_anew(tmp_path):
     assert not torch.equal(model.classifier.weight, saved_model.classifier.weight)
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, saved_model.bert.embeddings.word_embeddings.weight)
     assert model.config.id2label == {0: "ham", 1: "spam"}
+
+
+def test_a_classifiers_head_becomes_one_for_a_number_and_back(tmp_path):
+    saved(tmp_path / "classifier", ["positive", "negative"])
+    warnings = []
+    model, head_is_new = load(tmp_path / "classifier", [1.0, 3.0], warnings.append, spec.Regression)
+    assert head_is_new
+    assert [w.message for w in warnings] == [
+        "The model's head does not fit the data's labels; a new one is trained for a number."
+    ]
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+    assert model.classifier.bias.tolist() == [2.0]
+
+    tiny.save(model, tmp_path / "regression")
+    again, head_is_new = load(tmp_path / "regression", [5, 7, 9], kind=spec.Regression)
+    assert not head_is_new
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    assert again.classifier.bias.tolist() == [2.0]
+
+    model, head_is_new = load(tmp_path / "regression", ["spam", "ham"])
+    assert head_is_new
+    assert (model.config.num_labels, model.config.problem_type) == (2, "single_label_classification")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from transformers import BertConfig
 
 from core.engine.data import Row, Source
@@ -24,6 +24,7 @@ def task(name, **options):
     parts = {
         "sentence-embedding": spec.SentenceEmbedding,
         "sequence-classification": spec.SequenceClassification,
+        "regression": spec.Regression,
         "causal-lm": spec.CausalLM,
     }
     part = parts[name].model_validate({"name": name, "data": DATA, **options})
@@ -155,8 +156,9 @@ def test_a_held_out_label_that_training_lacks_is_named():
     assert caught.value.param == "/task/data/validation"
 
 
-def test_pairs_are_encoded_together():
-    ours = task("sequence-classification", text_pair_column="second")
+@pytest.mark.parametrize("name", ["sequence-classification", "regression"])
+def test_pairs_are_encoded_together(name):
+    ours = task(name, text_pair_column="second")
     pair = [{"text": "a cat", "second": "the dog", "label": i} for i in range(2)]
     ours.model_options(tiny.bert_config(), pair)
     assert len(ours.features(pair)[0]["input_ids"]) == 4
@@ -167,6 +169,95 @@ def test_accuracy_counts_right_rows():
     batch = {"labels": torch.tensor([0, 1, 1])}
     right = ours.summarise(torch.tensor([[2.0, 1], [2, 1], [1, 2]]), batch)
     assert ours.metrics([right], [right])["accuracy"].value == pytest.approx(2 / 3)
+
+
+def numbers(labels):
+    return [Row({"text": "a cat", "label": label}, TRAIN, i) for i, label in enumerate(labels, 1)]
+
+
+@pytest.mark.parametrize("label", ["high", None, True, math.nan, "nan", math.inf, "-inf", 10**400, 1e300, [1], ""])
+def test_a_label_that_is_no_number_is_named(label):
+    with pytest.raises(
+        InvalidDataError, match=r"^rows\.jsonl, line 2: column 'label' holds .* a finite number"
+    ) as caught:
+        task("regression").model_options(tiny.bert_config(), numbers([1, label]))
+    assert caught.value.param == "/task/data/train"
+
+
+def test_numbers_may_be_text_as_csv_has_them():
+    features = task("regression").features(numbers([1, "2.5", -3.0, "1e-2"]))
+    assert [features[i]["labels"] for i in range(4)] == [1.0, 2.5, -3.0, 0.01]
+
+
+def test_equal_numbers_are_refused():
+    with pytest.raises(InvalidDataError, match=r"at least two different numbers; it holds 2\.5 in every row") as caught:
+        task("regression").model_options(tiny.bert_config(), numbers([2.5, "2.5"]))
+    assert caught.value.param == "/task/label_column"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [
+        ({"num_labels": 1, "problem_type": "regression"}, True),
+        ({"num_labels": 1}, True),
+        ({"num_labels": 2}, False),
+        ({"num_labels": 1, "problem_type": "multi_label_classification"}, False),
+    ],
+)
+def test_a_regression_head_is_kept_and_no_other(changes, is_kept):
+    config = tiny.bert_config()
+    config.update(changes)
+    options = task("regression").model_options(config, numbers([1, 2]))
+    assert options == ({} if is_kept else {"num_labels": 1, "problem_type": "regression"})
+
+
+def test_a_new_head_starts_around_the_labels_and_as_far_apart():
+    model, ours = tiny.bert_regression(), task("regression")
+    features = ours.features(rows())
+    batch = ours.collate([features[i] for i in range(20)])
+    with torch.no_grad():
+        before = ours.outputs(model, batch) - model.classifier.bias
+        ours.model_options(model.config, numbers([100.0, 200.0, 300.0, 400.0]))
+        ours.start_head(model)
+        after = ours.outputs(model, batch)
+    torch.testing.assert_close(after, 250 + before * float(np.std([100, 200, 300, 400])), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("distillation", [None, 0.3, 1.0])
+def test_regression_learns_from_labels_and_teacher_in_units_of_the_labels_variance(distillation):
+    ours = task("regression")
+    ours.training = spec.Training(distillation=distillation)
+    ours.model_options(tiny.bert_config(), numbers([0, 5, 2, 4]))
+    answers, labels, taught = [1.0, 2.0, 4.0], [0.0, 2.5, 5.0], [0.5, 2.0, 6.0]
+    hard = sum((a - b) ** 2 for a, b in zip(answers, labels, strict=True)) / 3 / np.var([0, 5, 2, 4])
+    soft = sum((a - b) ** 2 for a, b in zip(answers, taught, strict=True)) / 3 / np.var([0, 5, 2, 4])
+    found = ours.loss(torch.tensor(answers), {"labels": torch.tensor(labels)}, torch.tensor(taught))
+    share = distillation or 0
+    assert found.item() == pytest.approx((1 - share) * hard + share * soft, rel=1e-6)
+    assert ours.loss(torch.tensor(answers), {"labels": torch.tensor(labels)}, None).item() == pytest.approx(hard)
+
+
+def test_correlations_are_of_answers_and_labels():
+    ours = task("regression")
+    answers, labels = torch.randn(30), torch.randn(30).round(decimals=1)
+    summaries = [ours.summarise(answers[i : i + 10], {"labels": labels[i : i + 10]}) for i in (0, 10, 20)]
+    metrics = ours.metrics(summaries, summaries)
+
+    def correlation(one, other):
+        one, other = one - np.mean(one), other - np.mean(other)
+        return sum(one * other) / math.sqrt(sum(one**2) * sum(other**2))
+
+    ranks = rankdata(answers.numpy()), rankdata(labels.numpy())
+    assert metrics["pearson"].value == pytest.approx(correlation(answers.double().numpy(), labels.double().numpy()))
+    assert metrics["spearman"].value == pytest.approx(correlation(*ranks))
+
+
+@pytest.mark.parametrize(
+    "summary", [[[1.0, 2.0]], [[1.0, 2.0], [1.0, 3.0]], [[1.0, 2.0], [3.0, 2.0]], [[0.0, 1.0]] * 3]
+)
+def test_a_correlation_that_nothing_defines_is_nan(summary):
+    metrics = task("regression").metrics([torch.tensor(summary)], [])
+    assert all(math.isnan(metric.value) for metric in metrics.values())
 
 
 def test_documents_are_packed_into_equal_blocks_with_their_start_tokens():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from core.engine.data import Batch, Feature, Features, Row, pad
+from core.engine.data import Batch, Feature, Features, Row, pad, text_of
 from core.jobs import spec
 
 
@@ -50,6 +50,20 @@ class Task(ABC):
             rows: All rows that training and hold-out are drawn from.
         """
         return {}
+
+    def start_head(self, model: PreTrainedModel) -> None:  # noqa: B027 most heads start well from small random weights
+        """Fit an untrained task head to the rows that `model_options` saw, in place."""
+
+    def encode(self, rows: list[Row], text_column: str, text_pair_column: str | None = None) -> list[Feature]:
+        """Tokenise a text of each row, or a pair of them together, cut to `max_length`.
+
+        Raises:
+            InvalidDataError: a row lacks a text.
+        """
+        first = [text_of(row, text_column) for row in rows]
+        second = [text_of(row, text_pair_column) for row in rows] if text_pair_column else None
+        encoded = self.tokenizer(first, second, truncation=True, max_length=self.training.max_length, padding=False)
+        return [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
 
     @abstractmethod
     def features(self, rows: list[Row]) -> Features:

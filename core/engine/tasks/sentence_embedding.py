@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from core.engine.data import Batch, Features, Row, text_of
+from core.engine.data import Batch, Features, Row
 from core.engine.tasks.base import Metric, Task, model_inputs
 
 PAIRED_ROWS = 1000
@@ -30,9 +30,7 @@ class SentenceEmbeddingTask(Task):
     dropout = False
 
     def features(self, rows: list[Row]) -> Features:
-        texts = [text_of(row, self.spec.text_column) for row in rows]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.training.max_length, padding=False)
-        return Features([{key: encoded[key][i] for key in encoded} for i in range(len(texts))])
+        return Features(self.encode(rows, self.spec.text_column))
 
     @staticmethod
     def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:

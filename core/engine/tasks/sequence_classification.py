@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from core.engine.data import Batch, Features, Row, text_of
+from core.engine.data import Batch, Features, Row
 from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
 from core.errors import InvalidDataError, shown
 
@@ -43,15 +43,16 @@ class SequenceClassificationTask(Task):
             return {}
         self._classes = {label: i for i, label in enumerate(sorted(labels))}
         names = {i: str(label) for label, i in self._classes.items()}
-        return {"num_labels": len(names), "id2label": names, "label2id": {n: i for i, n in names.items()}}
+        return {
+            "num_labels": len(names),
+            "id2label": names,
+            "label2id": {name: i for i, name in names.items()},
+            "problem_type": "single_label_classification",
+        }
 
     def features(self, rows: list[Row]) -> Features:
-        first = [text_of(row, self.spec.text_column) for row in rows]
-        pair = self.spec.text_pair_column
-        second = [text_of(row, pair) for row in rows] if pair else None
-        encoded = self.tokenizer(first, second, truncation=True, max_length=self.training.max_length, padding=False)
-        labels = [self._class(row) for row in rows]
-        return Features([{**{key: encoded[key][i] for key in encoded}, "labels": y} for i, y in enumerate(labels)])
+        encoded = self.encode(rows, self.spec.text_column, self.spec.text_pair_column)
+        return Features([{**feature, "labels": self._class(row)} for feature, row in zip(encoded, rows, strict=True)])
 
     @staticmethod
     def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
