@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from core.engine.anatomy import bind
 from core.engine.methods.allocation import allocate
 from core.engine.methods.budget import TOLERANCE, Budget
+from core.engine.methods.gradual import gradual
+from core.engine.methods.random import RandomCriterion
 from core.engine.methods.schedule import Schedule
 from core.errors import NumericalError, UnreachableTargetError
 from tests import tiny
@@ -33,7 +35,7 @@ def test_nothing_is_removed_on_the_way_that_stays_in_the_end(sparsity, one, othe
 
 def test_nothing_and_nearly_everything():
     anatomy = bind(tiny.bert())
-    assert Budget.of(anatomy, 0.0).counts(1.0) == {"heads": 0, "neurons": 0}
+    assert Budget.of(anatomy, 0.0).counts(1.0) == {"heads": 0, "neurons": 0, "inputs": 0}
     most = Budget.of(anatomy, 0.95)
     assert abs(most.achieved(most.counts(1.0)) - 0.95) <= max(TOLERANCE, 0.5 * most.neuron_cost / 25_632)
 
@@ -42,9 +44,89 @@ def test_nothing_and_nearly_everything():
 def test_no_other_removal_is_nearer(sparsity):
     """One layer with two heads and few neurons: every combination is tried."""
     budget = Budget(sparsity, 10_000, heads=2, head_cost=3000, neurons=30, neuron_cost=120)
-    every = [{"heads": h, "neurons": n} for h in range(3) for n in range(31)]
+    every = [{"heads": h, "neurons": n, "inputs": 0} for h in range(3) for n in range(31)]
     nearest = min(abs(budget.achieved(counts) - sparsity) for counts in every)
     assert abs(budget.achieved(budget.counts(1.0)) - sparsity) <= max(nearest, 0.5 * 120 / 10_000) + 1e-12
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "llama"])
+@settings(max_examples=25, deadline=None)
+@given(
+    sparsity=st.floats(0, 0.95),
+    heads_kept=st.none() | st.integers(0, 12),
+    in_rows=st.floats(0, 0.9),
+    reached=st.floats(0, 1),
+    floor=st.floats(0, 1),
+)
+def test_what_really_becomes_zero_is_what_the_budget_says(make, sparsity, heads_kept, in_rows, reached, floor):
+    """Counted on a model without any zero of its own, on the way and in the end."""
+    model = make()
+    anatomy = bind(model)
+    try:
+        pruner = removing(anatomy, sparsity, layer_floor=floor, heads_kept=heads_kept, in_rows=in_rows)
+    except UnreachableTargetError:
+        return
+    for share in (reached, 1.0):
+        pruner.removal.advance(share, pruner.criterion)
+        zeros = sum(int((parameter == 0).sum()) for parameter in anatomy.stack.parameters())
+        assert pruner.masks.removed_parameters() == zeros
+        assert pruner.sparsity == zeros / anatomy.encoder_parameters
+        assert share < 1 or pruner.sparsity == pruner.removal.final_sparsity
+    assert abs(pruner.sparsity - sparsity) <= max(TOLERANCE, 0.5 * anatomy.layers[0].mlp.units.cost / 25_632)
+    heads = [4 - count for count in pruner.masks.removed("heads")]
+    assert heads_kept is None or sum(heads) == heads_kept
+    assert pruner.masks.removed("inputs") == [int(in_rows * 32)] * 3
+
+
+def removing(anatomy, sparsity, **options):
+    """A pruner that picks at random."""
+    return gradual(
+        anatomy, RandomCriterion(anatomy, 0), Schedule(10, 0, 0), sparsity, granularity="structured", **options
+    )
+
+
+def left_to_neurons(anatomy, sparsity, in_rows):
+    """By number of removed heads, the parameters that neurons have to make up; counted row by row."""
+    layer = anatomy.layers[0]
+    hidden, inputs = layer.attention.inputs.count, int(in_rows * layer.attention.inputs.count)
+    head_dim, queries = layer.attention.head_dim, layer.attention.queries_per_group
+    biases = (queries + 2) * head_dim if layer.attention.query.bias is not None else 0
+    rows, columns = (queries + 2) * head_dim, queries * head_dim
+    for heads in range(13):
+        gone = heads * (rows * hidden + biases + columns * hidden) + (12 - heads) * rows * inputs
+        yield sparsity * anatomy.encoder_parameters - gone
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "llama"])
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("in_rows", [0.0, 0.3, 0.5])
+def test_brute_force_finds_no_nearer_budget(make, sparsity, in_rows):
+    anatomy = bind(make())
+    cost = anatomy.layers[0].mlp.units.cost
+    total = sum(layer.mlp.units.count for layer in anatomy.layers)
+    nearest = [
+        min(abs(left - neurons * cost) for neurons in range(total + 1))
+        for left in left_to_neurons(anatomy, sparsity, in_rows)
+    ]
+    budget = Budget.of(anatomy, sparsity, None, in_rows)
+    found = abs(budget.achieved(budget.counts(1.0)) - sparsity) * anatomy.encoder_parameters
+    assert found <= max(min(nearest), 0.5 * cost) + 1e-6
+    for heads_kept in (12, 7, 3):
+        missed = nearest[12 - heads_kept]
+        if missed <= 0.5 * cost:
+            budget = Budget.of(anatomy, sparsity, heads_kept, in_rows)
+            counts = budget.counts(1.0)
+            assert counts["heads"] == 12 - heads_kept
+            assert abs(budget.achieved(counts) - sparsity) * anatomy.encoder_parameters == pytest.approx(missed)
+        elif missed > max(0.5 * cost, TOLERANCE * anatomy.encoder_parameters):
+            with pytest.raises(UnreachableTargetError, match="cannot be met"):
+                Budget.of(anatomy, sparsity, heads_kept, in_rows)
+
+
+def test_more_heads_than_there_are_cannot_stay():
+    with pytest.raises(UnreachableTargetError, match="13 heads cannot stay: the model has 12") as caught:
+        Budget.of(bind(tiny.bert()), 0.5, heads_kept=13)
+    assert caught.value.param == "/method/heads_kept"
 
 
 def test_an_unreachable_target_says_what_is_possible():
@@ -84,27 +166,35 @@ def test_allocation_is_exact_and_starves_no_layer(layers, floor):
     scores, remove = layers
     chosen = allocate(scores, remove, floor)
     total = sum(len(s) for s in scores)
-    assert sum(len(c) for c in chosen) == remove
-    for layer, indices in zip(scores, chosen, strict=True):
-        assert len(set(indices.tolist())) == len(indices)
-        assert len(layer) - len(indices) >= int(floor * (1 - remove / total) * len(layer))
-        if 0 < len(indices) < len(layer):
-            kept = torch.ones(len(layer), dtype=torch.bool)
-            kept[indices] = False
-            assert float(layer[indices].max()) <= float(layer[kept].min())
+    assert sum(int(marks.sum()) for marks in chosen) == remove
+    for layer, marks in zip(scores, chosen, strict=True):
+        assert int((~marks).sum()) >= int(floor * (1 - remove / total) * len(layer))
+        if 0 < int(marks.sum()) < len(layer):
+            assert float(layer[marks].max()) <= float(layer[~marks].min())
+
+
+@settings(max_examples=200)
+@given(scored_layers())
+def test_without_a_floor_the_lowest_of_all_go(layers):
+    scores, remove = layers
+    order = sorted((float(s), i, j) for i, layer in enumerate(scores) for j, s in enumerate(layer))
+    expected = {(i, j) for _, i, j in order[:remove]}
+    chosen = allocate(scores, remove, 0.0)
+    assert {(i, j) for i, marks in enumerate(chosen) for j in marks.nonzero().flatten().tolist()} == expected
 
 
 def test_ties_go_by_layer_then_index():
     chosen = allocate([torch.zeros(3), torch.zeros(3)], 4, 0.0)
-    assert [c.tolist() for c in chosen] == [[0, 1, 2], [0]]
+    assert [marks.tolist() for marks in chosen] == [[True] * 3, [True, False, False]]
 
 
 def test_without_a_floor_the_ranking_is_global_and_with_one_it_is_even():
     scores = [torch.tensor([1.0, 2, 3, 4]), torch.tensor([5.0, 6, 7, 8])]
-    assert [len(c) for c in allocate(scores, 4, 0.0)] == [4, 0]
-    assert [len(c) for c in allocate(scores, 4, 1.0)] == [2, 2]
+    assert [int(marks.sum()) for marks in allocate(scores, 4, 0.0)] == [4, 0]
+    assert [int(marks.sum()) for marks in allocate(scores, 4, 1.0)] == [2, 2]
 
 
-def test_nan_scores_are_refused():
-    with pytest.raises(NumericalError, match="NaN"):
-        allocate([torch.tensor([1.0, float("nan")])], 1, 0.5)
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(score):
+    with pytest.raises(NumericalError, match="not finite"):
+        allocate([torch.tensor([1.0, score])], 1, 0.5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.engine.anatomy import bind
+from core.engine.anatomy import Anatomy, bind
 from core.engine.methods.neuroprune.redundancy import distances, find_dominating, hand_over_, head_matrix
 from core.engine.plan import Masks
 from tests import tiny
@@ -63,8 +63,7 @@ def test_identical_heads_merge_without_moving_the_logits(make):
     with torch.no_grad():
         before = model(inputs).logits
         hand_over_(attention, removed=1, successor=3)
-        masks = Masks(bind(model))
-        masks.remove(2, torch.tensor([1]))
+        Masks(bind(model)).remove(Anatomy.position(1, "heads"), torch.tensor([1]))
         after = model(inputs).logits
     assert float((after - before).abs().max()) <= 1e-6
 

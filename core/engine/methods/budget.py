@@ -87,7 +87,7 @@ class Budget:
 
     @property
     def _end(self) -> tuple[int, int]:
-        """Heads and neurons of the removal nearest to the target; of equally near ones, with heads nearest their share."""
+        """Heads and neurons of the removal nearest to the target; of equally near ones, heads nearest their share."""
         wanted, inputs = self.sparsity * self.encoder_parameters, self.inputs_a_layer
         share = self._share(wanted, inputs)
 
