@@ -10,6 +10,7 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -89,6 +90,12 @@ def bert_regression() -> PreTrainedModel:
 
 def llama() -> PreTrainedModel:
     return randomised(LlamaForCausalLM(llama_config()))
+
+
+def llama_regression() -> PreTrainedModel:
+    config = llama_config()
+    config.num_labels, config.problem_type = 1, "regression"
+    return randomised(LlamaForSequenceClassification(config))
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from client.load import load
-from core.engine.anatomy import bind, count_parameters
+from core.engine.anatomy import KINDS, bind, count_parameters
 from core.engine.compact import compact
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
@@ -41,7 +41,9 @@ class Case:
 CASES = [
     Case("bert", tiny.bert, "sentence-embedding"),
     Case("bert", tiny.bert_classifier, "sequence-classification"),
+    Case("bert", tiny.bert_regression, "regression"),
     Case("llama", tiny.llama, "causal-lm"),
+    Case("llama", tiny.llama_regression, "regression"),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.task}")
 
@@ -59,13 +61,14 @@ def outputs(case: Case, model: PreTrainedModel) -> torch.Tensor:
 
 
 def ragged_plan(model: PreTrainedModel) -> Plan:
-    """Layer 0 without heads, layer 1 without neurons, layer 2 with some of each."""
-    neurons = range(bind(model).layers[0].mlp.units.count)
+    """Layer 0 without heads, layer 1 without neurons, layer 2 with some of each; 0 and 2 without some in-rows."""
+    layer = bind(model).layers[0]
+    neurons, inputs = range(layer.mlp.units.count), range(layer.attention.inputs.count)
     return Plan(
         (
-            LayerPlan((), tuple(neurons)[3:]),
-            LayerPlan((1, 3), ()),
-            LayerPlan((0, 1, 2), tuple(i for i in neurons if i % 3)),
+            LayerPlan((), tuple(neurons)[3:], tuple(inputs)[5:]),
+            LayerPlan((1, 3), (), tuple(inputs)),
+            LayerPlan((0, 1, 2), tuple(i for i in neurons if i % 3), tuple(i for i in inputs if i % 4 != 1)),
         )
     )
 
@@ -126,7 +129,7 @@ def test_masking_unit_by_unit_equals_removing(case):
 @every_case
 def test_removing_the_neighbour_instead_shows(case):
     """The control: were the indices off by one, the test above would fail."""
-    for position in (0, 1):
+    for position in range(len(KINDS)):
         model, other = case.model(), case.model()
         masks = Masks(bind(model))
         masks.remove(position, torch.tensor([1]))
@@ -161,8 +164,9 @@ def test_generation_with_cache_equals_generation_without():
 
 
 def emptied(layer: int) -> Plan:
-    """One layer without heads, the others whole but for a few neurons."""
-    return Plan(tuple(LayerPlan(() if i == layer else (0, 1, 3), tuple(range(40))) for i in range(3)))
+    """One layer without heads, the others whole but for a head, a few neurons and in-rows."""
+    kept = tuple(range(40)), tuple(range(0, 32, 2))
+    return Plan(tuple(LayerPlan(() if i == layer else (0, 1, 3), *kept) for i in range(3)))
 
 
 @pytest.mark.parametrize("layer", range(3))
