@@ -76,7 +76,7 @@ class Budget:
         inputs_a_layer = int(reached * self.inputs_a_layer + 0.5)
         wanted = reached * self.sparsity * self.encoder_parameters
         share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_a_layer)
-        heads_now = min(int(share + 0.5), heads)
+        heads_now = heads if reached >= 1 else min(int(share + 0.5), heads)
         neurons_now = min(self._neurons_beside(heads_now, inputs_a_layer, wanted), neurons)
         return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_a_layer * self.layers}
 
