@@ -50,7 +50,7 @@ class _Gradual(Spec):
     """Options of every method that removes along the schedule while the model trains."""
 
     granularity: Granularity = Field("structured", description=_GRANULARITY)
-    layer_floor: float = Field(0.5, ge=0, le=1, description=_LAYER_FLOOR)
+    layer_floor: float = Field(0.8, ge=0, le=1, description=_LAYER_FLOOR)
 
 
 class NeuroPrune(_Gradual):
