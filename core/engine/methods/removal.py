@@ -95,14 +95,7 @@ class WeightRemoval(Removal):
         self.masks = WeightMasks(anatomy)
         self.floor = floor
         self.encoder_parameters = anatomy.encoder_parameters
-        self.count = int(sparsity * self.encoder_parameters + 0.5)
-        weights = sum(matrix.weight.numel() for matrix in anatomy.matrices)
-        if self.count > weights:
-            raise UnreachableTargetError(
-                f"A sparsity of {sparsity:.4f} cannot be met; with all weights of the projections gone it would be "
-                f"{weights / self.encoder_parameters:.4f}.",
-                param="/target/sparsity",
-            )
+        self.count = weights_to_remove(anatomy, sparsity)
 
     def advance(self, reached: float, criterion: Criterion) -> None:
         count = self.count if reached >= 1 else int(reached * self.count)
@@ -170,6 +163,23 @@ class PatternRemoval(Removal):
         self.masks.load_state_dict(state)
 
 
+def weights_to_remove(anatomy: Anatomy, sparsity: float) -> int:
+    """How many single weights of the projections make up this share of the transformer layers' parameters.
+
+    Raises:
+        UnreachableTargetError: the projections have fewer.
+    """
+    count = int(sparsity * anatomy.encoder_parameters + 0.5)
+    weights = sum(matrix.weight.numel() for matrix in anatomy.matrices)
+    if count > weights:
+        raise UnreachableTargetError(
+            f"A sparsity of {sparsity:.4f} cannot be met; with all weights of the projections gone it would be "
+            f"{weights / anatomy.encoder_parameters:.4f}.",
+            param="/target/sparsity",
+        )
+    return count
+
+
 def check_pattern(anatomy: Anatomy, of: int) -> None:
     """Refuse a pattern that does not divide every projection's inputs."""
     for matrix in anatomy.matrices:
@@ -182,7 +192,7 @@ def check_pattern(anatomy: Anatomy, of: int) -> None:
 
 def lowest_of_each(scores: Tensor, count: int, of: int) -> Tensor:
     """Bool like `scores` [out, in]: in each `of` consecutive entries of a row the `count` lowest, ties by index."""
-    groups = scores.view(-1, of)
+    groups = scores.reshape(-1, of)
     chosen = torch.zeros_like(groups, dtype=torch.bool)
     chosen.scatter_(1, groups.argsort(dim=1, stable=True)[:, :count], True)
     return chosen.view_as(scores)
