@@ -1,0 +1,120 @@
+"""Units without connections: which are let go, against trying every unit on its own; the model computes the same."""
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from core.engine.anatomy import bind
+from core.engine.methods.connections import release_unconnected
+from core.engine.plan import Masks
+from tests import tiny
+
+
+def biased_llama():
+    """Biases everywhere, as in no published Llama; half of them zero."""
+    config = tiny.llama_config()
+    config.attention_bias = config.mlp_bias = True
+    model = tiny.randomised(tiny.LlamaForCausalLM(config))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data[::2] = 0
+    return model
+
+
+def llama_with_value_bias_only():
+    """A bias that nothing can take over."""
+    model = biased_llama()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.bias = None
+        layer.mlp.down_proj.bias = None
+    return model
+
+
+MODELS = [tiny.bert_classifier, tiny.llama, biased_llama, llama_with_value_bias_only]
+
+
+def disconnect(anatomy, seed):
+    """Take from some units what they read, from some what they write, and from some one of several things they read."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in anatomy.layers:
+        for units in (layer.attention.units, layer.mlp.units):
+            for part in units.slices:
+                if part.name == "weight":
+                    chosen = torch.rand(units.count, generator=generator) < 0.4
+                    part.by_unit(part.parameter.data)[chosen] = 0
+
+
+def is_free(contributions, has_bias):
+    """Whether what a unit adds, [inputs, hidden], is nothing, or always the same and a bias can add it."""
+    constant = bool((contributions == contributions[0]).all())
+    return constant and (has_bias or not contributions.any())
+
+
+def free_heads(attention):
+    """By trying: on a single token attention passes on its value."""
+    inputs = torch.randn(16, attention.query.in_features, generator=torch.Generator().manual_seed(0))
+    values = attention.value(inputs).view(16, attention.groups, 1, attention.head_dim)
+    values = values.expand(-1, -1, attention.queries_per_group, -1).flatten(2)[:, :, None]
+    writes = attention.units.writes[0].by_unit(attention.output.weight.data)
+    has_bias = attention.output.bias is not None
+    return {g for g in range(attention.groups) if is_free((values[:, g] * writes[g]).sum(-1), has_bias)}
+
+
+def free_neurons(mlp, activation):
+    inputs = torch.randn(16, mlp.inputs[0].in_features, generator=torch.Generator().manual_seed(0))
+    values = activation(mlp.inputs[0](inputs))
+    for module in mlp.inputs[1:]:
+        values = values * module(inputs)
+    has_bias = mlp.output.bias is not None
+    weight = mlp.output.weight.data
+    return {n for n in range(mlp.units.count) if is_free(values[:, n, None] * weight[:, n], has_bias)}
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_exactly_those_go_that_add_nothing_or_a_constant(make, seed):
+    model = make()
+    anatomy = bind(model)
+    disconnect(anatomy, seed)
+    activation = ACT2FN[model.config.hidden_act]
+    heads = [free_heads(layer.attention) for layer in anatomy.layers]
+    neurons = [free_neurons(layer.mlp, activation) for layer in anatomy.layers]
+    inputs = torch.arange(4, 24).view(2, 10)
+    before = model(inputs).logits
+    masks = Masks(anatomy)
+    release_unconnected(anatomy, masks)
+    for index in range(len(anatomy.layers)):
+        kept_heads = masks.kept(anatomy.position(index, "heads"))
+        kept_neurons = masks.kept(anatomy.position(index, "neurons"))
+        assert set((~kept_heads).nonzero().flatten().tolist()) == heads[index]
+        assert set((~kept_neurons).nonzero().flatten().tolist()) == neurons[index]
+    assert any(heads)
+    assert all(neurons)
+    torch.testing.assert_close(model(inputs).logits, before, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_connected_model_loses_nothing():
+    model = tiny.llama()
+    anatomy = bind(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    masks = Masks(anatomy)
+    release_unconnected(anatomy, masks)
+    assert masks.removed_parameters() == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_second_time_changes_nothing():
+    """What a bias took over is not added again."""
+    model = tiny.bert_classifier()
+    anatomy = bind(model)
+    masks = Masks(anatomy)
+    disconnect(anatomy, 0)
+    release_unconnected(anatomy, masks)
+    after_once = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = masks.plan()
+    release_unconnected(anatomy, masks)
+    assert masks.plan() == plan
+    assert all(torch.equal(tensor, after_once[name]) for name, tensor in model.state_dict().items())
