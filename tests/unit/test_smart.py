@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -221,6 +222,62 @@ def test_the_split_between_heads_and_neurons_is_learnt():
     assert removed["heads"][0] == 0
     assert removed["neurons"][0] > proportional
     assert removed["neurons"][1] < removed["heads"][1]
+
+
+@pytest.mark.parametrize("head_score", [-1.0, 1.0])
+@pytest.mark.parametrize("sparsity", [0.02, 0.95])
+def test_a_split_that_cannot_meet_the_target_gives_way(sparsity, head_score):
+    """At 2 % one head is too much, at 95 % no head may stay, whatever the scores say."""
+    pruner = smart(tiny.llama(), sparsity)
+    pruner.stage = "search"
+    is_head = torch.tensor(([True] * 4 + [False] * 48) * 3)
+    pruner.scores.data = torch.where(is_head, head_score, -head_score)
+    pruner.step(SCHEDULE.last_step, 0.0)
+    pruner.finish()
+    assert sum(pruner.masks.removed("heads")) == (0 if sparsity < 0.5 else 12)
+
+
+def test_neurons_that_lost_all_their_connections_leave():
+    pruner = smart(tiny.llama(), 0.5, granularity="unstructured")
+    pruner.stage = "search"
+    scores = [torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(0)) for part in pruner.gates.parts]
+    scores[6][:, 3] = -100  # all that the first layer's down projection reads from neuron 3
+    pruner.scores.data = torch.cat([part.flatten() for part in scores])
+    pruner.step(SCHEDULE.last_step, 0.0)
+    pruner.finish()
+    assert pruner.masks.kept(pruner.anatomy.position(0, "neurons")).nonzero().flatten().tolist() == [
+        i for i in range(48) if i != 3
+    ]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_scores_start_from_magnitude_and_sensitivity_standardised_in_each_layer(granularity):
+    model = tiny.llama()
+    loop = Loop(model, smart(model, granularity=granularity, score_learning_rate=1e-9))
+    loop.backward()
+    anatomy = loop.pruner.anatomy
+    if granularity == "unstructured":
+        groups = [(matrix.weight[None], matrix.gradient[None]) for matrix in anatomy.matrices]
+        entries = [([weight.flatten(1).T], [gradient.flatten(1).T]) for weight, gradient in groups]
+    else:
+        groups = [units for units in anatomy.units if units.kind != "inputs"]
+        entries = [
+            (
+                [part.by_unit(part.parameter.detach()).flatten(1) for part in units.slices],
+                [part.by_unit(part.parameter.grad).flatten(1) for part in units.slices],
+            )
+            for units in groups
+        ]
+    expected = []
+    for weights, gradients in entries:
+        weight, gradient = torch.cat(weights, 1), torch.cat(gradients, 1)
+        magnitude, sensitivity = weight.abs().sum(1).numpy(), (weight * gradient).abs().sum(1).numpy()
+        mix = 0.5 * magnitude / magnitude.mean() + 0.5 * sensitivity / sensitivity.mean()
+        expected.append((mix - np.mean(mix)) / np.std(mix))
+    loop.pruner.observe()
+    for step in range(1, SCHEDULE.first_step + 1):
+        loop.pruner.step(step, 0.0)
+    np.testing.assert_allclose(loop.pruner.scores.detach(), np.concatenate(expected), rtol=1e-3, atol=1e-4)
 
 
 def test_final_scores_are_kept_for_the_report():

@@ -70,12 +70,13 @@ def score_gradient(gates: Tensor, slopes: Tensor, temperature: float, costs: Ten
         fp64 [n]; zeros where every gate is decided.
     """
     undecided = gates * (1 - gates)
-    weights = undecided if costs is None else undecided * costs
-    sum_of_weights = weights.sum()
-    if not sum_of_weights > 0:
+    slopes = slopes.double()
+    weight = undecided.sum() if costs is None else undecided.dot(costs.double())
+    if not weight > 0:
         return torch.zeros_like(gates)
-    mean = (undecided * slopes).sum() / sum_of_weights
-    return (undecided * slopes - weights * mean) / temperature
+    mean = undecided.dot(slopes) / weight
+    surplus = slopes - (mean if costs is None else mean * costs)
+    return undecided.mul_(surplus).div_(temperature)
 
 
 def _pivot(scores: Tensor, budget: float, costs: Tensor | None) -> Tensor:
@@ -93,11 +94,12 @@ def _shift(logits: Tensor, budget: float, costs: Tensor | None, tolerance: float
     for _ in range(ITERATIONS):
         gates = torch.sigmoid(logits + shift)
         weighted = gates if costs is None else gates * costs
-        excess = float(weighted.sum()) - budget
+        kept = float(weighted.sum())
+        excess = kept - budget
         if abs(excess) <= tolerance or not low < shift < high:
             break
         low, high = (low, shift) if excess > 0 else (shift, high)
-        slope = float((weighted * (1 - gates)).sum())
+        slope = kept - float(weighted.dot(gates))
         newton = shift - excess / slope if slope > 0 else math.inf
         shift = newton if low < newton < high else (low + high) / 2
     return shift
