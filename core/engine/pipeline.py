@@ -34,8 +34,9 @@ from core.engine.measure import measure_latency
 from core.engine.methods import Pruner, Schedule, build_pruner
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, summary_of, write_report
-from core.engine.report.plot import PLOT_FILE, plot_structure
+from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
 from core.engine.report.structure import describe_structure
+from core.engine.report.topology import describe_topology
 from core.engine.tasks import TASKS, Task
 from core.engine.tasks.base import model_inputs
 from core.engine.tracker import Tracker
@@ -66,7 +67,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """What is loaded before anything is trained."""
 
     task: Task
@@ -95,7 +96,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     set_seed(spec.training.seed)
     tracker = Tracker(report)
     with tracker.phase("loading"):
-        prepared = _prepare(spec, inputs, report)
+        prepared = prepare(spec, inputs, report)
         anatomy = bind(prepared.model)
         dense_steps, pruning_steps = _steps(spec, prepared)
         pruner = _pruner(spec, anatomy, pruning_steps)
@@ -110,6 +111,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         prune(prepared.task, pruner, dense, prepared.train, pruning_steps, tracker.training_step)
     with tracker.phase("compacting"):
         structure = describe_structure(anatomy, pruner)
+        topology = describe_topology(bind(dense), anatomy, pruner.plan(), spec.method)
         probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
     with tracker.phase("evaluating"):
         pruned = evaluate(prepared.task, prepared.model, prepared.held_out, baseline.summaries)
@@ -132,6 +134,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         latency=latency,
         differences=differences,
         structure=structure,
+        topology=topology,
         train_rows=len(prepared.train),
         held_out_rows=len(prepared.held_out),
         seconds=tracker.seconds,
@@ -148,13 +151,15 @@ def _write_documents(
     for name in sorted(measured.baseline.keys() - document["metrics"].keys()):
         report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
     write_report(document, output)
-    plot_structure(measured.structure, output / PLOT_FILE)
+    plot_structure(measured.structure, output / STRUCTURE_PLOT)
+    if document["target"]["achieved"] > 0:
+        plot_topology(measured.topology, output / TOPOLOGY_PLOT)
     (output / "README.md").write_text(model_card(document))
     write_manifest(output)
     return summary_of(document)
 
 
-def _prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> _Prepared:
+def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     check_architecture(inputs.model, spec.task.name)
     all_rows, train_rows, held_out_rows = _rows(spec, inputs)
     config = load_config(inputs.model)
@@ -167,7 +172,7 @@ def _prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> _Prepared:
     check_vocabulary(tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return _Prepared(task, tokenizer, model, head_is_new, train_features, held_out_features)
+    return Prepared(task, tokenizer, model, head_is_new, train_features, held_out_features)
 
 
 def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row], list[Row]]:
@@ -186,7 +191,7 @@ def _rows(spec: JobSpec, inputs: Inputs) -> tuple[list[Row], list[Row], list[Row
     return everything, sample(train, data.max_train_rows, seed), held_out[: data.max_validation_rows]
 
 
-def _steps(spec: JobSpec, prepared: _Prepared) -> tuple[int, int]:
+def _steps(spec: JobSpec, prepared: Prepared) -> tuple[int, int]:
     """Optimiser steps of dense training and of pruning."""
     training, rows = spec.training, len(prepared.train)
     assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
@@ -251,7 +256,7 @@ def _run_calibration(task: Task, model: PreTrainedModel, features: Features, row
     model.train(was_training)
 
 
-def _compact(prepared: _Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batch, Tensor, float]:
+def _compact(prepared: Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batch, Tensor, float]:
     """Remove for good, on the CPU and in fp32.
 
     Returns:

@@ -97,7 +97,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
     sides = {"dense": {"median": dense_ms}, "pruned": {"median": pruned_ms}}
     return {
         "model": {"name": "mine", "auto_class": TASKS[case.task].auto_class.__name__},
-        "target": {"achieved": 0.5},
+        "target": {"achieved": 0.5, "removed": 0.5, "zero": 0.0},
         "method": {"paper": "https://example.org"},
         "task": {"name": case.task, "held_out_rows": 8},
         "metrics": {},
@@ -111,6 +111,25 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
 @pytest.mark.parametrize(("dense", "text"), [(2.0, "2.00x faster"), (0.5, "2.00x slower")])
 def test_a_card_says_slower_where_it_is(dense, text):
     assert f"({text})" in model_card(report(CASES[0], dense))
+
+
+@pytest.mark.parametrize(
+    ("removed", "zero", "words"),
+    [
+        (0.5, 0.0004, ["50.0% of its encoder removed\n", "gone from the weights, not set to zero"]),
+        (0.0, 0.5, ["50.0% of its encoder set to zero\n", "No head or neuron is gone"]),
+        (0.1, 0.4, ["50.0% of its encoder removed or zero\n", "10.0% of the encoder's", "40.0% are zeros"]),
+    ],
+)
+def test_a_card_tells_zeros_from_what_left(removed, zero, words):
+    card = model_card({**report(CASES[0]), "target": {"achieved": removed + zero, "removed": removed, "zero": zero}})
+    assert all(each in card for each in words)
+    assert "](topology.png)" in card
+
+
+def test_a_card_of_an_unpruned_model_shows_no_topology():
+    card = model_card({**report(CASES[0]), "target": {"achieved": 0.0, "removed": 0.0, "zero": 0.0}})
+    assert "topology.png" not in card
 
 
 def change_json(path: Path, change) -> None:

@@ -1,39 +1,61 @@
 """What a whole run of the engine tells: its report, its card, its warnings and its errors."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
 
 from client.demo import comparison
+from client.load import load
+from core.engine.anatomy import bind
+from core.engine.compact import compact
+from core.engine.methods import Schedule, build_pruner
 from core.engine.pipeline import Inputs, run
+from core.engine.report.structure import describe_structure
 from core.errors import InvalidDataError
 from core.jobs.defaults import resolve
+from core.jobs.methods import NeuroPrune
 from core.jobs.spec import JobSpec
 from core.progress import Warned
 from tests import tiny
 
+ROWS = [{"text": text} for text in tiny.sentences(40)]
+
+
+def run_job(folder, rows, options=None, **data):
+    """A small job on rows: its summary, its messages; its bundle lies in `folder / "bundle"`."""
+    model = tiny.save(tiny.bert(), folder / "model")
+    (folder / "bundle").mkdir()
+    train = folder / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {
+        "model": {"source": "path", "path": str(model)},
+        "task": {"name": "sentence-embedding", "data": {"source": "path", "train": str(train), **data}},
+        "training": {"num_train_epochs": 1, "precision": "fp32"},
+        "export": {"formats": ["safetensors"]},
+        **({"target": {"sparsity": 0.3}} if options is None else options),
+    }
+    messages = []
+    inputs = Inputs(model, train, names={train: "mine.JSONL"})
+    return run(resolve(JobSpec.model_validate(spec)), inputs, folder / "bundle", messages.append), messages
+
 
 @pytest.fixture
 def job(tmp_path):
-    """Runs a small job on rows: its summary, its messages; its bundle lies in `tmp_path / "bundle"`."""
-    model = tiny.save(tiny.bert(), tmp_path / "model")
-    (tmp_path / "bundle").mkdir()
+    return partial(run_job, tmp_path)
 
-    def start(rows, **data):
-        train = tmp_path / "train.jsonl"
-        train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        spec = {
-            "model": {"source": "path", "path": str(model)},
-            "task": {"name": "sentence-embedding", "data": {"source": "path", "train": str(train), **data}},
-            "target": {"sparsity": 0.3},
-            "training": {"num_train_epochs": 1, "precision": "fp32"},
-            "export": {"formats": ["safetensors"]},
-        }
-        messages = []
-        inputs = Inputs(model, train, names={train: "mine.JSONL"})
-        return run(resolve(JobSpec.model_validate(spec)), inputs, tmp_path / "bundle", messages.append), messages
 
-    return start
+@pytest.fixture(scope="module")
+def zeroed(tmp_path_factory):
+    """A bundle and its summary; 60% of single weights went."""
+    folder = tmp_path_factory.mktemp("zeroed")
+    options = {"method": {"name": "magnitude", "granularity": "unstructured"}, "target": {"sparsity": 0.6}}
+    return folder / "bundle", run_job(folder, ROWS, options)[0]
+
+
+def read_report(bundle):
+    return json.loads((bundle / "report.json").read_text(), parse_constant=refuse)
 
 
 def refuse(constant):
@@ -42,7 +64,7 @@ def refuse(constant):
 
 def test_a_metric_that_the_rows_do_not_define_is_left_out(job, tmp_path):
     summary, messages = job([{"text": text} for text in tiny.sentences(40)], max_validation_rows=1)
-    report = json.loads((tmp_path / "bundle/report.json").read_text(), parse_constant=refuse)
+    report = read_report(tmp_path / "bundle")
     assert list(report["metrics"]) == ["cosine_to_dense"]
     assert any("similarity_spearman" in each.message for each in messages if isinstance(each, Warned))
     assert "spearman" not in (tmp_path / "bundle/README.md").read_text()
@@ -55,3 +77,76 @@ def test_a_bad_row_is_named_as_the_user_knows_it(job):
     with pytest.raises(InvalidDataError, match=r"^mine\.JSONL, line 17: column 'text' holds None") as caught:
         job(rows, max_train_rows=38)
     assert caught.value.param == "/task/data/train"
+
+
+def test_removed_units_are_told_from_zeros(job, tmp_path):
+    options = {"target": {"sparsity": 0.5}, "method": {"name": "neuroprune", "in_rows": 0.25}}
+    summary, _ = job(ROWS, options)
+    target, encoder = summary["target"], summary["parameters"]["encoder"]
+    assert target["requested"] == 0.5
+    assert target["removed"] == 1 - encoder["pruned"] / encoder["dense"]
+    assert target["achieved"] == pytest.approx(target["removed"], abs=1e-3)
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "of its encoder removed\n" in card
+    assert "gone from the weights, not set to zero" in card
+    report = read_report(tmp_path / "bundle")
+    for layer in report["layers"]:
+        assert (layer["inputs"]["dense"], layer["inputs"]["kept"]) == (32, 24)
+        assert len(layer["inputs"]["kept_indices"]) == 24
+    heads = report["topology"]["heads"]
+    assert [graph["heads"] for graph in heads["similarity"]["pruned"]] == [4 - count for count in heads["removed"]]
+
+
+def test_single_zeros_are_told_from_removed_units(zeroed):
+    """Counted once more in the weights that were delivered."""
+    bundle, summary = zeroed
+    target = summary["target"]
+    state = load(bundle).state_dict()
+    projections = [w for name, w in state.items() if name.endswith("weight") and "encoder" in name and w.dim() == 2]
+    zeros = sum(int((w == 0).sum()) for w in projections)
+    assert target["zero"] == pytest.approx(zeros / summary["parameters"]["encoder"]["dense"])
+    assert target["achieved"] == target["removed"] + target["zero"]
+    assert 0.6 - 1e-3 <= target["achieved"] <= 0.65
+    card = (bundle / "README.md").read_text()
+    assert "gone from the weights, not set to zero" not in card
+    assert "zero" in card.split("## Use")[0]
+
+
+def test_the_topology_is_measured_and_drawn(zeroed):
+    bundle, _ = zeroed
+    topology = read_report(bundle)["topology"]
+    degree = topology["degree"]
+    assert degree["dense"]["mean"] > 95 > 60 > degree["pruned"]["mean"]
+    assert sum(degree["dense"]["histogram"]) == sum(degree["pruned"]["histogram"]) == 3 * 64
+    assert degree["dense"]["standard_deviation"] < degree["pruned"]["standard_deviation"]
+    assert len(degree["pruned"]["rows"]["standard_deviation_by_layer"]) == 3
+    assert set(map(len, topology["zero_share"]["pruned"].values())) == {3}
+    assert max(map(max, topology["zero_share"]["dense"].values())) == 0
+    assert max(map(max, topology["zero_share"]["pruned"].values())) > 0.4
+    assert [graph["heads"] for graph in topology["heads"]["similarity"]["dense"]] == [4, 4, 4]
+    assert (bundle / "topology.png").read_bytes().startswith(b"\x89PNG")
+    assert "(topology.png)" in (bundle / "README.md").read_text()
+    assert "topology.png" in json.loads((bundle / "manifest.json").read_text())["files"]
+
+
+def test_a_pattern_has_no_requested_share(job):
+    summary, _ = job(ROWS, {"method": {"name": "magnitude", "granularity": "2:4"}})
+    assert summary["target"]["requested"] is None
+    assert summary["target"]["zero"] > 0.4
+
+
+def test_zeros_of_in_rows_that_went_are_not_counted():
+    """By a loop over what the compacted model holds."""
+    anatomy = bind(tiny.bert())
+    generator = torch.Generator().manual_seed(0)
+    for matrix in anatomy.matrices:
+        matrix.weight[torch.rand(matrix.weight.shape, generator=generator) < 0.3] = 0
+    schedule = Schedule(1, 0.0, 0.0)
+    method = NeuroPrune(name="neuroprune", in_rows=0.5, importance=False, alpha=0, beta=0)
+    pruner = build_pruner(anatomy, method, 0.5, schedule, 0)
+    pruner.step(1, 0.0)
+    counted = [layer["zero_weights_in_kept"] for layer in describe_structure(anatomy, pruner)]
+    compact(anatomy, pruner.plan())
+    left = bind(anatomy.model)
+    assert counted == [sum(int((m.weight == 0).sum()) for m in layer.matrices) for layer in left.layers]
+    assert sum(counted) > 0

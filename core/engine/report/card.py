@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from core.engine.report.plot import PLOT_FILE
+from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT
 from core.wording import speed_change
+
+LEAST_SHARE = 5e-4
+"""Smaller ones are 0.0% in print."""
 
 
 def model_card(report: dict[str, Any]) -> str:
@@ -29,10 +32,10 @@ def model_card(report: dict[str, Any]) -> str:
             "tags: [neuroprune, pruned]",
             "---",
             "",
-            f"# {report['model']['name']}, {report['target']['achieved']:.1%} of its encoder removed",
+            f"# {report['model']['name']}, {report['target']['achieved']:.1%} of its encoder {_how(report['target'])}",
             "",
-            f"Pruned with NeuroPrune ({report['method']['paper']}) for {report['task']['name']}. Heads and neurons are "
-            "gone from the weights, not set to zero.",
+            f"Pruned with NeuroPrune ({report['method']['paper']}) for {report['task']['name']}. "
+            f"{_what_is_gone(report['target'])}",
             "",
             "| | dense | pruned |",
             "|---|---:|---:|",
@@ -41,7 +44,8 @@ def model_card(report: dict[str, Any]) -> str:
             f"Latency at batch {setting['batch']}, length {setting['length']}, {setting['threads']} threads, dense and "
             f"pruned in turns. Metrics on {report['task']['held_out_rows']} held-out rows.",
             "",
-            f"![Heads and neurons kept in each layer]({PLOT_FILE})",
+            f"![Heads and neurons kept in each layer]({STRUCTURE_PLOT})",
+            *_topology(report["target"]),
             "",
             "## Use",
             "",
@@ -60,6 +64,33 @@ def model_card(report: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _how(target: dict[str, Any]) -> str:
+    """What became of the pruned part; shares that would be shown as 0.0% are left unsaid."""
+    removed, zero = (target[part] >= LEAST_SHARE for part in ("removed", "zero"))
+    return ("removed or zero" if removed else "set to zero") if zero else "removed"
+
+
+def _what_is_gone(target: dict[str, Any]) -> str:
+    match _how(target):
+        case "removed":
+            return "What was pruned is gone from the weights, not set to zero."
+        case "set to zero":
+            return (
+                "Single weights are set to zero. No head or neuron is gone, so zeros alone make the model neither "
+                "smaller nor faster."
+            )
+        case _:
+            return (
+                f"{target['removed']:.1%} of the encoder's parameters are gone from the weights; {target['zero']:.1%} "
+                "are zeros, which alone make the model neither smaller nor faster."
+            )
+
+
+def _topology(target: dict[str, Any]) -> list[str]:
+    alternative = "How connected the MLP neurons are, and where weights are zero"
+    return ["", f"![{alternative}]({TOPOLOGY_PLOT})"] if target["achieved"] > 0 else []
 
 
 def _number(value: float) -> str:

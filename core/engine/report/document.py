@@ -35,6 +35,7 @@ class Measured:
     latency: LatencyReport
     differences: dict[str, float]
     structure: list[dict[str, Any]]
+    topology: dict[str, Any]
     train_rows: int
     held_out_rows: int
     seconds: dict[str, float]
@@ -57,10 +58,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
             "held_out_rows": measured.held_out_rows,
         },
         "method": {"name": spec.method.name, "paper": next(m.paper for m in METHODS if m.name == spec.method.name)},
-        "target": {
-            "requested": spec.target.sparsity if spec.target is not None else None,
-            "achieved": 1 - encoder["pruned"] / encoder["dense"],
-        },
+        "target": _target(spec, measured),
         "headline_metric": task.headline,
         "metrics": {
             name: {
@@ -84,6 +82,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
         "latency_setting": measured.latency.setting,
         "verification": {"largest_absolute_difference": measured.differences},
         "layers": measured.structure,
+        "topology": measured.topology,
         "seconds": measured.seconds,
         "spec": spec.model_dump(mode="json"),
         "environment": _environment(spec),
@@ -108,6 +107,23 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
 def write_report(report: dict[str, Any], output: Path) -> None:
     """Write `report.json`."""
     (output / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def _target(spec: JobSpec, measured: Measured) -> dict[str, float | None]:
+    """Shares of the transformer layers' parameters, 0 … 1: what was asked for, and what is gone, one way or the other.
+
+    `requested` is null where the amount follows from the method. `removed` left the weights; `zero` is still there, and
+    includes what was zero in the dense model.
+    """
+    dense = measured.encoder_parameters_dense
+    removed = 1 - measured.encoder_parameters_pruned / dense
+    zero = sum(layer["zero_weights_in_kept"] for layer in measured.structure) / dense
+    return {
+        "requested": spec.target.sparsity if spec.target is not None else None,
+        "achieved": removed + zero,
+        "removed": removed,
+        "zero": zero,
+    }
 
 
 def _saved_size(model: PreTrainedModel) -> int:

@@ -1,14 +1,17 @@
-"""A picture of what was removed: heads and neurons, layer by layer."""
+"""Pictures of a pruned model: heads and neurons kept, layer by layer; and the topology that is left."""
 
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-PLOT_FILE = "structure.png"
+STRUCTURE_PLOT = "structure.png"
+TOPOLOGY_PLOT = "topology.png"
+MOST_LABELLED_LAYERS = 24
 KEPT, MERGED, REMOVED = "#1f5f8b", "#e2a03f", "#dfe3e6"
 
 
@@ -53,3 +56,54 @@ def _draw_neurons(axes: Axes, layers: list[dict[str, Any]]) -> None:
         axes.annotate(f" {layer['neurons']['kept']}", (layer["neurons"]["kept"], row), va="center", fontsize=8)
     axes.set_title("MLP neurons", fontsize=11)
     axes.set_xlabel("neurons")
+
+
+def plot_topology(topology: dict[str, Any], path: Path) -> None:
+    """Draw the report's `topology` entry: neurons' degrees before and after, and where the zeros are."""
+    layers = len(topology["zero_share"]["pruned"]["query"])
+    figure = Figure(figsize=(9, 1.8 + 0.3 * max(layers, 6)), layout="constrained")
+    degrees, zeros = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    _draw_degrees(degrees, topology["degree"])
+    _draw_zeros(zeros, topology["zero_share"]["pruned"])
+    figure.savefig(path, dpi=120)
+
+
+def _draw_degrees(axes: Axes, degree: dict[str, Any]) -> None:
+    """Histograms of dense and pruned neurons, in percent of each."""
+    for side, color in (("dense", MERGED), ("pruned", KEPT)):
+        counts, deviation = degree[side]["histogram"], degree[side]["standard_deviation"]
+        shares = [100 * count / max(1, sum(counts)) for count in counts]
+        edges = [100 * i / len(shares) for i in range(len(shares) + 1)]
+        label = f"{side} (standard deviation {deviation:.2g}%)"
+        axes.stairs(shares, edges, fill=True, color=color, alpha=0.45)
+        axes.stairs(shares, edges, color=color, linewidth=1.5, label=label)
+    axes.set_title("How connected the MLP neurons are", fontsize=11)
+    axes.set_xlabel("weights of a neuron that are connections")
+    axes.set_ylabel("neurons")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 125)
+    axes.set_yticks(range(0, 101, 20))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _draw_zeros(axes: Axes, zero_share: dict[str, list[float]]) -> None:
+    """A heat map: one row a layer, the first at the bottom, one column a kind of matrix."""
+    kinds, layers = list(zero_share), len(zero_share["query"])
+    shares = [[zero_share[kind][layer] for kind in kinds] for layer in range(layers)]
+    colors = LinearSegmentedColormap.from_list("zeros", ["#ffffff", KEPT])
+    columns, rows = range(len(kinds)), range(layers)
+    axes.pcolormesh(columns, rows, shares, cmap=colors, vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+    if layers <= MOST_LABELLED_LAYERS:
+        for layer, row in enumerate(shares):
+            for column, share in enumerate(row):
+                color = "white" if share > 0.5 else "black"
+                axes.text(column, layer, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_title("Weights that are zero or removed", fontsize=11)
+    axes.set_xticks(columns, [kind.replace("mlp", "MLP").replace("_", "\n") for kind in kinds], fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("layer")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

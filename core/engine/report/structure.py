@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Units
+from core.engine.anatomy import Anatomy, Layer, Units
 from core.engine.methods import Pruner
+from core.engine.plan import Plan
 
 
 def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]:
@@ -32,7 +33,8 @@ def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]
                     "kept_indices": list(kept.neurons),
                     **_scores(pruner.last_scores[anatomy.position(index, "neurons")], kept.neurons),
                 },
-                "zero_weights_in_kept": _zeros(attention.units, kept.heads) + _zeros(mlp.units, kept.neurons),
+                **_inputs(attention.inputs, kept.inputs),
+                "zero_weights_in_kept": _zero_weights(layer, plan),
             }
         )
     return layers
@@ -53,7 +55,21 @@ def _mean(values: Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _zeros(units: Units, kept: tuple[int, ...]) -> int:
+def _inputs(units: Units, kept: tuple[int, ...]) -> dict[str, Any]:
+    """The hidden dimensions that the attention still reads, unless it reads all."""
+    if len(kept) == units.count:
+        return {}
+    return {"inputs": {"dense": units.count, "kept": len(kept), "kept_indices": list(kept)}}
+
+
+def _zero_weights(layer: Layer, plan: Plan) -> int:
     """Weights that are zero in what stays: zeros are not removed, and not faster."""
-    indices = torch.tensor(kept, dtype=torch.long)
-    return sum(int((part.by_unit(part.parameter.detach().cpu())[indices] == 0).sum()) for part in units.slices)
+    zeros: dict[nn.Module, Tensor] = {}
+    for units in layer.units:
+        removed = torch.ones(units.count, dtype=torch.bool)
+        removed[list(plan.kept(units))] = False
+        for part in units.slices:
+            if part.name == "weight":
+                zero = zeros.setdefault(part.module, part.parameter.detach().cpu() == 0)
+                part.by_unit(zero)[removed] = False
+    return sum(int(zero.sum()) for zero in zeros.values())
