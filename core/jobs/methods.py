@@ -140,7 +140,7 @@ class Smart(Spec):
 
     name: Literal["smart"]
     granularity: Literal["structured", "unstructured"] = Field("structured", description=_GRANULARITY)
-    score_learning_rate: float = Field(0.05, gt=0, le=10, description="Adam's for the scores, next to the weights'.")
+    score_learning_rate: float = Field(0.01, gt=0, le=10, description="Adam's for the scores, next to the weights'.")
     initial_temperature: float = Field(1.0, gt=0, le=100, description="Temperature of the top-k at the start.")
     final_temperature: float = Field(
         0.01, gt=0, le=100, description="Temperature when the target is reached; it falls exponentially."
