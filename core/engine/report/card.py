@@ -15,7 +15,7 @@ def model_card(report: dict[str, Any]) -> str:
         f"| {name.replace('_', ' ')} ({metric['unit']}) | {_number(metric['dense'])} | {_number(metric['pruned'])} |"
         for name, metric in report["metrics"].items()
     ]
-    parameters = report["parameters"]
+    parameters, method = report["parameters"], report["method"]
     for part in ("encoder", "total"):
         rows.append(f"| {part} parameters | {parameters[part]['dense']:,} | {parameters[part]['pruned']:,} |")
     size = report["size_bytes"]
@@ -34,7 +34,7 @@ def model_card(report: dict[str, Any]) -> str:
             "",
             f"# {report['model']['name']}, {report['target']['achieved']:.1%} of its encoder {_how(report['target'])}",
             "",
-            f"Pruned with NeuroPrune ({report['method']['paper']}) for {report['task']['name']}. "
+            f"Pruned for {report['task']['name']} by NeuroPrune, method `{method['name']}` ({method['paper']}). "
             f"{_what_is_gone(report['target'])}",
             "",
             "| | dense | pruned |",
