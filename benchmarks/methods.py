@@ -75,8 +75,8 @@ def page(results: list[dict[str, Any]]) -> str:
             "pruned while it trains on the same rows (2, 4 and 3 epochs) with the dense model as teacher. Whole heads "
             "and MLP neurons go. Every method has the same dense model, rows, steps, schedule, learning rate and "
             f"distillation, and default options otherwise; seeds {', '.join(map(str, SEEDS))}. SST-2 and RTE: "
-            "accuracy, STS-B: Pearson correlation, all times 100, on the validation split (872, 277 and 1,500 rows: one "
-            "row is 0.11 points of SST-2 and 0.36 of RTE). Mean and standard deviation over seeds. The machine had "
+            "accuracy, STS-B: Pearson correlation, all times 100, on the validation split (872, 277 and 1,500 rows: "
+            "one row is 0.11 points of SST-2 and 0.36 of RTE). Mean and standard deviation over seeds. The machine had "
             "other work to do: seconds compare only roughly.",
             "",
             *sections,
