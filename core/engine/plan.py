@@ -100,12 +100,12 @@ class WeightMasks:
         before = int(self.kept[position].sum())
         self.kept[position] &= ~chosen
         self.removed += before - int(self.kept[position].sum())
-        self._anatomy.matrices[position].weight.mul_(self.kept[position])
+        self._zero(position)
 
     def hold(self) -> None:
         """Zero again everything that was removed; called after every optimiser step."""
-        for matrix, kept in zip(self._anatomy.matrices, self.kept, strict=True):
-            matrix.weight.mul_(kept)
+        for position in range(len(self.kept)):
+            self._zero(position)
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept."""
@@ -116,3 +116,7 @@ class WeightMasks:
         self.kept = [mask.clone() for mask in state["kept"]]
         self.removed = sum(int((~kept).sum()) for kept in self.kept)
         self.hold()
+
+    def _zero(self, position: int) -> None:
+        # Not by a product: infinity times zero is NaN.
+        self._anatomy.matrices[position].weight.masked_fill_(~self.kept[position], 0)
