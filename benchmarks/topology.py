@@ -227,8 +227,8 @@ def findings(results: list[dict[str, Any]]) -> list[str]:
         {deviation(dense, "rows", EPSILONS[2]):.2f}%. In the runs to a target the three agree from 25% on: weights as
         small as that are the first to go.""",
         f"""**No heavy tail.** By the method of Clauset, Shalizi & Newman (2009), the degrees of neurons that have any
-        are heavy-tailed in {heavy} of {len(results)} runs. Preferential attachment leaves neurons that are gone and neurons
-        that are much alike, but no hubs.""",
+        are heavy-tailed in {heavy} of {len(results)} runs. Preferential attachment leaves neurons that are gone and
+        neurons that are much alike, but no hubs.""",
         f"""**As published**, with the penalties in the loss and no target, the sparsity is what comes out of alpha =
         beta: {outcomes} (learning rate {FAITHFUL_LEARNING_RATE:g}; {sum(r["merged_heads"] for r in free)} heads merged
         at theta = 0.15). It levels off, because AdamW moves a weight by about the learning rate a step however strong
