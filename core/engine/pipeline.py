@@ -160,6 +160,11 @@ def _write_documents(
 
 
 def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
+    """Load rows, tokenizer and model, and try them out together.
+
+    Raises:
+        NeuroPruneError: the model, the data or both do not fit the task.
+    """
     check_architecture(inputs.model, spec.task.name)
     all_rows, train_rows, held_out_rows = _rows(spec, inputs)
     config = load_config(inputs.model)
