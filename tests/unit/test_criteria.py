@@ -1,0 +1,212 @@
+"""What the methods think matters least, against loops over single weights and finite differences of the loss."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.engine.anatomy import Anatomy, bind
+from core.engine.methods.importance import DECAY, ImportanceCriterion
+from core.engine.methods.l1 import L1Criterion
+from core.engine.methods.magnitude import MagnitudeCriterion
+from core.engine.methods.neuroprune.criterion import SALIENCY_DECAY, NeuroPruneCriterion
+from core.engine.methods.random import RandomCriterion
+from core.engine.plan import Masks
+from core.jobs.methods import NeuroPrune
+from tests import tiny
+from tests.pruning import every_model, loss_of
+
+KEPT_SHARE = 0.7
+
+
+def some_kept(shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < KEPT_SHARE
+
+
+def belongings(units):
+    """For every unit, positions of all its entries: pairs of a parameter and a flat index; counted, not sliced."""
+    found = [[] for _ in range(units.count)]
+    for part in units.slices:
+        shape = part.parameter.shape
+        for flat in range(part.parameter.numel()):
+            along = np.unravel_index(flat, shape)[part.dim]
+            found[along // part.block].append((part.parameter, flat))
+    return found
+
+
+def as_multiples_of_the_mean(scores, kept):
+    return np.array(scores) / np.mean([s for s, k in zip(scores, kept.tolist(), strict=True) if k])
+
+
+def entry(tensor, flat):
+    return float(tensor.detach().flatten()[flat])
+
+
+@every_model
+@pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
+@pytest.mark.parametrize(("criterion", "power"), [(MagnitudeCriterion, 2), (lambda a: L1Criterion(a, 0.1), 1)])
+def test_magnitude_of_a_unit_is_the_norm_of_all_that_belongs_to_it(make, kind, criterion, power):
+    anatomy = bind(make())
+    position = Anatomy.position(1, kind)
+    units, kept = anatomy.units[position], some_kept(anatomy.units[position].count)
+    norms = [sum(abs(entry(p, i)) ** power for p, i in owned) ** (1 / power) for owned in belongings(units)]
+    found = criterion(anatomy).unit_scores(position, kept)
+    np.testing.assert_allclose(found.numpy(), as_multiples_of_the_mean(norms, kept), rtol=1e-5)
+
+
+@every_model
+@pytest.mark.parametrize("criterion", [MagnitudeCriterion, lambda anatomy: L1Criterion(anatomy, 0.1)])
+def test_magnitude_of_a_weight_is_its_absolute_value(make, criterion):
+    anatomy = bind(make())
+    for position, matrix in enumerate(anatomy.matrices):
+        kept = some_kept(matrix.weight.shape)
+        expected = as_multiples_of_the_mean([abs(w) for w in matrix.weight.flatten().tolist()], kept.flatten())
+        found = criterion(anatomy).weight_scores(position, kept)
+        np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-5)
+
+
+def test_l1_shrinks_every_projection_weight_alike():
+    model = tiny.llama()
+    anatomy = bind(model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    L1Criterion(anatomy, 0.5).shrink(0.1)
+    projections = {id(matrix.parameter) for matrix in anatomy.matrices}
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        amount = 0.05 if id(parameter) in projections else 0.0
+        expected = np.sign(old.numpy()) * np.maximum(np.abs(old.numpy()) - amount, 0)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, atol=1e-7)
+
+
+@every_model
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_importance_of_a_unit_mixes_magnitude_and_sensitivity(make, share, kind):
+    """Two batches: the sensitivity is their decaying average."""
+    model = make()
+    anatomy, position = bind(model), Anatomy.position(2, kind)
+    criterion = ImportanceCriterion(anatomy, share, by_weight=False)
+    units, kept = anatomy.units[position], some_kept(anatomy.units[position].count)
+    owned = belongings(units)
+    sensitivity = np.zeros(units.count)
+    for step in range(2):
+        model.zero_grad()
+        loss_of(model, step).backward()
+        criterion.observe(Masks(anatomy))
+        now = [sum(abs(entry(p, i) * entry(p.grad, i)) for p, i in entries) for entries in owned]
+        sensitivity = DECAY * sensitivity + (1 - DECAY) * np.array(now)
+    magnitude = [sum(abs(entry(p, i)) for p, i in entries) for entries in owned]
+    expected = (1 - share) * as_multiples_of_the_mean(magnitude, kept)
+    expected += share * as_multiples_of_the_mean(sensitivity, kept)
+    np.testing.assert_allclose(criterion.unit_scores(position, kept).numpy(), expected, rtol=1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_importance_of_a_weight_mixes_magnitude_and_sensitivity(make, share):
+    model = make()
+    anatomy = bind(model)
+    criterion = ImportanceCriterion(anatomy, share, by_weight=True)
+    loss_of(model, 0).backward()
+    criterion.observe(Masks(anatomy))
+    for position, matrix in enumerate(anatomy.matrices):
+        kept = some_kept(matrix.weight.shape)
+        weights, slopes = matrix.weight.flatten().tolist(), matrix.parameter.grad.flatten().tolist()
+        expected = (1 - share) * as_multiples_of_the_mean([abs(w) for w in weights], kept.flatten())
+        sensitivity = [abs(w * g) for w, g in zip(weights, slopes, strict=True)]
+        expected += share * as_multiples_of_the_mean(sensitivity, kept.flatten())
+        np.testing.assert_allclose(criterion.weight_scores(position, kept).flatten(), expected, rtol=1e-3, atol=1e-6)
+
+
+def scaled_loss(model, units, unit, factor):
+    """The loss with all weights that pass a unit on (or, for in-rows, read it) multiplied by `factor`."""
+    held = [part.parameter.detach().clone() for part in units.gates]
+    with torch.no_grad():
+        for part in units.gates:
+            part.by_unit(part.parameter.data)[unit] *= factor
+        loss = float(loss_of(model, 0))
+        for part, old in zip(units.gates, held, strict=True):
+            part.parameter.copy_(old)
+    return loss
+
+
+@every_model
+@pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
+def test_saliency_is_the_squared_slope_of_the_loss_in_a_units_scale(make, kind):
+    """A step as large as fp32 needs: Llama's norms compute in it whatever the model's type."""
+    model = make().double()
+    anatomy, position = bind(model), Anatomy.position(1, kind)
+    criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", redundancy=False, in_rows=0.1))
+    loss_of(model, 0).backward()
+    criterion.observe(Masks(anatomy))
+    units, h = anatomy.units[position], 1e-2
+    slopes = [
+        (scaled_loss(model, units, unit, 1 + h) - scaled_loss(model, units, unit, 1 - h)) / (2 * h)
+        for unit in range(units.count)
+    ]
+    found = (criterion.saliency[position] / (1 - SALIENCY_DECAY)).sqrt()
+    np.testing.assert_allclose(found, np.abs(slopes), rtol=1e-3, atol=5e-5)
+    kept = some_kept(units.count)
+    expected = as_multiples_of_the_mean(found.tolist(), kept)
+    np.testing.assert_allclose(criterion.unit_scores(position, kept).numpy(), expected, rtol=1e-5)
+
+
+@every_model
+@pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
+def test_without_importance_the_poorly_connected_matter_least(make, kind):
+    """In-strength times out-strength; an in-row has no output of its own."""
+    anatomy, position = bind(make()), Anatomy.position(0, kind)
+    units, kept = anatomy.units[position], some_kept(anatomy.units[position].count)
+    worth = []
+    for unit in range(units.count):
+        read = sum(float(part.by_unit(part.parameter.detach())[unit].abs().sum()) for part in units.reads)
+        written = sum(float(part.by_unit(part.parameter.detach())[unit].abs().sum()) for part in units.writes)
+        worth.append(read * (written if units.writes else 1))
+    options = NeuroPrune(name="neuroprune", redundancy=False, importance=False)
+    found = NeuroPruneCriterion(anatomy, options).unit_scores(position, kept)
+    np.testing.assert_allclose(found.numpy(), as_multiples_of_the_mean(worth, kept), rtol=1e-5)
+
+
+@every_model
+def test_neuroprune_weighs_single_weights_by_what_they_attach_to(make):
+    epsilon = 0.1
+    anatomy = bind(make())
+    criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", granularity="unstructured", epsilon=epsilon))
+    for index, layer in enumerate(anatomy.layers):
+        attention, mlp = layer.attention, layer.mlp
+        group = [
+            sum(abs(float(w)) for module in attention.projections for w in module.weight.detach()[:, i])
+            for i in range(attention.query.in_features)
+        ]
+        reading = [module.weight.detach() for module in mlp.inputs]
+        writing = mlp.output.weight.detach()
+        degree = []
+        for neuron in range(mlp.units.count):
+            shares = [np.mean([abs(float(w)) >= epsilon for w in weight[neuron]]) for weight in reading]
+            shares.append(np.mean([abs(float(w)) >= epsilon for w in writing[:, neuron]]))
+            degree.append(np.mean(shares))
+        nothing, reads, writes = np.ones((1, 1)), np.array(degree)[:, None], np.array(degree)[None]
+        factors = [np.sqrt(group)[None]] * 3 + [nothing] + [reads] * len(reading) + [writes]
+        for place, (matrix, factor) in enumerate(zip(layer.matrices, factors, strict=True)):
+            scores = (np.abs(matrix.weight.numpy()) * factor).flatten()
+            kept = some_kept(matrix.weight.shape)
+            found = criterion.weight_scores(index * len(layer.matrices) + place, kept)
+            expected = as_multiples_of_the_mean(scores, kept.flatten())
+            np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-4)
+
+
+def test_a_neuron_that_lost_all_connections_does_not_end_in_nan():
+    anatomy = bind(tiny.llama())
+    for matrix in anatomy.layers[0].matrices:
+        matrix.weight.zero_()
+    criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", granularity="unstructured"))
+    for position, matrix in enumerate(anatomy.layers[0].matrices):
+        assert (criterion.weight_scores(position, some_kept(matrix.weight.shape)) == 0).all()
+
+
+def test_chance_is_the_same_every_time_and_another_with_another_seed():
+    anatomy = bind(tiny.bert())
+    one, again, other = (RandomCriterion(anatomy, seed) for seed in (1, 1, 2))
+    for position, units in enumerate(anatomy.units):
+        kept = torch.ones(units.count, dtype=torch.bool)
+        assert torch.equal(one.unit_scores(position, kept), again.unit_scores(position, kept))
+        assert torch.equal(one.unit_scores(position, kept), one.unit_scores(position, kept))
+        assert not torch.equal(one.unit_scores(position, kept), other.unit_scores(position, kept))
