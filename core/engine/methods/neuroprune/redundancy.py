@@ -48,10 +48,10 @@ def find_dominating(similar: Tensor) -> Tensor:
 
 
 def representatives(attention: Attention, kept: Tensor, theta: float) -> Tensor:
-    """For each head of a layer the kept head that stands for it in the end; itself where none does.
+    """For each head of a layer the kept head that stands for it; itself where none does.
 
-    A representative may have one itself; what is similar to it is then similar to that one too, so the last of the
-    chain stands for all, and none of these last ones is ever dominated.
+    A representative stands for itself: algorithm 3 only ever moves on to more neighbours, or as many and a later head,
+    so where it stops nothing dominates.
 
     Args:
         attention: Of one layer.
@@ -62,11 +62,8 @@ def representatives(attention: Attention, kept: Tensor, theta: float) -> Tensor:
         Integer [k].
     """
     indices = kept.nonzero().flatten()
-    chain = find_dominating(distances(head_matrix(attention).cpu()[indices]) <= theta)
-    while not torch.equal(chain, chain[chain]):
-        chain = chain[chain]
     representative = torch.arange(attention.groups)
-    representative[indices] = indices[chain]
+    representative[indices] = indices[find_dominating(distances(head_matrix(attention).cpu()[indices]) <= theta)]
     return representative
 
 
