@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from api.pointers import describe
 from api.schemas import JobRequest
 from core.jobs.defaults import TRAINING_DEFAULTS, resolve
+from core.jobs.methods import NeuroPrune
 from core.jobs.spec import JobSpec
 from tests.specs import DEMO, demo_spec, upload_spec
 
@@ -93,6 +94,65 @@ def test_errors_point_at_the_field_and_say_what_is_allowed(change, pointer, mess
     found = faults(DEMO | change)
     assert list(found) == [pointer]
     assert message in found[pointer]
+
+
+FAITHFUL = {"name": "neuroprune", "mode": "faithful"}
+
+
+@pytest.mark.parametrize(
+    ("method", "takes_target"),
+    [
+        ({"name": "neuroprune"}, True),
+        ({"name": "neuroprune", "mode": "targeted", "heads_kept": 12, "in_rows": 0.25}, True),
+        ({"name": "neuroprune", "granularity": "unstructured"}, True),
+        ({"name": "neuroprune", "granularity": "2:4"}, False),
+        (FAITHFUL, False),
+        ({"name": "smart"}, True),
+        ({"name": "wanda"}, True),
+        ({"name": "sparsegpt", "granularity": "4:8"}, False),
+    ],
+)
+def test_a_target_is_required_or_refused_as_the_method_has_it(method, takes_target):
+    without = {key: value for key, value in DEMO.items() if key != "target"} | {"method": method}
+    if takes_target:
+        assert JobSpec.model_validate(without | {"target": {"sparsity": 0.5}}).target is not None
+        assert "needs one, such as" in faults(without)[""]
+    else:
+        assert JobSpec.model_validate(without).target is None
+        assert "target must be left out" in faults(without | {"target": {"sparsity": 0.5}})[""]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (FAITHFUL | {"heads_kept": 3}, "heads_kept mean nothing in faithful mode"),
+        (FAITHFUL | {"granularity": "2:4", "in_rows": 0.1}, "granularity, in_rows mean nothing in faithful mode"),
+        ({"name": "neuroprune", "granularity": "2:4", "in_rows": 0.1}, "in_rows need granularity structured"),
+        ({"name": "magnitude", "granularity": "4:4"}, "N must be below M; 4:4 is not"),
+        ({"name": "magnitude", "granularity": "0:4"}, "match pattern"),
+        ({"name": "wanda", "granularity": "structured"}, "match pattern"),
+        ({"name": "smart", "initial_temperature": 0.1, "final_temperature": 0.2}, "must not exceed initial"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(method, message):
+    found = faults(DEMO | {"method": method})
+    assert len(found) == 1
+    assert message in next(iter(found.values()))
+
+
+def test_alpha_and_beta_default_by_mode():
+    assert NeuroPrune(name="neuroprune").strengths() == (1e-3, 1e-3)
+    assert NeuroPrune(**FAITHFUL).strengths() == (1e-5, 1e-5)
+    assert NeuroPrune(**FAITHFUL, alpha=0, beta=0.1).strengths() == (0, 0.1)
+
+
+def test_only_methods_that_prune_while_training_need_epochs():
+    assert "must be above 0" in faults(DEMO | {"training": {"num_train_epochs": 0}})[""]
+    wanda = demo_spec(method={"name": "wanda"}, training={"num_train_epochs": 0})
+    assert resolve(wanda).training.num_train_epochs == 0
+    assert resolve(demo_spec(method={"name": "wanda"})).training.num_train_epochs == 0
+    trained = demo_spec(method={"name": "wanda"}, training={"num_train_epochs": 1})
+    assert resolve(trained).training.num_train_epochs == 1
 
 
 def test_pointers_lead_into_the_body():
