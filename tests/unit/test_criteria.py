@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core.engine.anatomy import Anatomy, bind
+from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.importance import DECAY, ImportanceCriterion
 from core.engine.methods.l1 import L1Criterion
 from core.engine.methods.magnitude import MagnitudeCriterion
@@ -13,7 +14,7 @@ from core.engine.methods.random import RandomCriterion
 from core.engine.plan import Masks
 from core.jobs.methods import NeuroPrune
 from tests import tiny
-from tests.pruning import every_model, loss_of
+from tests.pruning import every_model, loss_of, plant_twins
 
 KEPT_SHARE = 0.7
 
@@ -191,6 +192,27 @@ def test_neuroprune_weighs_single_weights_by_what_they_attach_to(make):
             found = criterion.weight_scores(index * len(layer.matrices) + place, kept)
             expected = as_multiples_of_the_mean(scores, kept.flatten())
             np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-4)
+
+
+@every_model
+def test_a_redundant_head_goes_first_and_is_merged(make):
+    """The least important of all goes only where none is redundant, or where that is not asked for."""
+    gone = {}
+    for redundancy in (True, False):
+        model, ids = make(), torch.arange(4, 24).view(2, 10)
+        anatomy = bind(model)
+        plant_twins(anatomy, 1, [1, 3])
+        sparsity = anatomy.layers[0].attention.units.cost / anatomy.encoder_parameters
+        options = NeuroPrune(name="neuroprune", redundancy=redundancy, theta=1e-4, heads_kept=11, alpha=0, beta=0)
+        pruner = build_pruner(anatomy, options, sparsity, Schedule(1, 0.0, 0.0), seed=0)
+        for position in anatomy.positions("heads"):
+            pruner.criterion.saliency[position] = torch.tensor([0.1, 1.0, 1.0, 1.0])
+        before = model(ids).logits
+        pruner.step(1, 0.0)
+        change = float((model(ids).logits - before).detach().abs().max())
+        gone[redundancy] = pruner.masks.removed("heads"), pruner.merged, change <= 1e-6
+    assert gone[True] == ([0, 1, 0], [(1, 1, 3)], True)
+    assert gone[False] == ([1, 0, 0], [], False)
 
 
 def test_a_neuron_that_lost_all_connections_does_not_end_in_nan():

@@ -12,7 +12,7 @@ from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.neuroprune.redundancy import representatives
 from core.jobs.methods import NeuroPrune
 from tests import tiny
-from tests.pruning import adamw, every_model, take_step
+from tests.pruning import adamw, every_model, plant_twins, take_step
 
 ALPHA, BETA, EPSILON = 1e-3, 1e-2, 0.05
 
@@ -68,15 +68,6 @@ def test_the_penalty_and_its_gradient_equal_the_loops(make):
             np.testing.assert_allclose(parameter.grad.numpy(), gradients[parameter], rtol=1e-4, atol=1e-9)
         else:
             assert parameter.grad is None
-
-
-def plant_twins(anatomy, layer, heads):
-    """Let heads of a layer compute the same; what they write stays different."""
-    with torch.no_grad():
-        for part in anatomy.layers[layer].attention.units.reads:
-            by_unit = part.by_unit(part.parameter.data)
-            for head in heads[1:]:
-                by_unit[head] = by_unit[heads[0]]
 
 
 @every_model

@@ -94,6 +94,14 @@ def test_strong_penalties_leave_zeros_and_no_penalty_leaves_none():
         assert (int(sum(zeros)) > masked) is expected
 
 
+def test_penalties_of_the_published_method_are_part_of_the_loss():
+    sums = []
+    for strength in (0.0, 0.1):
+        model, _, _ = run(None, mode="faithful", alpha=strength, beta=strength, theta=0.0)
+        sums.append(sum(float(matrix.weight.abs().sum()) for matrix in bind(model).matrices))
+    assert sums[1] < 0.9 * sums[0]
+
+
 def test_a_loss_that_is_not_finite_ends_the_training():
     part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
     training = spec.Training(learning_rate=1e-2, max_length=16, precision="fp32")
