@@ -65,7 +65,7 @@ def service(monkeypatch):
 def test_the_catalogue_needs_no_service(run):
     status, out, _ = run("methods", "--json")
     assert status == 0
-    assert json.loads(out)[0]["options"]["properties"]["alpha"]["default"] == 1e-3
+    assert json.loads(out)[0]["options"]["properties"]["theta"]["default"] == 0.15
     status, out, _ = run("families", "--json")
     assert {family["model_type"] for family in json.loads(out)} >= {"bert", "llama"}
     assert run("families")[0] == run("methods")[0] == 0
