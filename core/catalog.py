@@ -69,7 +69,7 @@ METHODS: tuple[MethodEntry, ...] = (
     MethodEntry(
         name="wanda",
         title="Wanda",
-        summary="One pass over a few rows, no training: the smallest |weight| times input norm of each output goes.",
+        summary="A few rows, no training: the smallest |weight| times input norm of each output goes.",
         paper="https://arxiv.org/abs/2306.11695",
         options=methods.Wanda,
     ),

@@ -5,6 +5,7 @@ loading → baseline → pruning → compacting → evaluating → exporting →
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -233,30 +234,31 @@ def prune(
     if steps:
         learns_from_teacher = training.distillation is None or training.distillation > 0
         teacher = Teacher(task, dense, features) if learns_from_teacher else None
-        hidden_teacher = HiddenTeacher(task, bind(dense), pruner.anatomy) if training.hidden_distillation else None
-        train(
-            task,
-            model,
-            features,
-            steps=steps,
-            teacher=teacher,
-            hidden_teacher=hidden_teacher,
-            pruner=pruner,
-            listen=listen,
-        )
-        if hidden_teacher is not None:
-            hidden_teacher.close()
+        with ExitStack() as stack:
+            hidden_teacher = None
+            if training.hidden_distillation:
+                hidden_teacher = stack.enter_context(closing(HiddenTeacher(task, bind(dense), pruner.anatomy)))
+            train(
+                task,
+                model,
+                features,
+                steps=steps,
+                teacher=teacher,
+                hidden_teacher=hidden_teacher,
+                pruner=pruner,
+                listen=listen,
+            )
     pruner.finish()
 
 
 @torch.no_grad()
 def _run_calibration(task: Task, model: PreTrainedModel, features: Features, rows: int) -> None:
-    """Pass the first rows through the model, in eval mode."""
+    """Pass so many rows, drawn with the seed, through the model in eval mode."""
     was_training = model.training
     model.train(False)
-    size = task.training.per_device_eval_batch_size
-    for start in range(0, min(rows, len(features)), size):
-        batch = task.collate([features[i] for i in range(start, min(start + size, rows, len(features)))])
+    drawn = torch.randperm(len(features), generator=torch.Generator().manual_seed(task.training.seed))[:rows]
+    for chunk in torch.split(drawn, task.training.per_device_eval_batch_size):
+        batch = task.collate([features[i] for i in chunk.tolist()])
         task.outputs(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
     model.train(was_training)
 

@@ -36,11 +36,13 @@ Granularity = Annotated[
 ]
 """Whole units, or single weights."""
 
-_GRANULARITY = (
-    "What goes. structured: whole heads and MLP neurons, which leave the weights. unstructured: single weights, which "
-    "become zero; heads and neurons left without connections leave. N:M, as 2:4: of each M consecutive weights of a "
-    "row N stay; the target follows from it."
+_STRUCTURED = "structured: whole heads and MLP neurons, which leave the weights. "
+_UNSTRUCTURED = (
+    "unstructured: single weights, which become zero; the target counts these, and heads and neurons left without "
+    "connections leave on top. "
 )
+_PATTERN = "N:M, as 2:4: of each M consecutive weights of a row N stay, and the target follows from it. "
+
 _LAYER_FLOOR = (
     "Share of its even part of the budget that every layer keeps, 0 (rank over all layers) … 1 (the same in each)."
 )
@@ -49,8 +51,24 @@ _LAYER_FLOOR = (
 class _Gradual(Spec):
     """Options of every method that removes along the schedule while the model trains."""
 
-    granularity: Granularity = Field("structured", description=_GRANULARITY)
+    granularity: Granularity = Field("structured", description=_STRUCTURED + _UNSTRUCTURED + _PATTERN)
     layer_floor: float = Field(0.8, ge=0, le=1, description=_LAYER_FLOOR)
+
+    @model_validator(mode="after")
+    def _layers_share_a_budget(self) -> "_Gradual":
+        if pattern_of(self.granularity) is not None:
+            self._refuse_changed({"layer_floor"}, f"with granularity {self.granularity}, the same in every layer")
+        return self
+
+    def _refuse_changed(self, names: set[str], where: str) -> None:
+        """Options that would be ignored must have their defaults.
+
+        Compared by value: a stored spec names all of its options.
+        """
+        fields = type(self).model_fields
+        changed = sorted(name for name in names if getattr(self, name) != fields[name].default)
+        if changed:
+            raise ValueError(f"{', '.join(changed)} cannot be set {where}")
 
 
 class NeuroPrune(_Gradual):
@@ -87,7 +105,7 @@ class NeuroPrune(_Gradual):
     importance: bool = Field(
         True,
         description="Let first-order saliency decide among what is not redundant; off (for ablation), connectivity "
-        "decides: the poorly connected lose.",
+        "decides: the poorly connected lose. Single weights always go by magnitude and connectivity.",
     )
     heads_kept: int | None = Field(
         None,
@@ -105,13 +123,12 @@ class NeuroPrune(_Gradual):
 
     @model_validator(mode="after")
     def _options_fit_mode(self) -> "NeuroPrune":
-        ours = {"granularity", "layer_floor", "redundancy", "importance", "heads_kept", "in_rows"}
-        idle = sorted(ours & self.model_fields_set) if self.mode == "faithful" else []
-        if idle:
-            raise ValueError(f"{', '.join(idle)} mean nothing in faithful mode, where no target is met")
-        structured_only = sorted({"heads_kept", "in_rows"} & self.model_fields_set)
-        if self.granularity != "structured" and structured_only:
-            raise ValueError(f"{', '.join(structured_only)} need granularity structured")
+        faithful, single = self.mode == "faithful", self.granularity != "structured"
+        structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
+        if faithful:
+            self._refuse_changed((structured_only - {"theta"}) | {"granularity", "layer_floor"}, "with mode faithful")
+        elif single:
+            self._refuse_changed(structured_only, f"with granularity {self.granularity}")
         return self
 
     def strengths(self) -> tuple[float, float]:
@@ -139,7 +156,7 @@ class Smart(Spec):
     """
 
     name: Literal["smart"]
-    granularity: Literal["structured", "unstructured"] = Field("structured", description=_GRANULARITY)
+    granularity: Literal["structured", "unstructured"] = Field("structured", description=_STRUCTURED + _UNSTRUCTURED)
     score_learning_rate: float = Field(0.01, gt=0, le=10, description="Adam's for the scores, next to the weights'.")
     initial_temperature: float = Field(1.0, gt=0, le=100, description="Temperature of the top-k at the start.")
     final_temperature: float = Field(
@@ -177,7 +194,7 @@ class Random(_Gradual):
 class _OneShot(Spec):
     """Options of the methods that need a few rows and no training."""
 
-    granularity: WeightGranularity = Field("unstructured", description=_GRANULARITY)
+    granularity: WeightGranularity = Field("unstructured", description=_UNSTRUCTURED + _PATTERN)
     calibration_rows: int = Field(128, ge=1, le=100_000, description="Training rows that activations are taken from.")
 
 

@@ -145,7 +145,8 @@ class SparsityTarget(Spec):
     sparsity: float = Field(
         ge=0,
         le=0.95,
-        description="Share removed, 0 … 0.95. Met within 0.1 percentage points, or half a neuron if that is more.",
+        description="Share removed, 0 … 0.95. Whole units: met within 0.1 percentage points, or half a neuron if that "
+        "is more. Single weights: this share becomes zero, and units left without connections leave on top.",
     )
 
 
@@ -177,12 +178,12 @@ class Training(Spec):
     )
     per_device_eval_batch_size: int = Field(64, ge=1, le=4096, description="Rows a batch in evaluation.")
     max_length: int = Field(128, ge=8, le=32768, description="Tokens a row; longer rows are cut.")
-    warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps before pruning starts.")
+    warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps before gradual pruning starts.")
     recovery_fraction: float = Field(
         0.4,
         ge=0,
         le=1,
-        description="Share of the steps after the target is reached, with what was removed held.",
+        description="Share of the steps after gradual pruning, with what was removed held.",
     )
     distillation: float | None = Field(
         None,

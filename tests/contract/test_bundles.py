@@ -98,7 +98,11 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
     return {
         "model": {"name": "mine", "auto_class": TASKS[case.task].auto_class.__name__},
         "target": {"achieved": 0.5, "removed": 0.5, "zero": 0.0},
-        "method": {"name": "neuroprune", "paper": "https://example.org"},
+        "method": {
+            "name": "neuroprune",
+            "paper": "https://example.org",
+            "options": {"mode": "faithful", "granularity": "structured"},
+        },
         "task": {"name": case.task, "held_out_rows": 8},
         "metrics": {},
         "parameters": {part: {"dense": 2, "pruned": 1} for part in ("encoder", "total")},

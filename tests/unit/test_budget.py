@@ -75,7 +75,7 @@ def test_what_really_becomes_zero_is_what_the_budget_says(make, sparsity, heads_
     assert abs(pruner.sparsity - sparsity) <= max(TOLERANCE, 0.5 * anatomy.layers[0].mlp.units.cost / 25_632)
     heads = [4 - count for count in pruner.masks.removed("heads")]
     assert heads_kept is None or sum(heads) == heads_kept
-    assert pruner.masks.removed("inputs") == [int(in_rows * 32)] * 3
+    assert pruner.masks.removed("inputs") == [int(in_rows * 32 + 0.5)] * 3
 
 
 def removing(anatomy, sparsity, **options):
@@ -88,7 +88,7 @@ def removing(anatomy, sparsity, **options):
 def left_to_neurons(anatomy, sparsity, in_rows):
     """By number of removed heads, the parameters that neurons have to make up; counted row by row."""
     layer = anatomy.layers[0]
-    hidden, inputs = layer.attention.inputs.count, int(in_rows * layer.attention.inputs.count)
+    hidden, inputs = layer.attention.inputs.count, int(in_rows * layer.attention.inputs.count + 0.5)
     head_dim, queries = layer.attention.head_dim, layer.attention.queries_per_group
     biases = (queries + 2) * head_dim if layer.attention.query.bias is not None else 0
     rows, columns = (queries + 2) * head_dim, queries * head_dim

@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from api.pointers import describe
 from api.schemas import JobRequest
+from core.catalog import METHODS
 from core.jobs.defaults import TRAINING_DEFAULTS, resolve
-from core.jobs.methods import NeuroPrune
+from core.jobs.methods import Method, NeuroPrune, takes_target
 from core.jobs.spec import JobSpec
 from tests.specs import DEMO, demo_spec, upload_spec
 
@@ -125,9 +126,14 @@ def test_a_target_is_required_or_refused_as_the_method_has_it(method, takes_targ
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (FAITHFUL | {"heads_kept": 3}, "heads_kept mean nothing in faithful mode"),
-        (FAITHFUL | {"granularity": "2:4", "in_rows": 0.1}, "granularity, in_rows mean nothing in faithful mode"),
-        ({"name": "neuroprune", "granularity": "2:4", "in_rows": 0.1}, "in_rows need granularity structured"),
+        (FAITHFUL | {"heads_kept": 3}, "heads_kept cannot be set with mode faithful"),
+        (FAITHFUL | {"granularity": "2:4", "in_rows": 0.1}, "granularity, in_rows cannot be set with mode faithful"),
+        ({"name": "neuroprune", "granularity": "2:4", "in_rows": 0.1}, "in_rows cannot be set with granularity 2:4"),
+        (
+            {"name": "neuroprune", "granularity": "unstructured", "importance": False},
+            "importance cannot be set with granularity unstructured",
+        ),
+        ({"name": "l1", "granularity": "2:4", "layer_floor": 0.5}, "layer_floor cannot be set with granularity 2:4"),
         ({"name": "magnitude", "granularity": "4:4"}, "N must be below M; 4:4 is not"),
         ({"name": "magnitude", "granularity": "0:4"}, "match pattern"),
         ({"name": "wanda", "granularity": "structured"}, "match pattern"),
@@ -164,3 +170,24 @@ def test_pointers_lead_into_the_body():
         for part in pointer.split("/")[1:]:
             at = at[part]
         assert at in ("x", 0)
+
+
+STORED = [
+    *(
+        {"name": name, "granularity": "structured"}
+        for name in ("neuroprune", "importance", "magnitude", "l1", "random")
+    ),
+    *({"name": name, "granularity": "2:4"} for name in ("neuroprune", "importance", "magnitude", "l1", "random")),
+    *({"name": entry.name, "granularity": "unstructured"} for entry in METHODS),
+    {"name": "smart", "granularity": "structured"},
+    {"name": "neuroprune", "heads_kept": 3, "in_rows": 0.2},
+    FAITHFUL | {"theta": 0.3, "alpha": 1e-4},
+]
+
+
+@pytest.mark.parametrize("method", STORED, ids=lambda method: "-".join(map(str, method.values())))
+def test_a_stored_spec_is_read_again_as_it_was(method):
+    """The worker gets the resolved spec as JSON, with every option spelt out."""
+    target = DEMO["target"] if takes_target(TypeAdapter(Method).validate_python(method)) else None
+    spec = resolve(JobSpec.model_validate(DEMO | {"method": method, "target": target}))
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec

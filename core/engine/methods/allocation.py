@@ -25,13 +25,22 @@ def allocate(scores: list[Tensor], remove: int, floor: float) -> list[Tensor]:
     """
     counts = [len(layer) for layer in scores]
     flat = torch.cat(scores)
-    if bool((flat.isnan() | flat.isposinf()).any()):
-        raise NumericalError("The pruning scores are not finite: the weights or gradients are not.")
+    check_scores(flat)
     keep_share = 1 - remove / len(flat) if len(flat) else 0.0
     # Those that a layer keeps in any case are its highest; nothing else about the ranking changes.
     for layer, ranked in zip(scores, torch.split(flat, counts), strict=True):
         ranked[~lowest(layer, len(layer) - int(floor * keep_share * len(layer) + 1e-6))] = torch.inf
     return list(torch.split(lowest(flat, remove), counts))
+
+
+def check_scores(scores: Tensor) -> None:
+    """Refuse scores that rank nothing; -inf is for what is gone already.
+
+    Raises:
+        NumericalError: a score is NaN or positive infinity.
+    """
+    if bool((scores.isnan() | scores.isposinf()).any()):
+        raise NumericalError("The pruning scores are not finite: the weights or gradients are not.")
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

@@ -59,7 +59,7 @@ class Budget:
             mlp.units.cost,
             None if heads_kept is None else heads - heads_kept,
             len(anatomy.layers),
-            int(in_rows * attention.inputs.count),
+            int(in_rows * attention.inputs.count + 0.5),
             attention.inputs.cost,
             attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
         )

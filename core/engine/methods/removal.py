@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import KINDS, Anatomy, Kind
-from core.engine.methods.allocation import allocate
+from core.engine.methods.allocation import allocate, check_scores
 from core.engine.methods.base import Criterion, Pruner
 from core.engine.methods.budget import Budget
 from core.engine.plan import WeightMasks
@@ -99,6 +99,8 @@ class WeightRemoval(Removal):
 
     def advance(self, reached: float, criterion: Criterion) -> None:
         count = self.count if reached >= 1 else int(reached * self.count)
+        if count == self.masks.removed:
+            return
         scores = []
         for position, kept in enumerate(self.masks.kept):
             score = criterion.weight_scores(position, kept)
@@ -140,8 +142,11 @@ class PatternRemoval(Removal):
 
     def advance(self, reached: float, criterion: Criterion) -> None:
         gone = int(reached * (self.of - self.stay))
+        if gone * sum(kept.numel() for kept in self.masks.kept) // self.of == self.masks.removed:
+            return
         for position, kept in enumerate(self.masks.kept):
             scores = torch.where(kept, criterion.weight_scores(position, kept), -torch.inf)
+            check_scores(scores)
             self.masks.remove(position, lowest_of_each(scores, gone, self.of))
 
     def hold(self) -> None:

@@ -34,7 +34,7 @@ def model_card(report: dict[str, Any]) -> str:
             "",
             f"# {report['model']['name']}, {report['target']['achieved']:.1%} of its encoder {_how(report['target'])}",
             "",
-            f"Pruned for {report['task']['name']} by NeuroPrune, method `{method['name']}` ({method['paper']}). "
+            f"Pruned for {report['task']['name']} by NeuroPrune, method `{_method(method)}` ({method['paper']}). "
             f"{_what_is_gone(report['target'])}",
             "",
             "| | dense | pruned |",
@@ -64,6 +64,12 @@ def model_card(report: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _method(method: dict[str, Any]) -> str:
+    """Name, mode where there are several, granularity."""
+    options = method["options"]
+    return ", ".join(filter(None, (method["name"], options.get("mode"), options["granularity"])))
 
 
 def _how(target: dict[str, Any]) -> str:

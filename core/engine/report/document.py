@@ -57,7 +57,11 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
             "train_rows": measured.train_rows,
             "held_out_rows": measured.held_out_rows,
         },
-        "method": {"name": spec.method.name, "paper": next(m.paper for m in METHODS if m.name == spec.method.name)},
+        "method": {
+            "name": spec.method.name,
+            "paper": next(m.paper for m in METHODS if m.name == spec.method.name),
+            "options": spec.method.model_dump(mode="json", exclude={"name"}),
+        },
         "target": _target(spec, measured),
         "headline_metric": task.headline,
         "metrics": {

@@ -7,7 +7,7 @@ connection, so it is set to zero in the end; units left without connections leav
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy
+from core.engine.anatomy import Anatomy, Matrix
 from core.engine.methods.base import Pruner
 from core.engine.methods.connections import release_unconnected
 from core.engine.methods.neuroprune.penalties import group_sparsity, preferential_attachment
@@ -53,11 +53,16 @@ class FaithfulNeuroPrune(Pruner):
     def finish(self) -> None:
         """Zero what is no connection, and let go of what has none left."""
         for matrix in self.anatomy.matrices:
-            matrix.weight.mul_(matrix.weight.abs() >= self.options.epsilon)
+            matrix.weight.mul_(~self._unconnected(matrix))
         release_unconnected(self.anatomy, self.masks)
 
     @property
     def sparsity(self) -> float:
-        """Heads that are gone, and weights that are no connection."""
-        below = sum(int((m.weight.abs() < self.options.epsilon).sum()) for m in self.anatomy.matrices)
+        """Weights that are no connection, those of removed heads included."""
+        below = sum(int(self._unconnected(matrix).sum()) for matrix in self.anatomy.matrices)
         return below / self.anatomy.encoder_parameters
+
+    def _unconnected(self, matrix: Matrix) -> Tensor:
+        """Bool [out, in]; zeros are no connections whatever epsilon is."""
+        magnitude = matrix.weight.abs()
+        return magnitude < max(self.options.epsilon, torch.finfo(magnitude.dtype).tiny)
