@@ -84,6 +84,17 @@ class Units:
         for part in self.slices:
             part.by_unit(part.parameter.data)[removed.to(part.parameter.device)] = 0
 
+    @torch.no_grad()
+    def hold_(self, kept: Tensor) -> None:
+        """Keep at zero, in place, what `zero_` made zero; `kept` is bool [count].
+
+        A product is several times faster than an assignment at indices, and this is done after every step.
+        """
+        for part in self.slices:
+            by_unit = part.by_unit(part.parameter.data)
+            factor = kept.to(by_unit.device, by_unit.dtype)
+            by_unit.mul_(factor.view(-1, *[1] * (by_unit.dim() - 1)))
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:

@@ -53,7 +53,7 @@ class Masks:
         """Zero again everything that was removed; called after every optimiser step."""
         for units, kept in zip(self._anatomy.units, self._kept, strict=True):
             if not bool(kept.all()):
-                units.zero_(~kept)
+                units.hold_(kept)
 
     def removed(self, kind: Kind) -> list[int]:
         """How many units of a kind are gone, by layer."""

@@ -13,6 +13,9 @@ from core.engine.methods.schedule import Schedule
 from core.errors import VerificationError
 from core.jobs.methods import pattern_of
 
+SHRINK_EVERY = 10
+"""Optimiser steps between two shrinkings, each by the learning rates of all of them: the same path in less time."""
+
 REMOVALS = 40
 """Times at which something is removed; more would only cost time."""
 
@@ -26,6 +29,8 @@ class GradualPruner(Pruner):
         self.schedule = schedule
         self.interval = max(1, (schedule.last_step - schedule.first_step) // REMOVALS)
         self.removal: Removal
+        self.unshrunk = 0.0
+        """Sum of the learning rates since weights last shrank."""
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -34,7 +39,10 @@ class GradualPruner(Pruner):
     @torch.no_grad()
     def step(self, step: int, learning_rate: float) -> None:
         """Shrink, remove what is due, hold."""
-        self.criterion.shrink(learning_rate)
+        self.unshrunk += learning_rate
+        if step % SHRINK_EVERY == 0:
+            self.criterion.shrink(self.unshrunk)
+            self.unshrunk = 0.0
         if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
             self.removal.advance(self.schedule.reached(step), self.criterion)
         self.removal.hold()
@@ -52,12 +60,13 @@ class GradualPruner(Pruner):
 
     def state_dict(self) -> dict[str, Any]:
         criterion, removal = self.criterion.state_dict(), self.removal.state_dict()
-        return {**super().state_dict(), "criterion": criterion, "removal": removal}
+        return {**super().state_dict(), "criterion": criterion, "removal": removal, "unshrunk": self.unshrunk}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.criterion.load_state_dict(state["criterion"])
         self.removal.load_state_dict(state["removal"])
+        self.unshrunk = state["unshrunk"]
 
 
 def gradual(
