@@ -65,12 +65,12 @@ def llama_config() -> LlamaConfig:
     )
 
 
-def randomised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def randomised(model: PreTrainedModel, seed: int = 0, deviation: float = 0.2) -> PreTrainedModel:
     """Every parameter random, biases and norms too, so that a wrong one shows; eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
     return model.train(False)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from core.errors import InvalidModelError, NeuroPruneError
-from core.families import Family
+from core.families import Family, family_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -65,14 +65,23 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_activation(config: PreTrainedConfig) -> None:
+def check_activation(config: PreTrainedConfig, family: Family) -> None:
     """Refuse an activation that transformers does not know."""
-    name = getattr(config, "hidden_act", None)
+    entry = family.mlp.activation
+    name = getattr(config, entry, None)
     if isinstance(name, str) and name not in ACT2FN:
         raise InvalidModelError(
-            f"config.json: hidden_act {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
+            f"config.json: {entry} {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
             param="/model",
         )
+
+
+def most_tokens(config: PreTrainedConfig) -> int | None:
+    """The longest row that a model has positions for; None where it has no limit."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None or not family_of(config.model_type).positions_after_padding:
+        return positions
+    return positions - (config.pad_token_id or 0) - 1
 
 
 def check_layers(config: PreTrainedConfig, family: Family, shapes: Shapes) -> None:

@@ -15,6 +15,7 @@ from core.engine.inspection import (
     check_layers,
     check_shapes,
     in_base_model,
+    most_tokens,
     weight_shapes,
 )
 from core.engine.tasks import Task
@@ -96,7 +97,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     with blaming_the_model("config.json cannot be used"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    check_activation(config)
+    check_activation(config, family_of(config.model_type))
     return config
 
 
@@ -106,10 +107,14 @@ def fitting_length(asked: int, config: PreTrainedConfig, tokenizer: PreTrainedTo
     Raises:
         InvalidModelError: the model takes hardly any.
     """
-    positions = getattr(config, "max_position_embeddings", asked)
+    positions = most_tokens(config)
+    if positions is None:
+        positions = asked
     if positions < LEAST_LENGTH:
         raise InvalidModelError(
-            f"config.json: max_position_embeddings is {positions}; at least {LEAST_LENGTH} are needed.", param="/model"
+            f"config.json: max_position_embeddings is {config.max_position_embeddings}; at least {LEAST_LENGTH} tokens "
+            "must fit.",
+            param="/model",
         )
     # A tokenizer without a limit says 1e30; one that says next to nothing is not to be believed.
     limit = tokenizer.model_max_length
@@ -160,6 +165,9 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]}
     reset = {str(key) for key, *_ in info["mismatched_keys"]}
     _check_body(model, family, missing | reset, {str(key) for key in info["unexpected_keys"]})
+    if model.config.pad_token_id is None:
+        # Where one answer a row is read from its last token: that is the last one that is no padding.
+        model.config.pad_token_id = task.tokenizer.pad_token_id
     head_is_missing = any(not in_base_model(model, key) for key in missing)
     if changes:
         _renew_head(model)
@@ -184,7 +192,8 @@ def _check_body(model: PreTrainedModel, family: Family, missing: set[str], unexp
     lacking = sorted(key for key in missing if _belongs_to_body(model, key))
     if lacking:
         raise InvalidModelError(f"The model's files lack weights, such as {lacking[0]!r}.", param="/model")
-    ignored = sorted(key for key in unexpected if f".{family.layers}." in f".{key}")
+    derived = tuple(f".{name}" for name in family.derived)
+    ignored = sorted(key for key in unexpected if f".{family.layers}." in f".{key}" and not key.endswith(derived))
     if ignored:
         raise InvalidModelError(
             f"The model's files hold {ignored[0]!r}, which config.json does not ask for; it would be lost.",

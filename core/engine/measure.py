@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from core.engine.data import Batch
 from core.engine.export.onnx import export_onnx, open_session, run_session
+from core.engine.inspection import most_tokens
 from core.engine.loading import move
 from core.engine.tasks import Task
 
@@ -55,7 +56,7 @@ def measure_latency(
     """
     move(dense, "cpu")
     dense.train(False)
-    length = min(LENGTH, getattr(dense.config, "max_position_embeddings", LENGTH))
+    length = min(LENGTH, most_tokens(dense.config) or LENGTH)
     inputs = {name: torch.ones(BATCH, length, dtype=torch.long) for name in example}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"].zero_()

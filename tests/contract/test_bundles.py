@@ -20,7 +20,7 @@ from core.engine.report.card import model_card
 from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
 from core.errors import VerificationError
-from tests.contract.test_families import CASES, every_case, inputs, masked, outputs, ragged_plan, write_bundle
+from tests.contract.test_families import CASES, every_task, inputs, masked, outputs, ragged_plan, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def in_new_process(code: str, tmp_path: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@every_case
+@every_task
 def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(case, tmp_path):
     folder = made(case, tmp_path / "bundle")
     auto_class = TASKS[case.task].auto_class.__name__
@@ -74,7 +74,7 @@ def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(case, tmp_
         assert torch.equal(outputs(case, load(tmp_path / saved)), expected)
 
 
-@every_case
+@every_task
 def test_what_the_card_says_works(case, tmp_path):
     folder = made(case, tmp_path / "path" / "to" / "this" / "folder")
     card = model_card(report(case))

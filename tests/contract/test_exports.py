@@ -14,13 +14,13 @@ from core.errors import VerificationError
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import Warned
-from tests import tiny
+from tests import tiny, tiny_families
 
 
 def do(task: str, folder, rows: list[str], tmp_path, formats=(), names=None) -> tuple[dict, list[str]]:
     """A job's report, and its warnings."""
     train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    train.write_text("".join(json.dumps({"text": text, "label": len(text)}) + "\n" for text in rows))
     spec = {
         "model": {"source": "path", "path": str(folder)},
         "task": {"name": task, "data": {"source": "path", "train": str(train)}},
@@ -74,6 +74,15 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
     assert "onnx" in report["verification"]["largest_absolute_difference"]
     assert report["model"]["name"] == "my-model"
     assert "# my-model, " in (tmp_path / "output" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task"), [("distilbert", "regression"), ("opt", "regression"), ("gpt_neo", "causal-lm")]
+)
+def test_families_that_name_everything_otherwise_are_pruned(model_type, task, tmp_path):
+    folder = tiny.save(tiny_families.model(model_type, task), tmp_path / "model")
+    report, _ = do(task, folder, tiny.sentences(40), tmp_path)
+    assert report["target"]["achieved"] == pytest.approx(0.3, abs=0.01)
 
 
 def test_what_cannot_be_exported_is_said(tmp_path):

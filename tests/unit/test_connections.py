@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 from core.engine.anatomy import bind
 from core.engine.methods.connections import release_unconnected
 from core.engine.plan import Masks
-from tests import tiny
+from tests import tiny, tiny_families
 
 
 def biased_llama():
@@ -30,7 +30,12 @@ def llama_with_value_bias_only():
     return model
 
 
-MODELS = [tiny.bert_classifier, tiny.llama, biased_llama, llama_with_value_bias_only]
+def opt():
+    """Its activation has another name in the config, and is another one: zero for every negative bias."""
+    return tiny_families.model("opt", "causal-lm")
+
+
+MODELS = [tiny.bert_classifier, tiny.llama, biased_llama, llama_with_value_bias_only, opt]
 
 
 def disconnect(anatomy, seed):
@@ -77,7 +82,7 @@ def test_exactly_those_go_that_add_nothing_or_a_constant(make, seed):
     model = make()
     anatomy = bind(model)
     disconnect(anatomy, seed)
-    activation = ACT2FN[model.config.hidden_act]
+    activation = ACT2FN[getattr(model.config, anatomy.family.mlp.activation)]
     heads = [free_heads(layer.attention) for layer in anatomy.layers]
     neurons = [free_neurons(layer.mlp, activation) for layer in anatomy.layers]
     inputs = torch.arange(4, 24).view(2, 10)

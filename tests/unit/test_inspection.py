@@ -11,10 +11,11 @@ from core.engine import pipeline
 from core.engine.anatomy import bind
 from core.engine.loading import fitting_length
 from core.errors import InvalidDataError, InvalidModelError
+from core.families import FAMILIES
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import PhaseStarted, Warned
-from tests import tiny
+from tests import tiny, tiny_families
 
 
 class EndOfLoadingError(Exception):
@@ -96,6 +97,27 @@ def change_weights(folder, change):
 )
 def test_sound_models_load_without_a_warning(tmp_path, model, task):
     assert load(tiny.save(model(), tmp_path / "model"), task=task, max_length=32) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_every_family_loads_for_its_tasks(tmp_path, family):
+    """Also without a padding token, which many decoders lack."""
+    for task in family.tasks:
+        model = tiny_families.model(family.model_type, task)
+        if task == "causal-lm":
+            model.config.pad_token_id = None
+        folder = tiny.save(model, tmp_path / task)
+        assert load(folder, task=task, labels=[0, 1, 1, 0] * 3, max_length=32) == []
+        refused(lie(folder, **{family.mlp.activation: "foo"}), f"{family.mlp.activation} 'foo' is not known", task=task)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.derived], ids=lambda family: family.model_type)
+def test_what_old_files_hold_for_nothing_is_ignored(tmp_path, family):
+    model = tiny_families.model(family.model_type, "causal-lm")
+    layer = f"{model.base_model_prefix}.{family.layers}.1"
+    folder = tiny.save(model, tmp_path / "model")
+    change_weights(folder, lambda held: held.update({f"{layer}.{name}": torch.ones(4) for name in family.derived}))
+    load(folder, task="causal-lm")
 
 
 def test_sharded_half_precision_weights_load(tmp_path):
@@ -242,12 +264,19 @@ def test_answers_that_are_not_finite_are_refused(bert):
 
 
 @pytest.mark.parametrize(
-    ("model", "task"), [(tiny.bert, "sentence-embedding"), (tiny.llama, "causal-lm")], ids=["bert", "llama"]
+    ("model_type", "task", "length"),
+    [
+        ("bert", "sentence-embedding", 64),
+        ("roberta", "sentence-embedding", 63),
+        ("llama", "causal-lm", 64),
+        ("opt", "causal-lm", 64),
+        ("gpt_neo", "causal-lm", 64),
+    ],
 )
-def test_rows_longer_than_the_models_positions_are_cut(tmp_path, model, task):
-    folder = tiny.save(model(), tmp_path / "model")
+def test_rows_longer_than_the_models_positions_are_cut(tmp_path, model_type, task, length):
+    folder = tiny.save(tiny_families.model(model_type, task), tmp_path / "model")
     warnings = load(folder, task=task, texts=[" ".join(tiny.sentences(20, seed)) for seed in range(8)])
-    assert warnings == ["max_length 128 exceeds the model's 64 positions; 64 is used."]
+    assert warnings == [f"max_length 128 exceeds the model's {length} positions; {length} is used."]
 
 
 def test_the_tokenizers_limit_counts_where_it_is_sane():

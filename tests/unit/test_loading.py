@@ -6,7 +6,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from core.engine.loading import load_config, load_model
 from core.engine.tasks import TASKS
 from core.jobs import spec
-from tests import tiny
+from tests import tiny, tiny_families
 
 
 def load(folder, labels, report=lambda message: None, kind=spec.SequenceClassification):
@@ -62,3 +62,16 @@ def test_a_classifiers_head_becomes_one_for_a_number_and_back(tmp_path):
     model, head_is_new = load(tmp_path / "regression", ["spam", "ham"])
     assert head_is_new
     assert (model.config.num_labels, model.config.problem_type) == (2, "single_label_classification")
+
+
+@torch.no_grad()
+def test_a_decoder_without_a_padding_token_answers_a_row_alone_as_among_others(tmp_path):
+    saved_model = tiny_families.model("mistral", "sequence-classification")
+    saved_model.config.pad_token_id = None
+    tiny.save(saved_model, tmp_path)
+    model, _ = load(tmp_path, [0, 1])
+    alone, longer = torch.tensor([[4, 5, 6]]), torch.tensor([[7, 8, 9, 10, 11, 12]])
+    padded = torch.cat([torch.cat([alone, torch.zeros(1, 3, dtype=torch.long)], 1), longer])
+    together = model(padded, attention_mask=(padded != 0).long()).logits
+    torch.testing.assert_close(together[:1], model(alone).logits)
+    torch.testing.assert_close(together[1:], model(longer).logits)

@@ -14,7 +14,7 @@ from core.engine.tasks import TASKS, sentence_embedding
 from core.engine.tasks.base import soft_cross_entropy
 from core.errors import InvalidDataError, NumericalError
 from core.jobs import spec
-from tests import tiny
+from tests import tiny, tiny_families
 
 TRAIN = Source("rows.jsonl", "/task/data/train")
 DATA = {"source": "path", "train": "/data/train.jsonl"}
@@ -211,12 +211,21 @@ def test_a_regression_head_is_kept_and_no_other(changes, is_kept):
     assert options == ({} if is_kept else {"num_labels": 1, "problem_type": "regression"})
 
 
-def test_a_new_head_starts_around_the_labels_and_as_far_apart():
-    model, ours = tiny.bert_regression(), task("regression")
+@pytest.mark.parametrize(
+    ("model_type", "last"),
+    [
+        ("bert", "classifier"),
+        ("roberta", "classifier.out_proj"),
+        ("electra", "classifier.out_proj"),
+        ("distilbert", "classifier"),
+    ],
+)
+def test_a_new_head_starts_around_the_labels_and_as_far_apart(model_type, last):
+    model, ours = tiny_families.model(model_type, "regression"), task("regression")
     features = ours.features(rows())
     batch = ours.collate([features[i] for i in range(20)])
     with torch.no_grad():
-        before = ours.outputs(model, batch) - model.classifier.bias
+        before = ours.outputs(model, batch) - model.get_submodule(last).bias
         ours.model_options(model.config, numbers([100.0, 200.0, 300.0, 400.0]))
         ours.start_head(model)
         after = ours.outputs(model, batch)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 FORMAT = 1
 MANIFEST_FORMAT = 1
@@ -36,21 +36,22 @@ class NoHeads(nn.Module):
     Keeps the cache's length right, so that generation counts positions as before.
     """
 
-    def __init__(self, core: nn.Module, output: str | None) -> None:
+    def __init__(self, core: nn.Module, output: str | None, layer: int) -> None:
         super().__init__()
-        self.layer_idx = getattr(core, "layer_idx", None)
         self.output_name = output
+        self.layer = layer
         for name, child in core.named_children():
             self.add_module(name, child)
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         """[batch, length, h] → [batch, length, h], or [batch, length, 0] where the output lies outside."""
-        cache = kwargs.get("past_key_values")
+        # Found by its type: what the argument is called differs between architectures.
+        cache = next((argument for argument in kwargs.values() if isinstance(argument, Cache)), None)
         if cache is not None:
             batch, length = hidden_states.shape[:2]
             # One zero a position and not none: a cache without any elements counts as one without any positions.
             placeholder = hidden_states.new_zeros(batch, 1, length, 1)
-            cache.update(placeholder, placeholder, self.layer_idx)
+            cache.update(placeholder, placeholder, self.layer)
         nothing_read = hidden_states[..., :0]
         return (self.get_submodule(self.output_name)(nothing_read) if self.output_name else nothing_read), None
 
@@ -118,12 +119,12 @@ def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
     layers = list(model.base_model.get_submodule(family["layers"]).children())
     if len(layers) != len(description["layers"]):
         raise ValueError(f"The config describes {len(description['layers'])} layers, the model has {len(layers)}.")
-    for layer, widths in zip(layers, description["layers"], strict=True):
-        _narrow_attention(layer, family["attention"], widths, description["head_dim"])
+    for index, (layer, widths) in enumerate(zip(layers, description["layers"], strict=True)):
+        _narrow_attention(layer, index, family["attention"], widths, description["head_dim"])
         _narrow_mlp(layer, family["mlp"], widths["neurons"])
 
 
-def _narrow_attention(layer: nn.Module, row: dict[str, Any], widths: dict[str, int], head_dim: int) -> None:
+def _narrow_attention(layer: nn.Module, index: int, row: dict[str, Any], widths: dict[str, int], head_dim: int) -> None:
     query_width, key_value_width = widths["heads"] * head_dim, widths["key_value_heads"] * head_dim
     inputs = widths.get("inputs")
     _resize(layer, row["query"], inputs, query_width)
@@ -137,7 +138,7 @@ def _narrow_attention(layer: nn.Module, row: dict[str, Any], widths: dict[str, i
     if not widths["heads"]:
         core, output = row["core"], row["output"]
         inside = output.removeprefix(core + ".") if output.startswith(core + ".") else None
-        layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside))
+        layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside, index))
     elif inputs is not None:
         _read_some(layer.get_submodule(row["core"]), inputs)
 

@@ -16,7 +16,7 @@ def release_unconnected(anatomy: Anatomy, masks: Masks) -> None:
     Without outgoing weights a unit has no effect. Without incoming ones it gives a constant, which moves into the
     bias that follows; where there is no such bias, the unit stays.
     """
-    activation = ACT2FN[anatomy.model.config.hidden_act]
+    activation = ACT2FN[getattr(anatomy.model.config, anatomy.family.mlp.activation)]
     for index, layer in enumerate(anatomy.layers):
         _release_heads(layer.attention, masks, anatomy.position(index, "heads"))
         free, constants = _free_neurons(layer.mlp, activation)

@@ -52,8 +52,10 @@ class RegressionTask(Task):
     @torch.no_grad()
     def start_head(self, model: PreTrainedModel) -> None:
         """Let the answers start around the labels' mean, and spread as they are: what is far is far in steps, too."""
-        for name, module in model.named_children():
-            if name != model.base_model_prefix and isinstance(module, nn.Linear):
+        body = set(model.base_model.modules())
+        for module in model.modules():
+            # Not the layers that some heads have before the last.
+            if module not in body and isinstance(module, nn.Linear) and module.out_features == 1:
                 module.weight.mul_(self._deviation)
                 if module.bias is not None:
                     module.bias.fill_(self._mean)

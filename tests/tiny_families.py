@@ -1,0 +1,58 @@
+"""One tiny random model of every family, for any of its tasks."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel
+
+from core.engine.tasks import TASKS
+from tests import tiny
+
+COMMON: dict[str, Any] = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+BERT = {"intermediate_size": 48}
+LLAMA = {"intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+"""Eight query heads on four key-value heads, twice as wide together as the hidden states."""
+
+WINDOW = 5
+"""Positions that a layer with local attention sees: fewer than the tests' rows have, and more than their padding has.
+
+What attention to nothing but padding gives differs between runtimes, and nobody reads it.
+"""
+
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": BERT,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+    "camembert": BERT,
+    "electra": BERT | {"embedding_size": 16},
+    "distilbert": {"hidden_dim": 48},
+    "llama": LLAMA | {"tie_word_embeddings": True},
+    "mistral": LLAMA | {"sliding_window": WINDOW},
+    "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": LLAMA,
+    "gemma2": LLAMA | {"sliding_window": WINDOW},
+    "gemma3_text": LLAMA | {"sliding_window": WINDOW, "sliding_window_pattern": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "gpt_neo": {
+        "intermediate_size": 48,
+        "attention_types": [[["local", "global"], 1], [["local"], 1]],
+        "window_size": WINDOW,
+    },
+    "gptj": {"n_inner": 48, "rotary_dim": 4},
+}
+"""By `model_type`: what its config calls the MLP's width, and what else sets the family apart."""
+
+
+def model(model_type: str, task: str) -> PreTrainedModel:
+    """Every parameter random, and large enough for each to show in a single number; eval mode."""
+    options = {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
+    config = AutoConfig.for_model(model_type, **COMMON | SIZES[model_type] | options)
+    return tiny.randomised(TASKS[task].auto_class.from_config(config), deviation=0.4)
