@@ -40,7 +40,7 @@ class GradualPruner(Pruner):
     def step(self, step: int, learning_rate: float) -> None:
         """Shrink, remove what is due, hold."""
         self.unshrunk += learning_rate
-        if step % SHRINK_EVERY == 0:
+        if step % SHRINK_EVERY == 0 or step == self.schedule.total_steps:
             self.criterion.shrink(self.unshrunk)
             self.unshrunk = 0.0
         if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
