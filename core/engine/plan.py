@@ -46,8 +46,10 @@ class Masks:
 
     def remove(self, position: int, indices: Tensor) -> None:
         """Drop units and zero what belongs to them."""
-        self._kept[position][indices] = False
-        self._anatomy.units[position].zero_(~self._kept[position])
+        removed = torch.zeros_like(self._kept[position])
+        removed[indices] = True
+        self._kept[position] &= ~removed
+        self._anatomy.units[position].zero_(removed)
 
     def hold(self) -> None:
         """Zero again everything that was removed; called after every optimiser step."""

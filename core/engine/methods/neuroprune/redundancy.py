@@ -33,18 +33,18 @@ def find_dominating(similar: Tensor) -> Tensor:
         Integer [k]; the heads that stand for themselves or for others form a dominating set.
     """
     count = len(similar)
-    rows = similar.to(torch.int8)
-    representative = torch.arange(count)
+    # [i, j]: whether i has neighbours that j lacks, and the other way round.
+    surplus = (similar[:, None] & ~similar[None]).any(-1)
+    index = torch.arange(count)
+    dominates = (~surplus & (surplus.T | (index[:, None] < index))).tolist()
+    representative = []
     for i in range(count):
         best = i
         for j in range(count):
-            surplus = rows[best] - rows[j]
-            is_subset = not bool((surplus == 1).any())
-            is_smaller = bool((surplus == -1).any())
-            if is_subset and (is_smaller or best < j):
+            if dominates[best][j]:
                 best = j
-        representative[i] = best
-    return representative
+        representative.append(best)
+    return torch.tensor(representative, dtype=torch.long)
 
 
 def representatives(attention: Attention, kept: Tensor, theta: float) -> Tensor:
