@@ -2,8 +2,9 @@
 
     python -m benchmarks.overhead DATA
 
-The same model, rows and teacher are trained in turns without and with NeuroPrune, over a whole schedule; the first steps
-of each turn are left out, and means are compared, because only some of the steps remove something. Memory is the peak of a process that trains one way or the other.
+The same model, rows and teacher are trained in turns without and with NeuroPrune, over a whole schedule; the first
+steps of each turn are left out, and means are compared, because only some of the steps remove something. Memory is the
+peak of a process that trains one way or the other.
 DATA holds `sst2/{train,validation}.jsonl.gz`. The result goes to `benchmarks/results/overhead.jsonl`.
 """
 
