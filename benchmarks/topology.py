@@ -188,7 +188,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 def document(results: list[dict[str, Any]]) -> str:
     """The markdown page: what was done, the figure, what it shows, the table."""
     setting = f"""Figure 2 of the paper anew, by `python -m benchmarks.topology DATA`: all-MiniLM-L6-v2 on 4,000 rows of
-        SST-2, one pass densely and one while pruning, one seed, 872 validation rows, `layer_floor` 0.5. A row's fractional degree is the
+        SST-2, one pass densely and one while pruning, one seed, 872 validation rows, `layer_floor` 0.5. A row's
+        fractional degree is the
         share of its weights that are connections, |w| >= {PAPER_EPSILON:g}; figure 2 takes the standard deviation (sd)
         over all rows of L_in and L_out. A neuron's counts all its weights, in and out. The runs are short: accuracy is
         given to tell models that work from one that does not (0.509 is what a constant answer gets). In these runs
