@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from core.engine.anatomy import Anatomy, bind, count_parameters
+from core.engine.anatomy import Anatomy, bind
 from core.engine.compact import compact
 from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
 from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
@@ -31,7 +31,7 @@ from core.engine.loading import (
     load_tokenizer,
     move,
 )
-from core.engine.measure import measure_latency
+from core.engine.measure import LatencyReport, measure_latency
 from core.engine.methods import Pruner, Schedule, build_pruner
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, summary_of, write_report
@@ -107,22 +107,17 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
             train(prepared.task, prepared.model, prepared.train, steps=dense_steps, listen=tracker.training_step)
         dense = copy.deepcopy(prepared.model)
         baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
-    encoder_parameters = anatomy.encoder_parameters
+    dense_anatomy = bind(dense)
     with tracker.phase("pruning"):
         prune(prepared.task, pruner, dense, prepared.train, pruning_steps, tracker.training_step)
     with tracker.phase("compacting"):
         structure = describe_structure(anatomy, pruner)
-        topology = describe_topology(bind(dense), anatomy, pruner.plan(), spec.method)
+        topology = describe_topology(dense_anatomy, anatomy, pruner.plan(), spec.method)
         probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
     with tracker.phase("evaluating"):
         pruned = evaluate(prepared.task, prepared.model, prepared.held_out, baseline.summaries)
     with tracker.phase("exporting"):
-        write_model(prepared.model, prepared.tokenizer, prepared.task, output)
-        write_probe(probe_inputs, probe_outputs, output)
-        if "onnx" in spec.export.formats:
-            export_onnx(type(prepared.task), prepared.model, probe_inputs, output / "model.onnx")
-        latency = measure_latency(type(prepared.task), dense, prepared.model, probe_inputs, output)
-        write_manifest(output)
+        latency = _export(spec, prepared, dense, probe_inputs, probe_outputs, output)
     with tracker.phase("verifying"):
         differences = {"compaction": difference, **verify(output)}
     measured = Measured(
@@ -130,8 +125,8 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         pruned=pruned.metrics,
         dense=dense,
         model=prepared.model,
-        encoder_parameters_dense=encoder_parameters,
-        encoder_parameters_pruned=count_parameters(prepared.model.base_model.get_submodule(anatomy.family.layers)),
+        encoder_parameters_dense=dense_anatomy.encoder_parameters,
+        encoder_parameters_pruned=anatomy.encoder_parameters,
         latency=latency,
         differences=differences,
         structure=structure,
@@ -142,6 +137,20 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     )
     used = spec.model_copy(update={"training": prepared.task.training})
     return _write_documents(used, inputs, measured, output, report)
+
+
+def _export(
+    spec: JobSpec, prepared: Prepared, dense: PreTrainedModel, inputs: Batch, outputs: Tensor, output: Path
+) -> LatencyReport:
+    """Write the model in all its formats, with a probe of inputs and outputs, and time it beside the dense one."""
+    task = type(prepared.task)
+    write_model(prepared.model, prepared.tokenizer, prepared.task, output)
+    write_probe(inputs, outputs, output)
+    if "onnx" in spec.export.formats:
+        export_onnx(task, prepared.model, inputs, output / "model.onnx")
+    latency = measure_latency(task, dense, prepared.model, inputs, output)
+    write_manifest(output)
+    return latency
 
 
 def _write_documents(

@@ -11,7 +11,6 @@ from core.engine.methods.l1 import L1Criterion
 from core.engine.methods.magnitude import MagnitudeCriterion
 from core.engine.methods.neuroprune.criterion import SALIENCY_DECAY, NeuroPruneCriterion
 from core.engine.methods.random import RandomCriterion
-from core.engine.plan import Masks
 from core.jobs.methods import NeuroPrune
 from tests import tiny
 from tests.pruning import every_model, loss_of, plant_twins
@@ -91,7 +90,7 @@ def test_importance_of_a_unit_mixes_magnitude_and_sensitivity(make, share, kind)
     for step in range(2):
         model.zero_grad()
         loss_of(model, step).backward()
-        criterion.observe(Masks(anatomy))
+        criterion.observe()
         now = [sum(abs(entry(p, i) * entry(p.grad, i)) for p, i in entries) for entries in owned]
         sensitivity = DECAY * sensitivity + (1 - DECAY) * np.array(now)
     magnitude = [sum(abs(entry(p, i)) for p, i in entries) for entries in owned]
@@ -107,7 +106,7 @@ def test_importance_of_a_weight_mixes_magnitude_and_sensitivity(make, share):
     anatomy = bind(model)
     criterion = ImportanceCriterion(anatomy, share, by_weight=True)
     loss_of(model, 0).backward()
-    criterion.observe(Masks(anatomy))
+    criterion.observe()
     for position, matrix in enumerate(anatomy.matrices):
         kept = some_kept(matrix.weight.shape)
         weights, slopes = matrix.weight.flatten().tolist(), matrix.parameter.grad.flatten().tolist()
@@ -137,7 +136,7 @@ def test_saliency_is_the_squared_slope_of_the_loss_in_a_units_scale(make, kind):
     anatomy, position = bind(model), Anatomy.position(1, kind)
     criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", redundancy=False, in_rows=0.1))
     loss_of(model, 0).backward()
-    criterion.observe(Masks(anatomy))
+    criterion.observe()
     units, h = anatomy.units[position], 1e-2
     slopes = [
         (scaled_loss(model, units, unit, 1 + h) - scaled_loss(model, units, unit, 1 - h)) / (2 * h)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy
+from core.engine.anatomy import Anatomy, Slice
 from core.engine.plan import Masks, Plan
 
 
@@ -81,7 +81,7 @@ class Criterion(ABC):
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
 
-    def observe(self, masks: Masks) -> None:  # noqa: B027 not every method looks at gradients
+    def observe(self) -> None:  # noqa: B027 not every method looks at gradients
         """Look at the gradients of the step that is about to be taken."""
 
     def shrink(self, learning_rate: float) -> None:  # noqa: B027 not every method regularises
@@ -117,6 +117,12 @@ class Criterion(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 counterpart of the empty state
         """Go on from a state."""
+
+
+def strengths(slices: tuple[Slice, ...]) -> Tensor:
+    """l1 norm of each unit's entries in these slices, all of one kind of units, [count]."""
+    norms = [part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1) for part in slices]
+    return sum(norms[1:], norms[0]).cpu()
 
 
 def by_mean(scores: Tensor, kept: Tensor) -> Tensor:

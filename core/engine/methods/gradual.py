@@ -34,7 +34,7 @@ class GradualPruner(Pruner):
 
     @torch.no_grad()
     def observe(self) -> None:
-        self.criterion.observe(self.masks)
+        self.criterion.observe()
 
     @torch.no_grad()
     def step(self, step: int, learning_rate: float) -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy
-from core.engine.methods.base import Criterion, by_mean
-from core.engine.plan import Masks
+from core.engine.methods.base import Criterion, by_mean, strengths
 
 DECAY = 0.95
 """Of the exponential average over batches."""
@@ -34,7 +33,7 @@ class ImportanceCriterion(Criterion):
             else [torch.zeros(units.count) for units in anatomy.units]
         )
 
-    def observe(self, masks: Masks) -> None:
+    def observe(self) -> None:
         if self.by_weight:
             for matrix, sensitivity in zip(self.anatomy.matrices, self.sensitivity, strict=True):
                 if matrix.gradient is not None:
@@ -51,10 +50,7 @@ class ImportanceCriterion(Criterion):
             sensitivity.lerp_(now, 1 - DECAY)
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
-        units = self.anatomy.units[position]
-        magnitude = torch.zeros(units.count)
-        for part in units.slices:
-            magnitude += part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1).cpu()
+        magnitude = strengths(self.anatomy.units[position].slices)
         return self._mix(magnitude, self.sensitivity[position], kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy
-from core.engine.methods.base import Criterion, by_mean
+from core.engine.methods.base import Criterion, by_mean, strengths
 from core.engine.methods.neuroprune.penalties import shrink_
 
 
@@ -21,9 +21,7 @@ class L1Criterion(Criterion):
             shrink_(weight, weight.new_tensor(learning_rate * self.strength))
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
-        units = self.anatomy.units[position]
-        norms = [part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1) for part in units.slices]
-        return by_mean(sum(norms[1:], norms[0]).cpu(), kept)
+        return by_mean(strengths(self.anatomy.units[position].slices), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
         return by_mean(self.anatomy.matrices[position].weight.abs(), kept)

@@ -88,13 +88,33 @@ class UnitRemoval(Removal):
         return torch.where(kept, scores, -torch.inf)
 
 
-class WeightRemoval(Removal):
+class _MaskedWeights(Removal):
+    """What removals of single weights have in common: their masks."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.masks = WeightMasks(anatomy)
+        self.encoder_parameters = anatomy.encoder_parameters
+
+    def hold(self) -> None:
+        self.masks.hold()
+
+    @property
+    def sparsity(self) -> float:
+        return self.masks.removed / self.encoder_parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.masks.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.masks.load_state_dict(state)
+
+
+class WeightRemoval(_MaskedWeights):
     """Single weights, ranked over all matrices with a guaranteed rest for each."""
 
     def __init__(self, anatomy: Anatomy, sparsity: float, floor: float) -> None:
-        self.masks = WeightMasks(anatomy)
+        super().__init__(anatomy)
         self.floor = floor
-        self.encoder_parameters = anatomy.encoder_parameters
         self.count = weights_to_remove(anatomy, sparsity)
 
     def advance(self, reached: float, criterion: Criterion) -> None:
@@ -109,25 +129,12 @@ class WeightRemoval(Removal):
             kept = self.masks.kept[position]
             self.masks.remove(position, chosen.view_as(kept))
 
-    def hold(self) -> None:
-        self.masks.hold()
-
-    @property
-    def sparsity(self) -> float:
-        return self.masks.removed / self.encoder_parameters
-
     @property
     def final_sparsity(self) -> float:
         return self.count / self.encoder_parameters
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.masks.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.masks.load_state_dict(state)
-
-
-class PatternRemoval(Removal):
+class PatternRemoval(_MaskedWeights):
     """Single weights, so that of each M consecutive inputs of a row N stay; on the way there, one more of each M goes.
 
     Raises:
@@ -136,9 +143,8 @@ class PatternRemoval(Removal):
 
     def __init__(self, anatomy: Anatomy, stay: int, of: int) -> None:
         check_pattern(anatomy, of)
-        self.masks = WeightMasks(anatomy)
+        super().__init__(anatomy)
         self.stay, self.of = stay, of
-        self.encoder_parameters = anatomy.encoder_parameters
 
     def advance(self, reached: float, criterion: Criterion) -> None:
         gone = int(reached * (self.of - self.stay))
@@ -149,23 +155,10 @@ class PatternRemoval(Removal):
             check_scores(scores)
             self.masks.remove(position, lowest_of_each(scores, gone, self.of))
 
-    def hold(self) -> None:
-        self.masks.hold()
-
-    @property
-    def sparsity(self) -> float:
-        return self.masks.removed / self.encoder_parameters
-
     @property
     def final_sparsity(self) -> float:
         weights = sum(kept.numel() for kept in self.masks.kept)
         return weights * (self.of - self.stay) // self.of / self.encoder_parameters
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.masks.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.masks.load_state_dict(state)
 
 
 def weights_to_remove(anatomy: Anatomy, sparsity: float) -> int:

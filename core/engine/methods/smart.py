@@ -58,7 +58,7 @@ class SmartPruner(Pruner):
     def observe(self) -> None:
         """Watch importance; while searching, open the gates for the optimiser and see which should be wider."""
         if self.stage == "initialise":
-            self.importance.observe(self.masks)
+            self.importance.observe()
         elif self.stage == "search":
             gates = self.gates.values
             assert gates is not None  # noqa: S101 closed after every step of the search

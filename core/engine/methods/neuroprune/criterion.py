@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy, Layer, Units
-from core.engine.methods.base import Criterion, by_mean
+from core.engine.methods.base import Criterion, by_mean, strengths
 from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
-from core.engine.plan import Masks
 from core.jobs.methods import NeuroPrune
 
 SALIENCY_DECAY = 0.95
@@ -33,7 +32,7 @@ class NeuroPruneCriterion(Criterion):
         self.options = options
         self.saliency = [torch.zeros(u.count) for u in anatomy.units]
 
-    def observe(self, masks: Masks) -> None:
+    def observe(self) -> None:
         """First-order saliency: the squared change in loss if a unit were scaled away (Molchanov 2017)."""
         if self.options.granularity != "structured" or not self.options.importance:
             return
@@ -58,7 +57,7 @@ class NeuroPruneCriterion(Criterion):
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
-        worth = self.saliency[position].sqrt() if self.options.importance else self._connectivity(units, kept)
+        worth = self.saliency[position].sqrt() if self.options.importance else self._connectivity(units)
         scores = by_mean(worth, kept)
         if units.kind == "heads" and self.options.redundancy:
             successors = representatives(self.anatomy.layers[units.layer].attention, kept, self.options.theta)
@@ -101,11 +100,10 @@ class NeuroPruneCriterion(Criterion):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.saliency = [saliency.clone() for saliency in state["saliency"]]
 
-    def _connectivity(self, units: Units, kept: Tensor) -> Tensor:
+    def _connectivity(self, units: Units) -> Tensor:
         """How well units are connected, without a look at the loss: in-strength times out-strength, [count]."""
-        read = sum(part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1).cpu() for part in units.reads)
-        written = sum(part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1).cpu() for part in units.writes)
-        return torch.as_tensor(read) * (torch.as_tensor(written) if units.writes else 1)
+        read = strengths(units.reads)
+        return read * strengths(units.writes) if units.writes else read
 
     def _owner(self, position: int) -> tuple[Layer, int]:
         """The layer of a matrix, and the matrix's place in it."""
