@@ -1,26 +1,46 @@
-"""How fast a model is: dense and pruned in turns, so that both see the same machine."""
+"""What a model costs to run: dense and pruned in turns, so that both see the same machine.
 
+Every figure is of full rows: each of a batch as long as stated, no padding. The memory that a process needs is
+`core.engine.memory`'s.
+"""
+
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from core.engine.data import Batch
-from core.engine.export.onnx import export_onnx, open_session, run_session
+from core.engine.export.onnx import open_session, run_session
 from core.engine.inspection import most_tokens
 from core.engine.loading import move
 from core.engine.tasks import Task
 
-BATCH = 1
 LENGTH = 128
-ROUNDS = 30
-WARM_UP = 3
+"""Tokens a row, or as many as the model takes."""
+LATENCY_BATCH, LATENCY_ROUNDS = 1, 30
+THROUGHPUT_BATCH, THROUGHPUT_ROUNDS = 8, 10
+WARM_UP, LEAST_ROUNDS = 2, 3
+SECONDS = 10.0
+"""Rounds end early where they take longer."""
+
+Runs = dict[str, Callable[[], object]]
+"""A call by the name of the side that it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the models that are compared: loaded, on the CPU, and the folder that it was written to."""
+
+    model: PreTrainedModel
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,65 +54,140 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyReport:
-    """Latency by runtime, then `dense` and `pruned`, and the setting it was measured in."""
+class Performance:
+    """What the models cost to run; the innermost keys are the sides', such as `dense` and `pruned`.
 
-    runtimes: dict[str, dict[str, Latency]]
-    setting: dict[str, int]
+    Latency and throughput (sequences a second) are by runtime: `torch` and `onnxruntime` run on the CPU, `torch_cuda`
+    on the GPU. FLOPs are those of a latency call; a multiplication and an addition count as two. Peak memory (bytes) is
+    the GPU's, weights included, during a throughput call. Sizes (bytes) are of the weights as saved.
+    """
 
-    def runtimes_as_dict(self) -> dict[str, Any]:
+    latency_ms: dict[str, dict[str, Latency]]
+    throughput: dict[str, dict[str, float]]
+    flops: dict[str, int]
+    gpu_memory_bytes: dict[str, dict[str, int]]
+    size_bytes: dict[str, int]
+    length: int
+    threads: int
+
+    def latency_as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {runtime: {k: asdict(v) for k, v in sides.items()} for runtime, sides in self.runtimes.items()}
+        return {runtime: {k: asdict(v) for k, v in sides.items()} for runtime, sides in self.latency_ms.items()}
 
 
-def measure_latency(
-    task: type[Task], dense: PreTrainedModel, pruned: PreTrainedModel, example: Batch, bundle: Path
-) -> LatencyReport:
-    """Dense beside pruned on the CPU: in torch, and in ONNX Runtime where the bundle holds an ONNX file.
+def measure(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str]) -> Performance:
+    """Time the models side by side, and count what they do.
+
+    They run in torch, on the CPU and on the GPU if there is one, and in ONNX Runtime where each folder holds a
+    `model.onnx`.
 
     Args:
-        example: Inputs to export the dense model with.
-        bundle: The folder with the pruned model's `model.onnx`, if any.
+        task: What the models are for; they run up to its outputs.
+        sides: The models by name, in eval mode on the CPU.
+        inputs: Names of the inputs that they take.
     """
-    move(dense, "cpu")
-    dense.train(False)
-    length = min(LENGTH, most_tokens(dense.config) or LENGTH)
-    inputs = {name: torch.ones(BATCH, length, dtype=torch.long) for name in example}
-    if "token_type_ids" in inputs:
-        inputs["token_type_ids"].zero_()
+    config = next(iter(sides.values())).model.config
+    one, many = (full_batch(inputs, config, rows) for rows in (LATENCY_BATCH, THROUGHPUT_BATCH))
     threads = torch.get_num_threads()
+    latency, throughput, memory = {}, {}, {}
     with torch.inference_mode():
-        in_torch = interleave(
-            {"dense": lambda: task.outputs(dense, inputs), "pruned": lambda: task.outputs(pruned, inputs)}, ROUNDS
-        )
-    runtimes = {"torch": in_torch}
-    if (bundle / "model.onnx").exists():
-        runtimes["onnxruntime"] = _in_onnxruntime(task, dense, example, inputs, bundle, threads)
-    return LatencyReport(runtimes, {"batch": BATCH, "length": length, "threads": threads})
+        latency["torch"], throughput["torch"] = _timed(_torch_runs(task, sides, one), _torch_runs(task, sides, many))
+        if torch.cuda.is_available():
+            latency["torch_cuda"], throughput["torch_cuda"], memory["torch_cuda"] = _on_gpu(task, sides, one, many)
+        if all((side.folder / "model.onnx").exists() for side in sides.values()):
+            sessions = {name: open_session(side.folder / "model.onnx", threads) for name, side in sides.items()}
+            latency["onnxruntime"], throughput["onnxruntime"] = _timed(
+                {name: lambda s=s: run_session(s, one) for name, s in sessions.items()},  # type: ignore[misc]
+                {name: lambda s=s: run_session(s, many) for name, s in sessions.items()},  # type: ignore[misc]
+            )
+        flops = {name: count_flops(run) for name, run in _torch_runs(task, sides, one).items()}
+    sizes = {name: saved_bytes(side.folder) for name, side in sides.items()}
+    return Performance(latency, throughput, flops, memory, sizes, one["input_ids"].shape[1], threads)
 
 
-def interleave(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Latency]:
-    """Time each call once a round, in turns, after warming up."""
-    for call in calls.values():
-        for _ in range(WARM_UP):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            times[name].append((time.perf_counter() - started) * 1000)
-    return {name: _summary(samples) for name, samples in times.items()}
+def full_batch(names: Iterable[str], config: PreTrainedConfig, rows: int) -> Batch:
+    """So many rows of `LENGTH` tokens, or as many as the model takes; each input int64 [rows, length]."""
+    length = min(LENGTH, most_tokens(config) or LENGTH)
+    return {name: torch.full((rows, length), int(name != "token_type_ids")) for name in names}
 
 
-def _in_onnxruntime(
-    task: type[Task], dense: PreTrainedModel, example: Batch, inputs: Batch, bundle: Path, threads: int
-) -> dict[str, Latency]:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "dense.onnx"
-        export_onnx(task, dense, example, path)
-        sessions = {"dense": open_session(path, threads), "pruned": open_session(bundle / "model.onnx", threads)}
-        return interleave({k: lambda s=s: run_session(s, inputs) for k, s in sessions.items()}, ROUNDS)  # type: ignore[misc]
+def interleave(runs: Runs, rounds: int, seconds: float = math.inf) -> dict[str, Latency]:
+    """Time each call once a round, in turns, after warming up.
+
+    Args:
+        runs: What to time, by name.
+        rounds: How often.
+        seconds: Once these are over, no further round begins; `LEAST_ROUNDS` there are in any case.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    started = time.perf_counter()
+    for number in range(-WARM_UP, rounds):
+        if number >= LEAST_ROUNDS and time.perf_counter() - started > seconds:
+            break
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - begun) * 1000)
+    return {name: _summary(samples[WARM_UP:]) for name, samples in times.items()}
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in a call, two for a multiplication and an addition.
+
+    Norms, activations and softmax are not counted, as is usual.
+    """
+    # The counter does not know the fused attention of CPUs; written out as products it counts alike everywhere.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def saved_bytes(folder: Path) -> int:
+    """Size of a model's weights as saved."""
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+
+
+def _timed(one: Runs, many: Runs) -> tuple[dict[str, Latency], dict[str, float]]:
+    """Latency, and throughput in sequences a second."""
+    latency = interleave(one, LATENCY_ROUNDS, SECONDS)
+    batches = interleave(many, THROUGHPUT_ROUNDS, SECONDS)
+    return latency, {name: THROUGHPUT_BATCH * 1000 / batch.median for name, batch in batches.items()}
+
+
+def _torch_runs(task: type[Task], sides: Mapping[str, Side], batch: Batch) -> Runs:
+    return {name: lambda model=side.model: task.outputs(model, batch) for name, side in sides.items()}  # type: ignore[misc]
+
+
+def _on_gpu(
+    task: type[Task], sides: Mapping[str, Side], one: Batch, many: Batch
+) -> tuple[dict[str, Latency], dict[str, float], dict[str, int]]:
+    """Latency, throughput, and peak bytes of each model; afterwards they are on the CPU again."""
+    one, many = ({name: tensor.cuda() for name, tensor in batch.items()} for batch in (one, many))
+    runs = _torch_runs(task, sides, many)
+    memory = {}
+    for name, side in sides.items():
+        before = torch.cuda.memory_allocated()
+        move(side.model, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        runs[name]()
+        memory[name] = torch.cuda.max_memory_allocated() - before
+    latency, throughput = _timed(_waited_for(_torch_runs(task, sides, one)), _waited_for(runs))
+    for side in sides.values():
+        move(side.model, "cpu")
+    return latency, throughput, memory
+
+
+def _waited_for(runs: Runs) -> Runs:
+    """The GPU works on after a call returns: wait until it is done."""
+
+    def waiting(run: Callable[[], object]) -> Callable[[], object]:
+        def call() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        return call
+
+    return {name: waiting(run) for name, run in runs.items()}
 
 
 def _summary(samples: list[float]) -> Latency:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
+from core.engine.in_rows import gather_where_faster
 from core.engine.loading import (
     check_architecture,
     fitting_length,
@@ -31,8 +33,9 @@ from core.engine.loading import (
     load_tokenizer,
     move,
 )
-from core.engine.measure import LatencyReport, measure_latency
+from core.engine.measure import Performance, Side, measure
 from core.engine.methods import Pruner, Schedule, build_pruner
+from core.engine.plan import Plan
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, summary_of, write_report
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
@@ -111,15 +114,18 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     with tracker.phase("pruning"):
         prune(prepared.task, pruner, dense, prepared.train, pruning_steps, tracker.training_step)
     with tracker.phase("compacting"):
-        structure = describe_structure(anatomy, pruner)
-        topology = describe_topology(dense_anatomy, anatomy, pruner.plan(), spec.method)
-        probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, pruner)
+        plan = gather_where_faster(anatomy, pruner.plan())
+        structure = describe_structure(anatomy, pruner, plan)
+        topology = describe_topology(dense_anatomy, anatomy, plan, spec.method)
+        probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, plan)
     with tracker.phase("evaluating"):
         pruned = evaluate(prepared.task, prepared.model, prepared.held_out, baseline.summaries)
-    with tracker.phase("exporting"):
-        latency = _export(spec, prepared, dense, probe_inputs, probe_outputs, output)
-    with tracker.phase("verifying"):
-        differences = {"compaction": difference, **verify(output)}
+    with TemporaryDirectory() as dense_folder:
+        sides = {"dense": Side(dense, Path(dense_folder)), "pruned": Side(prepared.model, output)}
+        with tracker.phase("exporting"):
+            performance = _export(spec, prepared, sides, probe_inputs, probe_outputs)
+        with tracker.phase("verifying"):
+            findings = verify(output, Path(dense_folder))
     measured = Measured(
         baseline=baseline.metrics,
         pruned=pruned.metrics,
@@ -127,8 +133,9 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         model=prepared.model,
         encoder_parameters_dense=dense_anatomy.encoder_parameters,
         encoder_parameters_pruned=anatomy.encoder_parameters,
-        latency=latency,
-        differences=differences,
+        performance=performance,
+        peak_memory_bytes=findings.peak_memory_bytes,
+        differences={"compaction": difference, **findings.differences},
         structure=structure,
         topology=topology,
         train_rows=len(prepared.train),
@@ -139,25 +146,27 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     return _write_documents(used, inputs, measured, output, report)
 
 
-def _export(
-    spec: JobSpec, prepared: Prepared, dense: PreTrainedModel, inputs: Batch, outputs: Tensor, output: Path
-) -> LatencyReport:
-    """Write the model in all its formats, with a probe of inputs and outputs, and time it beside the dense one."""
-    task = type(prepared.task)
-    write_model(prepared.model, prepared.tokenizer, prepared.task, output)
-    write_probe(inputs, outputs, output)
+def _export(spec: JobSpec, prepared: Prepared, sides: dict[str, Side], inputs: Batch, outputs: Tensor) -> Performance:
+    """Write the model in all its formats, with a probe of inputs and outputs, and measure it beside the dense one."""
+    task, (dense, pruned) = type(prepared.task), sides.values()
+    move(dense.model, "cpu")
+    dense.model.train(False)
+    dense.model.save_pretrained(dense.folder)
+    write_model(pruned.model, prepared.tokenizer, prepared.task, pruned.folder)
+    write_probe(inputs, outputs, pruned.folder)
     if "onnx" in spec.export.formats:
-        export_onnx(task, prepared.model, inputs, output / "model.onnx")
-    latency = measure_latency(task, dense, prepared.model, inputs, output)
-    write_manifest(output)
-    return latency
+        for side in sides.values():
+            export_onnx(task, side.model, inputs, side.folder / "model.onnx")
+    performance = measure(task, sides, inputs)
+    write_manifest(pruned.folder)
+    return performance
 
 
 def _write_documents(
     spec: JobSpec, inputs: Inputs, measured: Measured, output: Path, report: Reporter
 ) -> dict[str, Any]:
     """Report, plot, model card, and the manifest anew; returns the report's summary."""
-    document = build_report(spec, inputs.names.get(inputs.model, inputs.model.name), measured, output)
+    document = build_report(spec, inputs.names.get(inputs.model, inputs.model.name), measured)
     for name in sorted(measured.baseline.keys() - document["metrics"].keys()):
         report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
     write_report(document, output)
@@ -272,7 +281,7 @@ def _run_calibration(task: Task, model: PreTrainedModel, features: Features, row
     model.train(was_training)
 
 
-def _compact(prepared: Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batch, Tensor, float]:
+def _compact(prepared: Prepared, anatomy: Anatomy, plan: Plan) -> tuple[Batch, Tensor, float]:
     """Remove for good, on the CPU and in fp32.
 
     Returns:
@@ -284,7 +293,7 @@ def _compact(prepared: Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batc
     inputs = _probe(prepared.task, prepared.held_out)
     with torch.inference_mode():
         masked = prepared.task.outputs(model, inputs)
-        compact(anatomy, pruner.plan())
+        compact(anatomy, plan)
         difference = float((prepared.task.outputs(model, inputs) - masked).abs().max())
     if not difference <= TOLERANCE["loader"]:
         raise VerificationError(f"The compacted model's outputs differ from the masked model's by {difference:.1e}.")

@@ -2,7 +2,8 @@
 
 The model is loaded as its users will: through our loader, through transformers' Auto classes with the bundle's own
 modelling file, and, where there is one, from ONNX. Each answers the probe, and the largest difference from the
-recorded outputs of the masked model counts.
+recorded outputs of the masked model counts. With the dense model's folder as a second argument, it also finds out how
+much memory either takes: no other process of a job is clean enough to tell.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +21,9 @@ from transformers import PreTrainedModel
 from core.engine.anatomy import bind, count_parameters
 from core.engine.data import Batch
 from core.engine.export.bundle import load_bundle, read_probe
+from core.engine.export.description import read_description
 from core.engine.export.onnx import open_session, run_session
+from core.engine.memory import ENVIRONMENT, peak_memory
 from core.engine.tasks import TASKS, Task
 from core.errors import NeuroPruneError, VerificationError
 
@@ -31,6 +35,14 @@ TIMEOUT_SECONDS = 1800.0
 """A bundle that does not load and answer in this time never will."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the clean process found: `differences`, and what `memory.peak_memory` says."""
+
+    differences: dict[str, float]
+    peak_memory_bytes: dict[str, dict[str, int]]
 
 
 @torch.inference_mode()
@@ -72,18 +84,35 @@ def inspect(folder: Path) -> dict[str, float | int | str]:
     }
 
 
-def verify(folder: Path) -> dict[str, float]:
-    """Run `differences` in a clean process and judge them.
+def find(folder: Path, dense: Path | None = None) -> Findings:
+    """Load, compare and measure in this process.
+
+    Raises:
+        VerificationError: the bundle cannot be loaded.
+    """
+    found = differences(folder)
+    if dense is None:
+        return Findings(found, {})
+    task = TASKS[read_description(folder).task]
+    return Findings(found, peak_memory(task, dense, folder, read_probe(folder)[0]))
+
+
+def verify(folder: Path, dense: Path | None = None) -> Findings:
+    """Examine a bundle in a clean process, and judge how far its outputs differ.
+
+    Args:
+        folder: The bundle.
+        dense: The dense model's folder, to learn how much memory either takes.
 
     Raises:
         VerificationError: a difference exceeds `TOLERANCE`, or the bundle could not be loaded.
     """
-    done = _in_clean_process(folder)
+    done = _in_clean_process(folder, *filter(None, [dense]))
     if done.returncode:
         logger.error("Loading %s in a clean process failed:\n%s", folder, done.stderr)
         raise VerificationError(f"The bundle does not load in a clean process: {_last_line(done.stderr)}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    for way, difference in found.items():
+    found = Findings(**json.loads(done.stdout.splitlines()[-1]))
+    for way, difference in found.differences.items():
         if not difference <= TOLERANCE[way]:
             raise VerificationError(
                 f"Loaded through {way}, the outputs differ by {difference:.1e}, more than {TOLERANCE[way]:.0e}."
@@ -91,13 +120,14 @@ def verify(folder: Path) -> dict[str, float]:
     return found
 
 
-def _in_clean_process(folder: Path) -> subprocess.CompletedProcess[str]:
+def _in_clean_process(*folders: Path) -> subprocess.CompletedProcess[str]:
     search_path = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as modules:
         changes = {"HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(search_path)}
+        changes |= ENVIRONMENT
         try:
             return subprocess.run(
-                [sys.executable, "-m", "core.engine.verify", str(folder)],
+                [sys.executable, "-m", "core.engine.verify", *map(str, folders)],
                 env=os.environ | changes,
                 capture_output=True,
                 text=True,
@@ -105,7 +135,7 @@ def _in_clean_process(folder: Path) -> subprocess.CompletedProcess[str]:
                 timeout=TIMEOUT_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
-            logger.error("Loading %s in a clean process did not end:\n%s", folder, error.stderr)
+            logger.error("Loading %s in a clean process did not end:\n%s", folders[0], error.stderr)
             raise VerificationError(
                 f"The bundle did not load and answer in a clean process within {TIMEOUT_SECONDS:g} seconds."
             ) from error
@@ -134,7 +164,7 @@ def _last_line(text: str) -> str:
 def main() -> None:
     """Entry point of the clean process."""
     try:
-        print(json.dumps(differences(Path(sys.argv[1]))))
+        print(json.dumps(asdict(find(*map(Path, sys.argv[1:])))))
     except NeuroPruneError as error:
         sys.exit(error.message)
 

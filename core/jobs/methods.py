@@ -118,7 +118,7 @@ class NeuroPrune(_Gradual):
         ge=0,
         lt=1,
         description="Share of the hidden dimensions that each layer's attention no longer reads, 0 … 1; they count in "
-        "the same target.",
+        "the same target. They leave the weights of layers where that is faster, and are zeros in the others.",
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import torch
 
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
+from core.engine.memory import available
 from core.engine.pipeline import Inputs, run
 from core.engine.tasks import TASKS
 from core.errors import VerificationError
@@ -72,6 +73,9 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
     folder = tiny.save(tiny.bert(), tmp_path / "model")
     report, _ = do("sentence-embedding", folder, tiny.WORDS * 2, tmp_path, ["onnx"], {folder: "my-model"})
     assert "onnx" in report["verification"]["largest_absolute_difference"]
+    assert set(report["latency_ms"]) >= {"torch", "onnxruntime"}
+    if available():
+        assert set(report["peak_memory_bytes"]) >= {"torch", "onnxruntime"}
     assert report["model"]["name"] == "my-model"
     assert "# my-model, " in (tmp_path / "output" / "README.md").read_text()
 

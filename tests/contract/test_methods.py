@@ -100,7 +100,9 @@ def test_a_regression_is_pruned_to_a_bundle_that_loads_everywhere(job, tmp_path)
     model = load(tmp_path / "bundle")
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert sum(layer["heads"] for layer in model.config.neuroprune["layers"]) == 7
-    assert {layer.get("inputs", 24) for layer in model.config.neuroprune["layers"]} == {24}
+    # With 32 dimensions a gather costs more than it saves: the in-rows stay, as zeros.
+    assert not any("inputs" in layer for layer in model.config.neuroprune["layers"])
+    assert report["target"]["zero"] > 0
 
 
 @pytest.mark.parametrize(("make", "task"), [(tiny.bert_regression, "regression"), (tiny.llama, "causal-lm")])

@@ -80,7 +80,7 @@ def test_a_bad_row_is_named_as_the_user_knows_it(job):
 
 
 def test_removed_units_are_told_from_zeros(job, tmp_path):
-    options = {"target": {"sparsity": 0.5}, "method": {"name": "neuroprune", "in_rows": 0.25}}
+    options = {"target": {"sparsity": 0.5}, "method": {"name": "neuroprune", "in_rows": 0.75, "heads_kept": 12}}
     summary, _ = job(ROWS, options)
     target, encoder = summary["target"], summary["parameters"]["encoder"]
     assert target["requested"] == 0.5
@@ -91,8 +91,8 @@ def test_removed_units_are_told_from_zeros(job, tmp_path):
     assert "gone from the weights, not set to zero" in card
     report = read_report(tmp_path / "bundle")
     for layer in report["layers"]:
-        assert (layer["inputs"]["dense"], layer["inputs"]["kept"]) == (32, 24)
-        assert len(layer["inputs"]["kept_indices"]) == 24
+        assert (layer["inputs"]["dense"], layer["inputs"]["kept"]) == (32, 8)
+        assert len(layer["inputs"]["kept_indices"]) == 8
     heads = report["topology"]["heads"]
     assert [graph["heads"] for graph in heads["similarity"]["pruned"]] == [4 - count for count in heads["removed"]]
 
@@ -110,6 +110,22 @@ def test_single_zeros_are_told_from_removed_units(zeroed):
     card = (bundle / "README.md").read_text()
     assert "gone from the weights, not set to zero" not in card
     assert "zero" in card.split("## Use")[0]
+
+
+def test_what_the_models_cost_to_run_is_told_with_its_setting(zeroed):
+    """Zeros are multiplied like everything else."""
+    bundle, summary = zeroed
+    assert summary["flops"]["pruned"] == summary["flops"]["dense"] > 0
+    assert summary["flops_setting"] == {"batch": 1, "length": 64}
+    assert set(summary["latency_setting"]) == {"batch", "length", "threads"}
+    assert summary["throughput_setting"] == summary["latency_setting"] | {"batch": 8}
+    assert summary["peak_memory_setting"] == {"batch": 8, "length": 64}
+    assert summary["throughput_sequences_per_second"].keys() == summary["latency_ms"].keys()
+    assert all(rate > 0 for sides in summary["throughput_sequences_per_second"].values() for rate in sides.values())
+    assert set(summary["peak_memory_bytes"]) <= set(summary["latency_ms"])
+    assert summary["size_bytes"]["pruned"] == (bundle / "model.safetensors").stat().st_size
+    card = (bundle / "README.md").read_text()
+    assert all(name in card for name in ("latency, torch", "throughput, torch", "FLOPs (billions)", "at batch 8"))
 
 
 def test_the_topology_is_measured_and_drawn(zeroed):
@@ -145,7 +161,7 @@ def test_zeros_of_in_rows_that_went_are_not_counted():
     method = NeuroPrune(name="neuroprune", in_rows=0.5, importance=False, alpha=0, beta=0)
     pruner = build_pruner(anatomy, method, 0.5, schedule, 0)
     pruner.step(1, 0.0)
-    counted = [layer["zero_weights_in_kept"] for layer in describe_structure(anatomy, pruner)]
+    counted = [layer["zero_weights_in_kept"] for layer in describe_structure(anatomy, pruner, pruner.plan())]
     compact(anatomy, pruner.plan())
     left = bind(anatomy.model)
     assert counted == [sum(int((m.weight == 0).sum()) for m in layer.matrices) for layer in left.layers]

@@ -20,10 +20,7 @@ def model_card(report: dict[str, Any]) -> str:
         rows.append(f"| {part} parameters | {parameters[part]['dense']:,} | {parameters[part]['pruned']:,} |")
     size = report["size_bytes"]
     rows.append(f"| model.safetensors (MB) | {size['dense'] / 1e6:.1f} | {size['pruned'] / 1e6:.1f} |")
-    for runtime, latency in report["latency_ms"].items():
-        dense, pruned = latency["dense"]["median"], latency["pruned"]["median"]
-        rows.append(f"| latency, {runtime} (ms, median) | {dense:.2f} | {pruned:.2f} ({speed_change(dense, pruned)}) |")
-    setting = report["latency_setting"]
+    rows += _performance(report)
     auto_class = report["model"]["auto_class"]
     return "\n".join(
         [
@@ -41,8 +38,7 @@ def model_card(report: dict[str, Any]) -> str:
             "|---|---:|---:|",
             *rows,
             "",
-            f"Latency at batch {setting['batch']}, length {setting['length']}, {setting['threads']} threads, dense and "
-            f"pruned in turns. Metrics on {report['task']['held_out_rows']} held-out rows.",
+            f"{_settings(report)} Metrics on {report['task']['held_out_rows']} held-out rows.",
             "",
             f"![Heads and neurons kept in each layer]({STRUCTURE_PLOT})",
             *_topology(report["target"]),
@@ -63,6 +59,30 @@ def model_card(report: dict[str, Any]) -> str:
             "`probe.safetensors` inputs with the outputs that a correct load must give.",
             "",
         ]
+    )
+
+
+def _performance(report: dict[str, Any]) -> list[str]:
+    """Rows of the table: what both models cost to run."""
+    rows = []
+    for runtime, latency in report["latency_ms"].items():
+        dense, pruned = latency["dense"]["median"], latency["pruned"]["median"]
+        rows.append(f"| latency, {runtime} (ms, median) | {dense:.2f} | {pruned:.2f} ({speed_change(dense, pruned)}) |")
+    for runtime, rate in report["throughput_sequences_per_second"].items():
+        rows.append(f"| throughput, {runtime} (sequences/s) | {rate['dense']:.1f} | {rate['pruned']:.1f} |")
+    for runtime, peak in report["peak_memory_bytes"].items():
+        rows.append(f"| peak memory, {runtime} (MB) | {peak['dense'] / 1e6:.1f} | {peak['pruned'] / 1e6:.1f} |")
+    flops = report["flops"]
+    return [*rows, f"| FLOPs (billions) | {flops['dense'] / 1e9:.3f} | {flops['pruned'] / 1e9:.3f} |"]
+
+
+def _settings(report: dict[str, Any]) -> str:
+    """For which inputs the figures hold."""
+    latency, throughput, memory = (report[f"{name}_setting"] for name in ("latency", "throughput", "peak_memory"))
+    return (
+        f"Latency and FLOPs at batch {latency['batch']}, throughput at batch {throughput['batch']}, peak memory at "
+        f"batch {memory['batch']}, each of length {latency['length']}; {latency['threads']} threads, dense and pruned "
+        "in turns. Peak memory is what a process that loads and runs the model takes for it, weights included."
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from core.catalog import METHODS
 from core.engine.anatomy import count_parameters
-from core.engine.measure import LatencyReport
+from core.engine.measure import LATENCY_BATCH, THROUGHPUT_BATCH, Performance
 from core.engine.tasks import TASKS, Metric
 from core.engine.training import uses_bf16
 from core.jobs.spec import BuiltinModel, JobSpec
@@ -32,7 +31,8 @@ class Measured:
     model: PreTrainedModel
     encoder_parameters_dense: int
     encoder_parameters_pruned: int
-    latency: LatencyReport
+    performance: Performance
+    peak_memory_bytes: dict[str, dict[str, int]]
     differences: dict[str, float]
     structure: list[dict[str, Any]]
     topology: dict[str, Any]
@@ -41,8 +41,8 @@ class Measured:
     seconds: dict[str, float]
 
 
-def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Path) -> dict[str, Any]:
-    """The report of a finished bundle in `output`, as plain JSON types; metrics that are not finite are left out."""
+def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str, Any]:
+    """The report of a finished bundle, as plain JSON types; metrics that are not finite are left out."""
     encoder = {"dense": measured.encoder_parameters_dense, "pruned": measured.encoder_parameters_pruned}
     task = TASKS[spec.task.name]
     return {
@@ -78,12 +78,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
             "encoder": encoder,
             "total": {"dense": count_parameters(measured.dense), "pruned": count_parameters(measured.model)},
         },
-        "size_bytes": {
-            "dense": _saved_size(measured.dense),
-            "pruned": (output / "model.safetensors").stat().st_size,
-        },
-        "latency_ms": measured.latency.runtimes_as_dict(),
-        "latency_setting": measured.latency.setting,
+        **_performance(measured),
         "verification": {"largest_absolute_difference": measured.differences},
         "layers": measured.structure,
         "topology": measured.topology,
@@ -102,6 +97,12 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
         "size_bytes",
         "latency_ms",
         "latency_setting",
+        "throughput_sequences_per_second",
+        "throughput_setting",
+        "flops",
+        "flops_setting",
+        "peak_memory_bytes",
+        "peak_memory_setting",
         "target",
         "seconds",
     )
@@ -130,11 +131,22 @@ def _target(spec: JobSpec, measured: Measured) -> dict[str, float | None]:
     }
 
 
-def _saved_size(model: PreTrainedModel) -> int:
-    """Bytes of the model's weights once saved."""
-    with TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+def _performance(measured: Measured) -> dict[str, Any]:
+    """What the models cost to run, each figure beside the setting that it holds for: full rows of `length` tokens."""
+    performance = measured.performance
+    one, many = ({"batch": batch, "length": performance.length} for batch in (LATENCY_BATCH, THROUGHPUT_BATCH))
+    threads = {"threads": performance.threads}
+    return {
+        "size_bytes": performance.size_bytes,
+        "latency_ms": performance.latency_as_dict(),
+        "latency_setting": one | threads,
+        "throughput_sequences_per_second": performance.throughput,
+        "throughput_setting": many | threads,
+        "flops": performance.flops,
+        "flops_setting": one,
+        "peak_memory_bytes": measured.peak_memory_bytes | performance.gpu_memory_bytes,
+        "peak_memory_setting": many,
+    }
 
 
 def _environment(spec: JobSpec) -> dict[str, Any]:

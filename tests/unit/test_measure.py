@@ -1,0 +1,73 @@
+"""What a model costs to run, by hand: the order of calls, operations, bytes."""
+
+import pytest
+import torch
+
+from core.engine import measure, memory
+from core.engine.anatomy import bind
+from core.engine.compact import compact
+from core.engine.plan import LayerPlan, Plan
+from core.engine.tasks import TASKS
+from tests import tiny
+
+TASK = TASKS["sentence-embedding"]
+MEGABYTE = 1_000_000
+
+
+@pytest.mark.parametrize(("rounds", "seconds", "counted"), [(5, 1e9, 5), (5, 0.0, measure.LEAST_ROUNDS), (2, 0.0, 2)])
+def test_calls_take_turns_after_warming_up(rounds, seconds, counted):
+    called = []
+    runs = {name: lambda name=name: called.append(name) for name in ("dense", "pruned")}
+    found = measure.interleave(runs, rounds, seconds)
+    assert called == ["dense", "pruned"] * (measure.WARM_UP + counted)
+    assert {latency.calls for latency in found.values()} == {counted}
+
+
+def test_full_rows_are_as_long_as_the_model_takes():
+    batch = measure.full_batch(("input_ids", "attention_mask", "token_type_ids"), tiny.bert_config(), 3)
+    assert {tensor.shape for tensor in batch.values()} == {(3, 64)}
+    assert {name: tensor.unique().tolist() for name, tensor in batch.items()} == {
+        "input_ids": [1],
+        "attention_mask": [1],
+        "token_type_ids": [0],
+    }
+
+
+def bert_flops(length: int, heads: int, neurons: int) -> int:
+    """Of three layers with 32 hidden dimensions and heads of 8, one row, and the pooler after them."""
+    width = 8 * heads
+    projections = length * (4 * 32 * width + 2 * 32 * neurons)
+    attention = 2 * length * length * width
+    return 2 * (3 * (projections + attention) + 32 * 32)
+
+
+def test_operations_are_those_of_the_products():
+    model = tiny.bert()
+    batch = measure.full_batch(("input_ids", "attention_mask"), model.config, 1)
+
+    def flops() -> int:
+        with torch.inference_mode():
+            return measure.count_flops(lambda: TASK.outputs(model, batch))
+
+    assert flops() == bert_flops(64, 4, 64)
+    kept = LayerPlan((0, 2, 3), tuple(range(10)), tuple(range(32)))
+    compact(bind(model), Plan((kept,) * 3))
+    assert flops() == bert_flops(64, 3, 10)
+
+
+def test_size_is_that_of_the_weights(tmp_path):
+    for name, size in (("model.safetensors", 5), ("model-00001-of-00002.safetensors", 7), ("probe.safetensors", 11)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert measure.saved_bytes(tmp_path) == 12
+
+
+@pytest.mark.skipif(not memory.available(), reason="resident memory is measured on Linux")
+def test_peak_memory_is_that_of_running():
+    """40 MB of weights and 60 MB on the way; what loading took in passing, 200 MB, does not count."""
+
+    def load():
+        torch.ones(50 * MEGABYTE)
+        weights = torch.ones(10 * MEGABYTE)
+        return lambda: float(torch.ones(15 * MEGABYTE)[0] + weights[0])
+
+    assert memory.peak(load) == pytest.approx(100 * MEGABYTE, abs=2 * MEGABYTE)
