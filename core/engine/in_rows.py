@@ -5,7 +5,7 @@ from dataclasses import replace
 from core.engine.anatomy import Anatomy, Attention
 from core.engine.plan import LayerPlan, Plan
 
-GATHER_COST = 256
+GATHER_COST = 320
 """Reading a dimension by a gather takes as long as so many multiplications: measured by layer, docs/speed.md."""
 
 

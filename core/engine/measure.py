@@ -26,7 +26,7 @@ from core.engine.tasks import Task
 LENGTH = 128
 """Tokens a row, or as many as the model takes."""
 LATENCY_BATCH, LATENCY_ROUNDS = 1, 30
-THROUGHPUT_BATCH, THROUGHPUT_ROUNDS = 8, 10
+THROUGHPUT_BATCH, THROUGHPUT_ROUNDS = 8, 5
 WARM_UP, LEAST_ROUNDS = 2, 3
 SECONDS = 10.0
 """Rounds end early where they take longer."""
