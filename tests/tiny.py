@@ -8,9 +8,19 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -65,6 +75,72 @@ def llama_config() -> LlamaConfig:
     )
 
 
+def gpt2_config() -> GPT2Config:
+    """Fused query, key and value, all weights stored the other way round."""
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_inner=48,
+        n_positions=64,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+
+
+def gpt_neox_config() -> GPTNeoXConfig:
+    """Query, key and value fused head by head."""
+    return GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+
+
+def phi3_config() -> Phi3Config:
+    """Eight query heads on four key-value heads, fused one after the other; gate and up fused."""
+    return Phi3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        original_max_position_embeddings=64,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+
+
+def modernbert_config() -> ModernBertConfig:
+    """Fused query, key and value, fused gate and up; layers that see all tokens and some that see but neighbours."""
+    return ModernBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        global_attn_every_n_layers=2,
+        local_attention=6,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+    )
+
+
 def randomised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Every parameter random, biases and norms too, so that a wrong one shows; eval mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -96,6 +172,30 @@ def llama_regression() -> PreTrainedModel:
     config = llama_config()
     config.num_labels, config.problem_type = 1, "regression"
     return randomised(LlamaForSequenceClassification(config))
+
+
+def gpt2() -> PreTrainedModel:
+    return randomised(GPT2LMHeadModel(gpt2_config()))
+
+
+def gpt2_classifier() -> PreTrainedModel:
+    return randomised(GPT2ForSequenceClassification(gpt2_config()))
+
+
+def gpt_neox() -> PreTrainedModel:
+    return randomised(GPTNeoXForCausalLM(gpt_neox_config()))
+
+
+def phi3() -> PreTrainedModel:
+    return randomised(Phi3ForCausalLM(phi3_config()))
+
+
+def modernbert() -> PreTrainedModel:
+    return randomised(ModernBertModel(modernbert_config()))
+
+
+def modernbert_classifier() -> PreTrainedModel:
+    return randomised(ModernBertForSequenceClassification(modernbert_config()))
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

@@ -65,12 +65,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_activation(config: PreTrainedConfig) -> None:
+def check_activation(config: PreTrainedConfig, family: Family) -> None:
     """Refuse an activation that transformers does not know."""
-    name = getattr(config, "hidden_act", None)
+    entry = family.mlp.activation
+    name = getattr(config, entry, None)
     if isinstance(name, str) and name not in ACT2FN:
         raise InvalidModelError(
-            f"config.json: hidden_act {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
+            f"config.json: {entry} {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
             param="/model",
         )
 

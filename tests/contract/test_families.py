@@ -44,7 +44,15 @@ CASES = [
     Case("bert", tiny.bert_regression, "regression"),
     Case("llama", tiny.llama, "causal-lm"),
     Case("llama", tiny.llama_regression, "regression"),
+    Case("gpt2", tiny.gpt2, "causal-lm"),
+    Case("gpt2", tiny.gpt2_classifier, "sequence-classification"),
+    Case("gpt_neox", tiny.gpt_neox, "causal-lm"),
+    Case("phi3", tiny.phi3, "causal-lm"),
+    Case("modernbert", tiny.modernbert, "sentence-embedding"),
+    Case("modernbert", tiny.modernbert_classifier, "sequence-classification"),
 ]
+DECODERS = [tiny.llama, tiny.gpt2, tiny.gpt_neox, tiny.phi3]
+every_decoder = pytest.mark.parametrize("make", DECODERS, ids=lambda make: make.__name__)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.task}")
 
 
@@ -97,10 +105,11 @@ def test_all_units_are_found(case):
     """Units and what cannot be removed (norms, output biases) add up to the layers' parameters."""
     model = case.model()
     anatomy = bind(model)
+    output_biases = (f"{anatomy.family.attention.output}.bias", f"{anatomy.family.mlp.output}.bias")
     rest = sum(
         parameter.numel()
         for name, parameter in model.base_model.get_submodule(anatomy.family.layers).named_parameters()
-        if "norm" in name.lower() or name.endswith(("output.dense.bias",))
+        if "norm" in name.lower() or ".ln_" in name or name.endswith(output_biases)
     )
     assert anatomy.removable_parameters + rest == anatomy.encoder_parameters
     assert anatomy.layers[0].attention.groups == 4
@@ -153,8 +162,9 @@ def test_a_ragged_bundle_with_emptied_layers_loads_everywhere_and_agrees(case, t
     assert inspect(folder)["total_parameters"] == count_parameters(model)
 
 
-def test_generation_with_cache_equals_generation_without():
-    model = tiny.llama()
+@every_decoder
+def test_generation_with_cache_equals_generation_without(make):
+    model = make()
     compact(bind(model), ragged_plan(model))
     prompt = inputs()["input_ids"][:1]
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
@@ -163,16 +173,18 @@ def test_generation_with_cache_equals_generation_without():
     )
 
 
-def emptied(layer: int) -> Plan:
+def emptied(layer: int, hidden: int) -> Plan:
     """One layer without heads, the others whole but for a head, a few neurons and in-rows."""
-    kept = tuple(range(40)), tuple(range(0, 32, 2))
+    kept = tuple(range(40)), tuple(range(0, hidden, 2))
     return Plan(tuple(LayerPlan(() if i == layer else (0, 1, 3), *kept) for i in range(3)))
 
 
+@every_decoder
 @pytest.mark.parametrize("layer", range(3))
-def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_heads(layer):
-    plan = emptied(layer)
-    model, reference = tiny.llama(), masked(tiny.llama(), plan)
+def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_heads(make, layer):
+    model = make()
+    plan = emptied(layer, model.config.hidden_size)
+    reference = masked(make(), plan)
     compact(bind(model), plan)
     ids = inputs()["input_ids"]
     mask = torch.ones_like(ids)
@@ -191,10 +203,11 @@ def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_hea
     assert float((torch.stack(found.logits) - torch.stack(expected.logits)).abs().max()) <= 1e-5
 
 
+@every_decoder
 @pytest.mark.parametrize("layer", range(3))
-def test_continuing_from_a_cache_equals_reading_the_whole(layer):
-    model, ids = tiny.llama(), inputs()["input_ids"]
-    compact(bind(model), emptied(layer))
+def test_continuing_from_a_cache_equals_reading_the_whole(make, layer):
+    model, ids = make(), inputs()["input_ids"]
+    compact(bind(model), emptied(layer, model.config.hidden_size))
     with torch.no_grad():
         expected = model(ids).logits
         begun = model(ids[:, :6], use_cache=True)

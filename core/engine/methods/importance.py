@@ -54,7 +54,7 @@ class ImportanceCriterion(Criterion):
         units = self.anatomy.units[position]
         magnitude = torch.zeros(units.count)
         for part in units.slices:
-            magnitude += part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1).cpu()
+            magnitude += part.values.flatten(1).abs().sum(1).cpu()
         return self._mix(magnitude, self.sensitivity[position], kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:

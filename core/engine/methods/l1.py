@@ -22,7 +22,7 @@ class L1Criterion(Criterion):
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
-        norms = [part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1) for part in units.slices]
+        norms = [part.values.flatten(1).abs().sum(1) for part in units.slices]
         return by_mean(sum(norms[1:], norms[0]).cpu(), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
