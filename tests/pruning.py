@@ -52,6 +52,12 @@ CASES = [
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.granularity}")
 every_gradual_method = pytest.mark.parametrize("case", GRADUAL, ids=lambda case: f"{case.name}-{case.granularity}")
 every_model = pytest.mark.parametrize("make", [tiny.bert_classifier, tiny.llama], ids=["bert", "llama"])
+every_storage = pytest.mark.parametrize(
+    "make",
+    [tiny.bert_classifier, tiny.llama, tiny.gpt2, tiny.gpt_neox, tiny.phi3],
+    ids=["bert", "llama", "gpt2", "gpt_neox", "phi3"],
+)
+"""Projections apart and fused, in parts and head by head, as [out, in] and as [in, out]."""
 
 
 def loss_of(model: PreTrainedModel, step: int) -> Tensor:
