@@ -8,6 +8,7 @@ simply one head. Methods that remove single weights see the same blocks as `Matr
 Shapes: h hidden size, D head dim, G head groups, Q query heads a group, N neurons.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -40,11 +41,6 @@ class Layout:
     block: int
     start: int
     stride: int
-
-    @classmethod
-    def consecutive(cls, count: int, block: int = 1, start: int = 0) -> "Layout":
-        """Units one right after the other."""
-        return cls(count, block, start, block)
 
     def split(self, tensor: Tensor, dim: int) -> Tensor:
         """View with the units in front and their entries at `dim` + 1; writes go through."""
@@ -334,39 +330,51 @@ def _projection(layer: nn.Module, path: str) -> Matrix:
 
 
 def _divide(
-    layer: nn.Module, paths: tuple[str, ...], blocks: tuple[int, ...], *, interleaved: bool = False
+    layer: nn.Module, paths: tuple[str, ...], blocks: tuple[int, ...], problem: str, *, interleaved: bool = False
 ) -> tuple[Part, ...]:
-    """Each projection's rows by unit, `blocks` rows a unit; a path that comes more than once is a fused projection."""
-    parts = []
-    for place, (path, block) in enumerate(zip(paths, blocks, strict=True)):
-        matrix = _projection(layer, path)
-        fused = [size if other == path else 0 for other, size in zip(paths, blocks, strict=True)]
-        ahead, together = sum(fused[:place]), sum(fused)
-        count = len(matrix.weight) // together
-        layout = (
-            Layout(count, block, ahead, together) if interleaved else Layout.consecutive(count, block, ahead * count)
-        )
-        bias = None if matrix.bias is None else Slice(matrix.module, "bias", 0, layout)
-        parts.append(Part(Slice(matrix.module, "weight", 0, layout), bias))
+    """The rows of each projection that belong to each unit, `blocks` a unit.
+
+    Args:
+        layer: One transformer layer.
+        paths: One for each projection; one that comes more than once is that of a module in which they are fused.
+        blocks: Rows a unit of each projection.
+        problem: What to say, with a place for the widths, where the rows are not as many.
+        interleaved: Fused projections come unit by unit, not one after the other.
+
+    Raises:
+        InvalidModelError: there are not as many units in each projection.
+    """
+    sizes: Counter[str] = Counter()
+    for path, block in zip(paths, blocks, strict=True):
+        sizes[path] += block
+    matrices = {path: _projection(layer, path) for path in sizes}
+    widths = tuple(len(matrix.weight) for matrix in matrices.values())
+    count = widths[0] // sizes[paths[0]] if min(blocks) > 0 else 0
+    if widths != tuple(count * size for size in sizes.values()):
+        raise InvalidModelError(problem.format(widths), param="/model")
+    parts, ahead = [], Counter[str]()
+    for path, block in zip(paths, blocks, strict=True):
+        start = ahead[path] if interleaved else count * ahead[path]
+        layout = Layout(count, block, start, stride=sizes[path] if interleaved else block)
+        module = matrices[path].module
+        bias = None if module.bias is None else Slice(module, "bias", 0, layout)
+        parts.append(Part(Slice(module, "weight", 0, layout), bias))
+        ahead[path] += block
     return tuple(parts)
 
 
 def _attention(layer: nn.Module, family: Family, index: int, head_dim: int, queries: int) -> Attention:
     row = family.attention
     blocks = (queries * head_dim, head_dim, head_dim)
-    parts = _divide(layer, (row.query, row.key, row.value), blocks, interleaved=row.interleaved)
+    problem = (
+        f"Layer {index}: query, key and value projections of widths {{}} cannot be divided into heads of {head_dim}."
+    )
+    parts = _divide(layer, (row.query, row.key, row.value), blocks, problem, interleaved=row.interleaved)
     query, key, value = parts
     output = _projection(layer, row.output)
     groups = query.weight.layout.count
-    widths = [len(matrix.weight) for matrix in _matrices(parts)]
-    if sum(widths) != groups * sum(blocks) or any(part.weight.layout.count != groups for part in parts):
-        raise InvalidModelError(
-            f"Layer {index}: query, key and value projections of widths {widths} cannot be divided into heads of "
-            f"{head_dim}, {queries} of query for one of key and value.",
-            param="/model",
-        )
     reads = tuple(part for projection in parts for part in projection.slices)
-    written = Slice(output.module, "weight", 1, Layout.consecutive(groups, blocks[0]))
+    written = Slice(output.module, "weight", 1, Layout(groups, blocks[0], 0, blocks[0]))
     units = Units(index, "heads", groups, reads, (written,))
     return Attention(query, key, value, output, head_dim, units, _inputs(index, parts))
 
@@ -375,14 +383,16 @@ def _inputs(index: int, parts: tuple[Part, ...]) -> Units:
     """The in-rows of an attention: the columns of its projections."""
     matrices = _matrices(parts)
     count = matrices[0].weight.shape[1]
-    columns = tuple(Slice(matrix.module, "weight", 1, Layout.consecutive(count)) for matrix in matrices)
+    columns = tuple(Slice(matrix.module, "weight", 1, Layout(count, 1, 0, 1)) for matrix in matrices)
     return Units(index, "inputs", count, columns, ())
 
 
 def _mlp(layer: nn.Module, family: Family, index: int) -> Mlp:
-    factors = _divide(layer, family.mlp.inputs, (1,) * len(family.mlp.inputs))
+    paths = family.mlp.inputs
+    problem = f"Layer {index}: the MLP's input projections have the widths {{}}; they must be alike."
+    factors = _divide(layer, paths, (1,) * len(paths), problem)
     output = _projection(layer, family.mlp.output)
-    neurons = output.weight.shape[1]
+    neurons = factors[0].weight.layout.count
     reads = tuple(part for factor in factors for part in factor.slices)
-    written = Slice(output.module, "weight", 1, Layout.consecutive(neurons))
+    written = Slice(output.module, "weight", 1, Layout(neurons, 1, 0, 1))
     return Mlp(factors, output, Units(index, "neurons", neurons, reads, (written,)))
