@@ -22,6 +22,10 @@ class AttentionRow:
     Where `query`, `key` and `value` name the same module, they are fused in it: one after the other or, if
     `interleaved`, head by head, that is, query, key and value of the first head (with grouped-query attention: of the
     first group), then those of the second.
+
+    `further_projections` are projections besides, such as those of relative positions, with rows for each query head; a
+    layer has all, some or none of them. `further_inputs` names the arguments of the core's forward, besides the first,
+    that any of the projections reads.
     """
 
     core: str
@@ -33,6 +37,8 @@ class AttentionRow:
     widths: tuple[str, ...] = ()
     key_value_head_counts: tuple[str, ...] = ()
     interleaved: bool = False
+    further_projections: tuple[str, ...] = ()
+    further_inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,19 @@ FAMILIES: tuple[Family, ...] = (
     replace(_ROBERTA, model_type="xlm-roberta", title="XLM-RoBERTa"),
     replace(_ROBERTA, model_type="camembert", title="CamemBERT"),
     replace(_BERT, model_type="electra", title="ELECTRA"),
+    replace(
+        _BERT,
+        model_type="deberta-v2",
+        title="DeBERTa-v2 and v3",
+        attention=replace(
+            _BERT.attention,
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+            further_projections=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+            further_inputs=("rel_embeddings",),
+        ),
+    ),
     Family(
         model_type="distilbert",
         title="DistilBERT",

@@ -38,10 +38,13 @@ class Case:
         return tiny_families.model(self.family, self.task)
 
 
-CASES = [Case(family.model_type, task) for family in FAMILIES for task in family.tasks]
+VARIANTS = [Case(name, family_of(name.partition(",")[0]).tasks[0]) for name in tiny_families.SIZES if "," in name]
+"""Families whose configs decide what modules a layer has."""
+
+CASES = [Case(family.model_type, task) for family in FAMILIES for task in family.tasks] + VARIANTS
 """All that the table claims."""
 
-FIRST = [Case(family.model_type, family.tasks[0]) for family in FAMILIES]
+FIRST = [Case(family.model_type, family.tasks[0]) for family in FAMILIES] + VARIANTS
 THOROUGH = [case for case in CASES if case.family in ("bert", "llama")]
 """One family of either kind, for what takes long and depends on the task more than on the family."""
 
