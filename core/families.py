@@ -58,6 +58,7 @@ class MlpRow:
 class Family:
     """One row: `layers` is the path of the layer list from the base model (without task head).
 
+    `tasks` are those that jobs can name; of some families the engine can prune a model, but no task trains it yet.
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
     `positions_after_padding` is true where the first token's position follows the padding token's id, so that fewer
     tokens fit than the config has positions.
@@ -114,6 +115,20 @@ _LLAMA = Family(
 )
 _GEMMA_2 = replace(
     _LLAMA, model_type="gemma2", title="Gemma 2", mlp=replace(_LLAMA.mlp, activation="hidden_activation")
+)
+_VIT = Family(
+    model_type="vit",
+    title="ViT",
+    layers="layers",
+    attention=AttentionRow(
+        core="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        output="attention.o_proj",
+    ),
+    mlp=MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
+    tasks=(),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -257,6 +272,8 @@ FAMILIES: tuple[Family, ...] = (
         mlp=MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
         tasks=_ENCODER_TASKS,
     ),
+    _VIT,
+    replace(_VIT, model_type="deit", title="DeiT"),
 )
 
 
