@@ -16,7 +16,16 @@ class AttentionRow:
 
     `core` is the module whose forward maps hidden states to what the layer adds (or to what `output` reads, where
     `output` lies outside of it). `head_counts` and `widths` name live attributes, besides the weights, that the
-    forward reads: how many query heads there are, and their total width.
+    forward reads: how many query heads there are, and their total width; `key_value_head_counts`, how many key-value
+    heads. Where one is an entry of the config, which layers share, a pruned layer gets its own copy of the config.
+
+    Where `query`, `key` and `value` name the same module, they are fused in it: one after the other or, if
+    `interleaved`, head by head, that is, query, key and value of the first head (with grouped-query attention: of the
+    first group), then those of the second.
+
+    `further_projections` are projections besides, such as those of relative positions, with rows for each query head; a
+    layer has all, some or none of them. `further_inputs` names the arguments of the core's forward, besides the first,
+    that any of the projections reads.
     """
 
     core: str
@@ -26,13 +35,18 @@ class AttentionRow:
     output: str
     head_counts: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
+    key_value_head_counts: tuple[str, ...] = ()
+    interleaved: bool = False
+    further_projections: tuple[str, ...] = ()
+    further_inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MlpRow:
     """MLP of one layer: one `inputs` projection, or two for a gated one (gate, up), and the `output`.
 
-    `activation` is what the model's config calls the function between them.
+    Gate and up are fused, one after the other, where both name the same module. `activation` is the config's entry
+    that says what the (gate's) values pass through.
     """
 
     inputs: tuple[str, ...]
@@ -44,6 +58,7 @@ class MlpRow:
 class Family:
     """One row: `layers` is the path of the layer list from the base model (without task head).
 
+    `tasks` are those that jobs can name; of some families the engine can prune a model, but no task trains it yet.
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
     `positions_after_padding` is true where the first token's position follows the padding token's id, so that fewer
     tokens fit than the config has positions.
@@ -101,6 +116,20 @@ _LLAMA = Family(
 _GEMMA_2 = replace(
     _LLAMA, model_type="gemma2", title="Gemma 2", mlp=replace(_LLAMA.mlp, activation="hidden_activation")
 )
+_VIT = Family(
+    model_type="vit",
+    title="ViT",
+    layers="layers",
+    attention=AttentionRow(
+        core="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        output="attention.o_proj",
+    ),
+    mlp=MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
+    tasks=(),
+)
 
 FAMILIES: tuple[Family, ...] = (
     _BERT,
@@ -108,6 +137,19 @@ FAMILIES: tuple[Family, ...] = (
     replace(_ROBERTA, model_type="xlm-roberta", title="XLM-RoBERTa"),
     replace(_ROBERTA, model_type="camembert", title="CamemBERT"),
     replace(_BERT, model_type="electra", title="ELECTRA"),
+    replace(
+        _BERT,
+        model_type="deberta-v2",
+        title="DeBERTa-v2 and v3",
+        attention=replace(
+            _BERT.attention,
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+            further_projections=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+            further_inputs=("rel_embeddings",),
+        ),
+    ),
     Family(
         model_type="distilbert",
         title="DistilBERT",
@@ -175,6 +217,63 @@ FAMILIES: tuple[Family, ...] = (
         tasks=_DECODER_TASKS,
         derived=("attn.bias", "attn.masked_bias"),
     ),
+    Family(
+        model_type="gpt2",
+        title="GPT-2",
+        layers="h",
+        attention=AttentionRow(
+            core="attn",
+            query="attn.c_attn",
+            key="attn.c_attn",
+            value="attn.c_attn",
+            output="attn.c_proj",
+            head_counts=("attn.num_heads",),
+            widths=("attn.split_size",),
+        ),
+        mlp=MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
+        tasks=_DECODER_TASKS,
+    ),
+    Family(
+        model_type="gpt_neox",
+        title="GPT-NeoX",
+        layers="layers",
+        attention=AttentionRow(
+            core="attention",
+            query="attention.query_key_value",
+            key="attention.query_key_value",
+            value="attention.query_key_value",
+            output="attention.dense",
+            interleaved=True,
+        ),
+        mlp=MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
+        tasks=_DECODER_TASKS,
+    ),
+    Family(
+        model_type="phi3",
+        title="Phi-3",
+        layers="layers",
+        attention=AttentionRow(
+            core="self_attn",
+            query="self_attn.qkv_proj",
+            key="self_attn.qkv_proj",
+            value="self_attn.qkv_proj",
+            output="self_attn.o_proj",
+            head_counts=("self_attn.config.num_attention_heads",),
+            key_value_head_counts=("self_attn.num_key_value_heads",),
+        ),
+        mlp=MlpRow(inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), output="mlp.down_proj"),
+        tasks=_DECODER_TASKS,
+    ),
+    Family(
+        model_type="modernbert",
+        title="ModernBERT",
+        layers="layers",
+        attention=AttentionRow(core="attn", query="attn.Wqkv", key="attn.Wqkv", value="attn.Wqkv", output="attn.Wo"),
+        mlp=MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
+        tasks=_ENCODER_TASKS,
+    ),
+    _VIT,
+    replace(_VIT, model_type="deit", title="DeiT"),
 )
 
 

@@ -13,7 +13,7 @@ from tests import tiny
 def test_a_layer_gathers_only_what_saves_more_multiplications(make, heads):
     anatomy = bind(make())
     attention = anatomy.layers[0].attention
-    outputs = sum(module.out_features for module in attention.projections) // attention.groups * heads
+    outputs = sum(len(matrix.weight) for matrix in attention.projections) // attention.groups * heads
     for kept in range(33):
         layer = LayerPlan(tuple(range(heads)), (0, 1), tuple(range(kept)))
         found = gather_where_faster(anatomy, Plan((layer,) * 3)).layers

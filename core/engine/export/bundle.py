@@ -1,6 +1,6 @@
 """A bundle: a folder with everything needed to use a pruned model, and to check that it is whole.
 
-model.safetensors, config.json, tokenizer…   what transformers reads
+model.safetensors, config.json, tokenizer…   what transformers reads; of images, their processor's config
 modeling_neuroprune.py                       how layers of different width are built, for trust_remote_code
 probe.safetensors                            a few inputs with the outputs that the model gave before it was written
 report.json, README.md                       what was measured, and the model card
@@ -15,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Batch
 from core.engine.export import modeling_neuroprune
@@ -24,18 +24,22 @@ from core.engine.tasks import Task
 from core.errors import VerificationError
 from core.version import VERSION
 
+Processor = PreTrainedTokenizerBase | BaseImageProcessor
+"""What makes a model's inputs."""
+
 PROBE_FILE = "probe.safetensors"
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
-    """Write a compacted model with its config, modelling file and tokenizer."""
+def write_model(model: PreTrainedModel, processor: Processor, task: Task, folder: Path) -> None:
+    """Write a compacted model with its config, modelling file and tokenizer or image processor."""
     base, stock = type(model.base_model).__name__, type(model).__name__
     auto_map = {"AutoModel": f"modeling_neuroprune.Pruned{base}"}
     auto_map[task.auto_class.__name__] = f"modeling_neuroprune.Pruned{stock}"
     model.config.auto_map = auto_map
     model.config.neuroprune = {**model.config.neuroprune, "architecture": stock, "task": task.name}
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # Under the modules' own names: older ones are not translated back for classes that are not transformers' own.
+    model.save_pretrained(folder, save_original_format=False)
+    processor.save_pretrained(folder)
     _name_pruned_architecture(folder / "config.json", f"Pruned{stock}")
     modeling_neuroprune.copy_code(folder)
 

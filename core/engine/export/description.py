@@ -39,6 +39,9 @@ class _Attention(_Part):
     output: str
     head_counts: list[str]
     widths: list[str]
+    key_value_head_counts: list[str] = []
+    further_projections: list[str] = []
+    further_inputs: list[str] = []
 
 
 class _Mlp(_Part):
