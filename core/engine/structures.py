@@ -65,15 +65,15 @@ def make_uniform(anatomy: Anatomy, plan: Plan) -> None:
     row, even = uniform_row(anatomy), evened(anatomy, plan)
     shrink(anatomy, even, describe(anatomy, even))
     attention, kept, config = anatomy.layers[0].attention, even.layers[0], anatomy.model.config
-    entries = {row.neurons: len(kept.neurons)}
+    widths = {row.neurons: len(kept.neurons)}
     if row.heads is not None:
-        entries |= {
-            row.heads: len(kept.heads) * attention.queries_per_group,
-            row.key_value_heads: len(kept.heads),
-            row.head_dim: attention.head_dim,
-        }
-    for name, value in entries.items():
-        setattr(config, name, value)
+        widths[row.heads] = len(kept.heads) * attention.queries_per_group
+    if row.key_value_heads is not None:
+        widths[row.key_value_heads] = len(kept.heads)
+    if row.head_dim is not None:
+        widths[row.head_dim] = attention.head_dim
+    for entry, width in widths.items():
+        setattr(config, entry, width)
 
 
 def evened(anatomy: Anatomy, plan: Plan) -> Plan:

@@ -1,8 +1,8 @@
 """Verifies a bundle in a clean process: `python -m core.engine.verify FOLDER` prints its findings as JSON.
 
-The model is loaded as its users will: through our loader, through transformers' Auto classes with the bundle's own
-modelling file, and, where there is one, from ONNX. Each answers the probe, and the largest difference from the
-recorded outputs of the masked model counts.
+The model is loaded as its users will: through our loader, through transformers' Auto classes (with the bundle's own
+modelling file or, where it has none, with nothing of ours), and, where there is one, from ONNX. Each answers the probe,
+and the largest difference from the recorded outputs of the masked model counts.
 """
 
 import json
@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from core.engine.anatomy import bind, count_parameters
 from core.engine.data import Batch
-from core.engine.export.bundle import load_bundle, read_probe
+from core.engine.export.bundle import load_bundle, read_probe, read_task
+from core.engine.export.modeling_neuroprune import MODELING_FILE
 from core.engine.export.onnx import open_session, run_session
-from core.engine.tasks import TASKS, Task
+from core.engine.tasks import Task
 from core.errors import NeuroPruneError, VerificationError
 
 TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4}
@@ -41,10 +42,10 @@ def differences(folder: Path) -> dict[str, float]:
         VerificationError: the bundle cannot be loaded.
     """
     inputs, expected = read_probe(folder)
-    model = load_bundle(folder)
-    task = TASKS[model.config.neuroprune["task"]]
+    model, task = load_bundle(folder), read_task(folder)
     found = {"loader": _largest(_answer(task, model, inputs), expected)}
-    model = task.auto_class.from_pretrained(folder, trust_remote_code=True, local_files_only=True).train(False)
+    own_code = (folder / MODELING_FILE).exists()
+    model = task.auto_class.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True).train(False)
     found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
@@ -61,8 +62,7 @@ def inspect(folder: Path) -> dict[str, float | int | str]:
     Raises:
         VerificationError: the bundle cannot be loaded.
     """
-    model = load_bundle(folder)
-    task = TASKS[model.config.neuroprune["task"]]
+    model, task = load_bundle(folder), read_task(folder)
     inputs, expected = read_probe(folder)
     return {
         "model": type(model).__name__,

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from core.catalog import METHODS
 from core.engine.anatomy import count_parameters
+from core.engine.export.bundle import COMPRESSED_FILE, WEIGHTS_FILE
 from core.engine.measure import LatencyReport
 from core.engine.tasks import TASKS, Metric
 from core.engine.training import uses_bf16
@@ -32,6 +33,8 @@ class Measured:
     model: PreTrainedModel
     encoder_parameters_dense: int
     encoder_parameters_pruned: int
+    masked_parameters: int
+    """Of heads, neurons and in-rows that were pruned, whether they left the weights or stayed as zeros."""
     latency: LatencyReport
     differences: dict[str, float]
     structure: list[dict[str, Any]]
@@ -62,6 +65,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
             "paper": next(m.paper for m in METHODS if m.name == spec.method.name),
             "options": spec.method.model_dump(mode="json", exclude={"name"}),
         },
+        "structure": spec.structure,
         "target": _target(spec, measured),
         "headline_metric": task.headline,
         "metrics": {
@@ -78,10 +82,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, output: Pat
             "encoder": encoder,
             "total": {"dense": count_parameters(measured.dense), "pruned": count_parameters(measured.model)},
         },
-        "size_bytes": {
-            "dense": _saved_size(measured.dense),
-            "pruned": (output / "model.safetensors").stat().st_size,
-        },
+        "size_bytes": _sizes(measured.dense, output),
         "latency_ms": measured.latency.runtimes_as_dict(),
         "latency_setting": measured.latency.setting,
         "verification": {"largest_absolute_difference": measured.differences},
@@ -120,14 +121,22 @@ def _target(spec: JobSpec, measured: Measured) -> dict[str, float | None]:
     includes what was zero in the dense model.
     """
     dense = measured.encoder_parameters_dense
-    removed = 1 - measured.encoder_parameters_pruned / dense
-    zero = sum(layer["zero_weights_in_kept"] for layer in measured.structure) / dense
+    removed = dense - measured.encoder_parameters_pruned
+    zero = sum(layer["zero_weights_in_kept"] for layer in measured.structure) + measured.masked_parameters - removed
     return {
         "requested": spec.target.sparsity if spec.target is not None else None,
-        "achieved": removed + zero,
-        "removed": removed,
-        "zero": zero,
+        "achieved": (removed + zero) / dense,
+        "removed": removed / dense,
+        "zero": zero / dense,
     }
+
+
+def _sizes(dense: PreTrainedModel, output: Path) -> dict[str, int]:
+    """Bytes of the weights as files; `compressed` is the pruned ones' where the bundle holds them so."""
+    sizes = {"dense": _saved_size(dense), "pruned": (output / WEIGHTS_FILE).stat().st_size}
+    if (output / COMPRESSED_FILE).exists():
+        sizes["compressed"] = (output / COMPRESSED_FILE).stat().st_size
+    return sizes
 
 
 def _saved_size(model: PreTrainedModel) -> int:
