@@ -9,7 +9,7 @@ import pytest
 import torch
 import zstandard
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from client.load import load
 from core.engine.anatomy import Anatomy, bind, count_parameters
@@ -107,6 +107,20 @@ def test_a_uniform_model_generates_as_the_masked_one_does():
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     prompt = inputs()["input_ids"]
     assert model.generate(prompt, **options).tolist() == reference.generate(prompt, **options).tolist()
+
+
+def test_a_config_that_leaves_the_width_of_heads_open_says_it_afterwards(tmp_path):
+    """Else what is left of the heads would share the hidden size among themselves."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 48}
+    config = Qwen2Config(**sizes, num_hidden_layers=3, vocab_size=tiny.VOCABULARY)
+    assert not hasattr(config, "head_dim")
+    model = tiny.randomised(Qwen2ForCausalLM(config))
+    plan = uniform_plan(bind(model))
+    expected = outputs(LLAMA, masked(model, plan))
+    give_structure("uniform", bind(model), plan)
+    write_bundle(LLAMA, model, expected, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["head_dim"] == 4
+    assert max(differences(tmp_path).values()) <= 1e-5
 
 
 def test_uneven_layers_get_back_as_many_units_as_the_widest_has():
