@@ -157,6 +157,17 @@ def test_layers_of_one_width_lose_at_least_the_target_and_no_whole_width_more(ma
     assert pruner.sparsity == pruner.removal.final_sparsity
 
 
+def test_every_layer_of_one_width_keeps_a_neuron():
+    anatomy = bind(tiny.bert())
+    neurons, parameters = anatomy.layers[0].mlp.units, anatomy.encoder_parameters
+    most = 3 * (neurons.count - 1) * neurons.cost
+    assert Budget.of(anatomy, most / parameters, uniform=True).counts(1.0)["neurons"] == 3 * (neurons.count - 1)
+    with pytest.raises(
+        UnreachableTargetError, match=rf"uniform BERT model can lose gone it would be {most / parameters:.4f}"
+    ):
+        Budget.of(anatomy, (most + 2) / parameters, uniform=True)
+
+
 def most_heads(anatomy) -> int:
     """Head groups that a layer can lose where all layers are to be alike."""
     return 0 if anatomy.family.model_type == "bert" else anatomy.layers[0].attention.groups - 1
