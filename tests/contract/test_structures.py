@@ -15,6 +15,7 @@ from client.load import load
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.export.bundle import write_manifest
 from core.engine.export.onnx import export_onnx
+from core.engine.loading import check_architecture
 from core.engine.methods.budget import Budget
 from core.engine.pipeline import Inputs, run
 from core.engine.plan import LayerPlan, Plan
@@ -187,6 +188,7 @@ def test_a_uniform_job_removes_at_least_what_was_asked_for(tmp_path):
     config = json.loads((tmp_path / "bundle/config.json").read_text())
     assert config["num_key_value_heads"] == layers[0]["heads"]["kept"]
     assert "trust_remote_code" not in (tmp_path / "bundle/README.md").read_text()
+    check_architecture(tmp_path / "bundle", "causal-lm")  # it can be pruned again
 
 
 def test_a_masked_job_is_offered_compressed(tmp_path):
