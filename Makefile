@@ -14,6 +14,9 @@ BIN := .venv/bin
 # The builds of our own package, which pip runs in environments of their own, read the pins from here too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# Tests run on up to four cores. One file's tests share servers and models, so they stay together.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+
 # Tests of the API are those that are named after it or import it.
 API_TESTS = tests/contract/test_walls.py $(wildcard tests/*/test_api_*.py) \
 	$(shell grep -lE "^ *(from|import) api" tests/*/test_*.py)
@@ -33,7 +36,7 @@ up: install ## start the service on this machine and keep it running
 	@exec $(BIN)/neuroprune up
 
 test: install ## run the tests, all but chaos
-	@$(BIN)/python -m pytest -m "not chaos" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not chaos" $(PARALLEL) $(PYTEST_ARGS)
 
 test-api: .venv-api/installed ## run the tests of the API where there is no torch
 	@.venv-api/bin/python -m pytest -m "not chaos" $(API_TESTS) $(PYTEST_ARGS)

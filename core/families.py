@@ -16,7 +16,12 @@ class AttentionRow:
 
     `core` is the module whose forward maps hidden states to what the layer adds (or to what `output` reads, where
     `output` lies outside of it). `head_counts` and `widths` name live attributes, besides the weights, that the
-    forward reads: how many query heads there are, and their total width.
+    forward reads: how many query heads there are, and their total width; `key_value_head_counts`, how many key-value
+    heads. Where one is an entry of the config, which layers share, a pruned layer gets its own copy of the config.
+
+    Where `query`, `key` and `value` name the same module, they are fused in it: one after the other or, if
+    `interleaved`, head by head, that is, query, key and value of the first head (with grouped-query attention: of the
+    first group), then those of the second.
     """
 
     core: str
@@ -26,13 +31,16 @@ class AttentionRow:
     output: str
     head_counts: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
+    key_value_head_counts: tuple[str, ...] = ()
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MlpRow:
     """MLP of one layer: one `inputs` projection, or two for a gated one (gate, up), and the `output`.
 
-    `activation` is what the model's config calls the function between them.
+    Gate and up are fused, one after the other, where both name the same module. `activation` is the config's entry
+    that says what the (gate's) values pass through.
     """
 
     inputs: tuple[str, ...]
@@ -213,6 +221,67 @@ FAMILIES: tuple[Family, ...] = (
         tasks=_DECODER_TASKS,
         derived=("attn.bias", "attn.masked_bias"),
         uniform=UniformRow(neurons="n_inner"),
+    ),
+    Family(
+        model_type="gpt2",
+        title="GPT-2",
+        layers="h",
+        attention=AttentionRow(
+            core="attn",
+            query="attn.c_attn",
+            key="attn.c_attn",
+            value="attn.c_attn",
+            output="attn.c_proj",
+            head_counts=("attn.num_heads",),
+            widths=("attn.split_size",),
+        ),
+        mlp=MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
+        tasks=_DECODER_TASKS,
+        uniform=UniformRow(neurons="n_inner"),
+    ),
+    Family(
+        model_type="gpt_neox",
+        title="GPT-NeoX",
+        layers="layers",
+        attention=AttentionRow(
+            core="attention",
+            query="attention.query_key_value",
+            key="attention.query_key_value",
+            value="attention.query_key_value",
+            output="attention.dense",
+            interleaved=True,
+        ),
+        mlp=MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
+        tasks=_DECODER_TASKS,
+        uniform=UniformRow(neurons="intermediate_size"),
+    ),
+    Family(
+        model_type="phi3",
+        title="Phi-3",
+        layers="layers",
+        attention=AttentionRow(
+            core="self_attn",
+            query="self_attn.qkv_proj",
+            key="self_attn.qkv_proj",
+            value="self_attn.qkv_proj",
+            output="self_attn.o_proj",
+            head_counts=("self_attn.config.num_attention_heads",),
+            key_value_head_counts=("self_attn.num_key_value_heads",),
+        ),
+        mlp=MlpRow(inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), output="mlp.down_proj"),
+        tasks=_DECODER_TASKS,
+        # The model reads `head_dim`, but its config computes from the number of heads how many factors of its rotary
+        # embedding there have to be.
+        uniform=UniformRow(neurons="intermediate_size"),
+    ),
+    Family(
+        model_type="modernbert",
+        title="ModernBERT",
+        layers="layers",
+        attention=AttentionRow(core="attn", query="attn.Wqkv", key="attn.Wqkv", value="attn.Wqkv", output="attn.Wo"),
+        mlp=MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
+        tasks=_ENCODER_TASKS,
+        uniform=UniformRow(neurons="intermediate_size"),
     ),
 )
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from core.engine.anatomy import Anatomy, bind
 from core.engine.methods import Pruner, Schedule, build_pruner
 from core.jobs.methods import Method, takes_target
-from tests import tiny
+from tests import tiny, tiny_families
 
 LEARNING_RATE = 1e-2
 STEPS = 10
@@ -52,6 +52,12 @@ CASES = [
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.granularity}")
 every_gradual_method = pytest.mark.parametrize("case", GRADUAL, ids=lambda case: f"{case.name}-{case.granularity}")
 every_model = pytest.mark.parametrize("make", [tiny.bert_classifier, tiny.llama], ids=["bert", "llama"])
+every_storage = pytest.mark.parametrize(
+    "make",
+    [tiny.bert_classifier, tiny.llama, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3],
+    ids=["bert", "llama", "gpt2", "gpt_neox", "phi3"],
+)
+"""Projections apart and fused, in parts and head by head, as [out, in] and as [in, out]."""
 
 
 def loss_of(model: PreTrainedModel, step: int) -> Tensor:
@@ -120,6 +126,6 @@ def check_target(case: Case, pruner: Pruner, sparsity: float) -> None:
 def plant_twins(anatomy: Anatomy, layer: int, heads: list[int]) -> None:
     """Let heads of a layer compute the same; what they write stays different."""
     for part in anatomy.layers[layer].attention.units.reads:
-        by_unit = part.by_unit(part.parameter.data)
+        by_unit = part.values
         for head in heads[1:]:
             by_unit[head] = by_unit[heads[0]]

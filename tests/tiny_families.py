@@ -47,12 +47,37 @@ SIZES: dict[str, dict[str, Any]] = {
         "window_size": WINDOW,
     },
     "gptj": {"n_inner": 48, "rotary_dim": 4},
+    "gpt2": {"n_inner": 48},
+    "gpt_neox": {"intermediate_size": 48},
+    "phi3": LLAMA | {"original_max_position_embeddings": 64},
+    "modernbert": {
+        "intermediate_size": 48,
+        "global_attn_every_n_layers": 2,
+        "local_attention": 2 * WINDOW,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    },
 }
 """By `model_type`: what its config calls the MLP's width, and what else sets the family apart."""
 
 
-def model(model_type: str, task: str) -> PreTrainedModel:
+def model(model_type: str, task: str, deviation: float = 0.4) -> PreTrainedModel:
     """Every parameter random, and large enough for each to show in a single number; eval mode."""
     options = {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
     config = AutoConfig.for_model(model_type, **COMMON | SIZES[model_type] | options)
-    return tiny.randomised(TASKS[task].auto_class.from_config(config), deviation=0.4)
+    return tiny.randomised(TASKS[task].auto_class.from_config(config), deviation=deviation)
+
+
+def gpt2() -> PreTrainedModel:
+    """Fused query, key and value, all weights stored the other way round."""
+    return model("gpt2", "causal-lm", deviation=0.2)
+
+
+def gpt_neox() -> PreTrainedModel:
+    """Query, key and value fused head by head."""
+    return model("gpt_neox", "causal-lm", deviation=0.2)
+
+
+def phi3() -> PreTrainedModel:
+    """Eight query heads on four key-value heads, fused one after the other; gate and up fused."""
+    return model("phi3", "causal-lm", deviation=0.2)

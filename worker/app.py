@@ -23,13 +23,12 @@ app.conf.update(
     task_acks_late=False,
     task_publish_retry=False,
     task_time_limit=None,  # the run timeout is the supervisor's
-    worker_pool="prefork",
+    # The job has a process of its own: the pool needs none, and a thread cannot get lost.
+    worker_pool="threads",
     worker_concurrency=1,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # Celery would sleep this long, task or no task, before it tells the supervisor to give its job back.
-    worker_soft_shutdown_timeout=0,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_transport_options={

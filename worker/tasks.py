@@ -1,13 +1,12 @@
 """The one Celery task: supervise a job. It brings no torch into the worker's process."""
 
 import os
-import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from types import FrameType
+from typing import Any
+
+from celery.signals import worker_shutting_down
 
 from core.db import create_engine
 from core.dispatch import TASK_NAME, Dispatcher
@@ -17,42 +16,35 @@ from core.storage import Storage
 from worker.app import app
 from worker.supervisor import Supervisor
 
+_stopping = threading.Event()
+
+
+def _stop(**_: Any) -> None:
+    _stopping.set()
+
+
+# Celery says so when it is asked to end, and then waits for the task.
+worker_shutting_down.connect(_stop, weak=False)
+
 
 @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run the job to its end, or give it back when the worker is told to stop."""
     settings = get_settings()
-    with stop_signals() as stopping:
-        supervisor = Supervisor(
-            open_store(settings),
-            Storage(settings.storage_url),
-            open_dispatcher(settings),
-            settings,
-            owner=f"{socket.gethostname()}:{os.getpid()}",
-            should_stop=stopping.is_set,
-        )
-        supervisor.run(job_id)
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Within, the signals that ask this process to end set the event instead."""
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGQUIT)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    supervisor = Supervisor(
+        open_store(settings),
+        Storage(settings.storage_url),
+        open_dispatcher(settings),
+        settings,
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+        should_stop=_stopping.is_set,
+    )
+    supervisor.run(job_id)
 
 
 @lru_cache
 def open_store(settings: Settings) -> JobStore:
-    """The store of this process: connections must not cross a fork, so it is opened by the first job."""
+    """The store of this process, opened by the first job."""
     engine = create_engine(settings.database_url)
     return JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
 

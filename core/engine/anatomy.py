@@ -8,8 +8,10 @@ simply one head. Methods that remove single weights see the same blocks as `Matr
 Shapes: h hidden size, D head dim, G head groups, Q query heads a group, N neurons.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Literal, cast
 
 import torch
@@ -23,30 +25,88 @@ from core.families import Family, family_of
 Kind = Literal["heads", "neurons", "inputs"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons", "inputs")
 
+Projection = nn.Linear | Conv1D
+
+
+def _oriented(module: nn.Module, stored: Tensor) -> Tensor:
+    """A weight as [out, in], whichever way round its module stores it; a bias as it is."""
+    return stored.T if isinstance(module, Conv1D) and stored.ndim == 2 else stored
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where along a dimension units lie: unit u has the `block` entries from `start + u * stride` on."""
+
+    count: int
+    block: int
+    start: int
+    stride: int
+
+    def split(self, tensor: Tensor, dim: int) -> Tensor:
+        """View with the units in front and their entries at `dim` + 1; writes go through."""
+        region = tensor.movedim(dim, 0)[self.start : self.start + self.count * self.stride]
+        # An empty dimension has no windows.
+        if self.count:
+            units = region.unfold(0, self.block, self.stride).movedim(-1, 1)
+        else:
+            units = region.reshape(0, self.block, *region.shape[1:])
+        return units.movedim(1, dim + 1)
+
+    def index(self, units: Tensor) -> Tensor:
+        """Positions along the dimension that belong to `units`, [len(units) * block]."""
+        entries = torch.arange(self.block, device=units.device)
+        return (self.start + units[:, None] * self.stride + entries).flatten()
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The part of one parameter that belongs to units: `block` consecutive entries a unit along `dim`."""
+    """The part of one parameter that belongs to units: along `dim` of [out, in], or of a bias [out]."""
 
-    module: nn.Linear
+    module: Projection
     name: Literal["weight", "bias"]
     dim: int
-    block: int
+    layout: Layout
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The live parameter; looked up anew because training may replace it."""
+        """The live parameter, as stored; looked up anew because training may replace it."""
         return cast(nn.Parameter, getattr(self.module, self.name))
 
-    def by_unit(self, tensor: Tensor) -> Tensor:
-        """View `tensor`, shaped like the parameter, as [units, block, …]; writes go through."""
-        shape = tensor.shape
-        split = tensor.view(*shape[: self.dim], shape[self.dim] // self.block, self.block, *shape[self.dim + 1 :])
-        return split.movedim(self.dim, 0)
+    @property
+    def stored_dim(self) -> int:
+        """`dim` of the parameter as stored."""
+        return 1 - self.dim if isinstance(self.module, Conv1D) and self.name == "weight" else self.dim
 
-    def index(self, units: Tensor) -> Tensor:
-        """Positions along `dim` that belong to `units`, [len(units) * block]."""
-        return (units[:, None] * self.block + torch.arange(self.block, device=units.device)).flatten()
+    @property
+    def values(self) -> Tensor:
+        """Live view of the parameter by unit, without gradient; writes go through."""
+        return self.by_unit(self.parameter.data)
+
+    @property
+    def cost(self) -> int:
+        """Entries of one unit."""
+        sizes = _oriented(self.module, self.parameter.data).shape
+        return self.layout.block * prod(size for dim, size in enumerate(sizes) if dim != self.dim)
+
+    def by_unit(self, tensor: Tensor) -> Tensor:
+        """View `tensor`, shaped like the parameter, as [units, block, in] or [units, out, block]; writes go through.
+
+        A bias becomes [units, block].
+        """
+        return self.layout.split(_oriented(self.module, tensor), self.dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows that a projection, or one of those fused in a single module, has for each unit."""
+
+    weight: Slice
+    bias: Slice | None
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The weight, and the bias if there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +136,13 @@ class Units:
     @property
     def cost(self) -> int:
         """Parameters of one unit, with all units of other kinds there."""
-        return sum(s.parameter.numel() for s in self.slices) // self.count if self.count else 0
+        return sum(s.cost for s in self.slices) if self.count else 0
 
     @torch.no_grad()
     def zero_(self, removed: Tensor) -> None:
         """Set everything that belongs to the units marked in `removed` (bool, [count]) to zero, in place."""
         for part in self.slices:
-            part.by_unit(part.parameter.data)[removed.to(part.parameter.device)] = 0
+            part.values[removed.to(part.parameter.device)] = 0
 
     @torch.no_grad()
     def hold_(self, kept: Tensor) -> None:
@@ -91,56 +151,68 @@ class Units:
         A product is several times faster than an assignment at indices, and this is done after every step.
         """
         for part in self.slices:
-            by_unit = part.by_unit(part.parameter.data)
+            by_unit = part.values
             factor = kept.to(by_unit.device, by_unit.dtype)
             by_unit.mul_(factor.view(-1, *[1] * (by_unit.dim() - 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A projection's weights as single connections: [out, in], whatever way round the module stores them."""
+    """The weights that one module holds, of a projection or of several fused ones, as single connections [out, in]."""
 
-    module: nn.Module
+    module: Projection
 
     @property
     def weight(self) -> Tensor:
         """Live view [out, in] without gradient; writes go through."""
-        return self._oriented(self.parameter.data)
+        return _oriented(self.module, self.parameter.data)
+
+    @property
+    def differentiable(self) -> Tensor:
+        """Live view [out, in] through which gradients flow."""
+        return _oriented(self.module, self.parameter)
 
     @property
     def gradient(self) -> Tensor | None:
         """View [out, in] of the gradient, if there is one."""
-        return None if self.parameter.grad is None else self._oriented(self.parameter.grad)
+        return None if self.parameter.grad is None else _oriented(self.module, self.parameter.grad)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Live bias [out] without gradient, if there is one."""
+        return None if self.module.bias is None else self.module.bias.data
 
     @property
     def parameter(self) -> nn.Parameter:
         """The live parameter, as stored."""
         return cast(nn.Parameter, self.module.weight)
 
-    def _oriented(self, stored: Tensor) -> Tensor:
-        return stored.T if isinstance(self.module, Conv1D) else stored
+
+def _matrices(parts: tuple[Part, ...]) -> tuple[Matrix, ...]:
+    """The matrices of several parts, fused ones once."""
+    return tuple(dict.fromkeys(Matrix(part.weight.module) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Attention of one layer: q, k, v project h → heads * D, the output projects back."""
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
+    query: Part
+    key: Part
+    value: Part
+    output: Matrix
     head_dim: int
     units: Units
     inputs: Units
 
     @property
-    def projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-        """Query, key and value."""
-        return self.query, self.key, self.value
+    def projections(self) -> tuple[Matrix, ...]:
+        """Query, key and value, or the one matrix in which they are fused."""
+        return _matrices((self.query, self.key, self.value))
 
     def removed_parameters(self, heads: int, inputs: int) -> int:
         """Parameters that go with so many head groups and in-rows; where they cross, they count once."""
-        rows_a_head = sum(s.block for s in self.units.reads if s.name == "weight")
+        rows_a_head = sum(part.weight.layout.block for part in (self.query, self.key, self.value))
         return heads * self.units.cost + inputs * self.inputs.cost - heads * inputs * rows_a_head
 
     @property
@@ -151,16 +223,21 @@ class Attention:
     @property
     def queries_per_group(self) -> int:
         """Query heads Q that share one key-value head."""
-        return self.query.out_features // self.key.out_features if self.key.out_features else 1
+        return self.query.weight.layout.block // self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """MLP of one layer: one input projection h → N, or two (gate, up), and the output N → h."""
+    """MLP of one layer: one projection h → N, or two whose product counts (gate, up), and the output N → h."""
 
-    inputs: tuple[nn.Linear, ...]
-    output: nn.Linear
+    factors: tuple[Part, ...]
+    output: Matrix
     units: Units
+
+    @property
+    def inputs(self) -> tuple[Matrix, ...]:
+        """The matrices of `factors`: gate and up may be fused in one."""
+        return _matrices(self.factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +254,9 @@ class Layer:
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Query, key, value, attention output, MLP inputs, MLP output."""
+        """Query, key and value (or all in one), attention output, MLP inputs, MLP output; each weight once."""
         attention, mlp = self.attention, self.mlp
-        return tuple(Matrix(m) for m in (*attention.projections, attention.output, *mlp.inputs, mlp.output))
+        return (*attention.projections, attention.output, *mlp.inputs, mlp.output)
 
 
 @dataclass(frozen=True)
@@ -235,56 +312,98 @@ def bind(model: PreTrainedModel) -> Anatomy:
 
     Raises:
         UnknownFamilyError: no row for this architecture.
-        InvalidModelError: the row does not fit the model (a projection is missing, is not an `nn.Linear`, or cannot be
-            divided into heads).
+        InvalidModelError: the row does not fit the model (a projection is missing, is neither an `nn.Linear` nor a
+            `Conv1D`, or cannot be divided into heads).
     """
     family = family_of(model.config.model_type)
     stack = model.base_model.get_submodule(family.layers)
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    queries = config.num_attention_heads // key_value_heads
     layers = tuple(
-        Layer(_attention(layer, family, index, head_dim), _mlp(layer, family, index))
+        Layer(_attention(layer, family, index, head_dim, queries), _mlp(layer, family, index))
         for index, layer in enumerate(stack.children())
     )
     return Anatomy(model, family, layers)
 
 
-def _linear(layer: nn.Module, path: str) -> nn.Linear:
+def _projection(layer: nn.Module, path: str) -> Matrix:
     try:
         module = layer.get_submodule(path)
     except AttributeError:
         raise InvalidModelError(f"The model's layers have no {path!r}.", param="/model") from None
-    if not isinstance(module, nn.Linear):
-        raise InvalidModelError(f"{path!r} is a {type(module).__name__}, not a Linear layer.", param="/model")
-    return module
-
-
-def _slices(module: nn.Linear, dim: int, block: int) -> tuple[Slice, ...]:
-    weight = Slice(module, "weight", dim, block)
-    return (weight,) if module.bias is None or dim == 1 else (weight, Slice(module, "bias", 0, block))
-
-
-def _attention(layer: nn.Module, family: Family, index: int, head_dim: int) -> Attention:
-    row = family.attention
-    query, key, value, output = (_linear(layer, path) for path in (row.query, row.key, row.value, row.output))
-    widths = (query.out_features, key.out_features, value.out_features)
-    if head_dim < 1 or any(width % head_dim for width in widths) or widths[0] % max(1, widths[1]):
+    if not isinstance(module, nn.Linear | Conv1D):
         raise InvalidModelError(
-            f"Layer {index}: query, key and value projections of widths {widths} cannot be divided into heads of "
-            f"{head_dim}.",
-            param="/model",
+            f"{path!r} is a {type(module).__name__}, neither a Linear layer nor a Conv1D.", param="/model"
         )
-    groups = key.out_features // head_dim
-    query_block = query.out_features // groups if groups else head_dim
-    reads = (*_slices(query, 0, query_block), *_slices(key, 0, head_dim), *_slices(value, 0, head_dim))
-    units = Units(index, "heads", groups, reads, (Slice(output, "weight", 1, query_block),))
-    columns = tuple(Slice(module, "weight", 1, 1) for module in (query, key, value))
-    inputs = Units(index, "inputs", query.in_features, columns, ())
-    return Attention(query, key, value, output, head_dim, units, inputs)
+    return Matrix(module)
+
+
+def _divide(
+    layer: nn.Module, paths: tuple[str, ...], blocks: tuple[int, ...], problem: str, *, interleaved: bool = False
+) -> tuple[Part, ...]:
+    """The rows of each projection that belong to each unit, `blocks` a unit.
+
+    Args:
+        layer: One transformer layer.
+        paths: One for each projection; one that comes more than once is that of a module in which they are fused.
+        blocks: Rows a unit of each projection.
+        problem: What to say, with a place for the widths, where the rows are not as many.
+        interleaved: Fused projections come unit by unit, not one after the other.
+
+    Raises:
+        InvalidModelError: there are not as many units in each projection.
+    """
+    sizes: Counter[str] = Counter()
+    for path, block in zip(paths, blocks, strict=True):
+        sizes[path] += block
+    matrices = {path: _projection(layer, path) for path in sizes}
+    widths = tuple(len(matrix.weight) for matrix in matrices.values())
+    count = widths[0] // sizes[paths[0]] if min(blocks) > 0 else 0
+    if widths != tuple(count * size for size in sizes.values()):
+        raise InvalidModelError(problem.format(widths), param="/model")
+    parts, ahead = [], Counter[str]()
+    for path, block in zip(paths, blocks, strict=True):
+        start = ahead[path] if interleaved else count * ahead[path]
+        layout = Layout(count, block, start, stride=sizes[path] if interleaved else block)
+        module = matrices[path].module
+        bias = None if module.bias is None else Slice(module, "bias", 0, layout)
+        parts.append(Part(Slice(module, "weight", 0, layout), bias))
+        ahead[path] += block
+    return tuple(parts)
+
+
+def _attention(layer: nn.Module, family: Family, index: int, head_dim: int, queries: int) -> Attention:
+    row = family.attention
+    blocks = (queries * head_dim, head_dim, head_dim)
+    problem = (
+        f"Layer {index}: query, key and value projections of widths {{}} cannot be divided into heads of {head_dim}."
+    )
+    parts = _divide(layer, (row.query, row.key, row.value), blocks, problem, interleaved=row.interleaved)
+    query, key, value = parts
+    output = _projection(layer, row.output)
+    groups = query.weight.layout.count
+    reads = tuple(part for projection in parts for part in projection.slices)
+    written = Slice(output.module, "weight", 1, Layout(groups, blocks[0], 0, blocks[0]))
+    units = Units(index, "heads", groups, reads, (written,))
+    return Attention(query, key, value, output, head_dim, units, _inputs(index, parts))
+
+
+def _inputs(index: int, parts: tuple[Part, ...]) -> Units:
+    """The in-rows of an attention: the columns of its projections."""
+    matrices = _matrices(parts)
+    count = matrices[0].weight.shape[1]
+    columns = tuple(Slice(matrix.module, "weight", 1, Layout(count, 1, 0, 1)) for matrix in matrices)
+    return Units(index, "inputs", count, columns, ())
 
 
 def _mlp(layer: nn.Module, family: Family, index: int) -> Mlp:
-    inputs = tuple(_linear(layer, path) for path in family.mlp.inputs)
-    output = _linear(layer, family.mlp.output)
-    reads = tuple(part for module in inputs for part in _slices(module, 0, 1))
-    return Mlp(inputs, output, Units(index, "neurons", output.in_features, reads, (Slice(output, "weight", 1, 1),)))
+    paths = family.mlp.inputs
+    problem = f"Layer {index}: the MLP's input projections have the widths {{}}; they must be alike."
+    factors = _divide(layer, paths, (1,) * len(paths), problem)
+    output = _projection(layer, family.mlp.output)
+    neurons = factors[0].weight.layout.count
+    reads = tuple(part for factor in factors for part in factor.slices)
+    written = Slice(output.module, "weight", 1, Layout(neurons, 1, 0, 1))
+    return Mlp(factors, output, Units(index, "neurons", neurons, reads, (written,)))

@@ -94,6 +94,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
     Raises:
         InvalidModelError: it is not one that transformers accepts.
+        UnknownFamilyError: the architecture is not supported.
     """
     with blaming_the_model("config.json cannot be used"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Attention, Layer, Matrix, Mlp, Slice
+from core.engine.anatomy import Anatomy, Attention, Layer, Mlp, Slice
 from core.engine.methods.neuroprune.redundancy import distances, head_matrix, representatives
 from core.engine.plan import Plan
 
@@ -80,7 +80,7 @@ def neuron_degrees(mlp: Mlp, epsilon: float) -> Degrees:
     """
     weights = [part for part in mlp.units.slices if part.name == "weight"]
     connections = sum(_count(part, epsilon) for part in weights)
-    possible = sum(part.parameter.numel() // mlp.units.count for part in weights) if mlp.units.count else 0
+    possible = sum(part.cost for part in weights)
     return Degrees(np.asarray(connections, dtype=np.int64), np.full(mlp.units.count, possible))
 
 
@@ -90,7 +90,7 @@ def row_degrees(mlp: Mlp, epsilon: float) -> Degrees:
 
     Unlike eq. 1 a row may have none: the floor there only keeps the penalty finite.
     """
-    weights = [Matrix(module).weight for module in (*mlp.inputs, mlp.output)]
+    weights = [matrix.weight for matrix in (*mlp.inputs, mlp.output)]
     connections = [(weight.abs() >= epsilon).sum(1).cpu().numpy() for weight in weights]
     possible = [np.full(weight.shape[0], weight.shape[1]) for weight in weights]
     return Degrees(np.concatenate(connections), np.concatenate(possible))
@@ -115,7 +115,7 @@ def head_graph(attention: Attention, kept: Tensor, theta: float) -> HeadGraph:
 def head_importance(attention: Attention) -> Tensor:
     """Sum of |W_O| over the weights that leave each head (group), figure 7's measure, [k]."""
     (output,) = attention.units.writes
-    return output.by_unit(output.parameter).flatten(1).abs().sum(1).cpu()
+    return output.values.flatten(1).abs().sum(1).cpu()
 
 
 def removed_importance(dense: Anatomy, plan: Plan) -> float | None:
@@ -139,17 +139,19 @@ def removed_importance(dense: Anatomy, plan: Plan) -> float | None:
 @torch.no_grad()
 def zero_shares(layer: Layer) -> dict[str, float]:
     """Share of weights that are zero, 0 … 1, by kind of matrix (`MATRIX_KINDS`); gated: of both inputs together."""
-    query, key, value, output, *inputs, mlp_output = layer.matrices
-    kinds = ([query], [key], [value], [output], inputs, [mlp_output])
-    return {name: _zero_share(matrices) for name, matrices in zip(MATRIX_KINDS, kinds, strict=True)}
+    attention, mlp = layer.attention, layer.mlp
+    parts: list[tuple[Slice, ...]] = [(part.weight,) for part in (attention.query, attention.key, attention.value)]
+    parts += [attention.units.writes, tuple(part.weight for part in mlp.factors), mlp.units.writes]
+    return {name: _zero_share(slices) for name, slices in zip(MATRIX_KINDS, parts, strict=True)}
 
 
-def _zero_share(matrices: list[Matrix]) -> float:
-    entries = sum(matrix.weight.numel() for matrix in matrices)
-    return sum(int((matrix.weight == 0).sum()) for matrix in matrices) / entries if entries else 0.0
+def _zero_share(slices: tuple[Slice, ...]) -> float:
+    weights = [part.values for part in slices]
+    entries = sum(weight.numel() for weight in weights)
+    return sum(int((weight == 0).sum()) for weight in weights) / entries if entries else 0.0
 
 
 def _count(part: Slice, epsilon: float) -> NDArray[np.int64]:
     """Connections that each unit has in this slice."""
-    counts: NDArray[np.int64] = (part.by_unit(part.parameter).abs() >= epsilon).flatten(1).sum(1).cpu().numpy()
+    counts: NDArray[np.int64] = (part.values.abs() >= epsilon).flatten(1).sum(1).cpu().numpy()
     return counts

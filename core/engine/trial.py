@@ -75,7 +75,7 @@ def _check_heads(anatomy: Anatomy) -> None:
     config = anatomy.model.config
     for number, layer in enumerate(anatomy.layers):
         asked = config.num_attention_heads * layer.attention.head_dim
-        width = layer.attention.query.out_features
+        width = layer.attention.groups * layer.attention.queries_per_group * layer.attention.head_dim
         if width != asked:
             raise InvalidModelError(
                 f"Layer {number}: the query projection is {width} wide; config.json asks for "

@@ -78,12 +78,12 @@ def test_a_killed_child_is_tried_again_and_the_worker_lives(stack, endless):
     assert_worker_does_a_job(stack)
 
 
-@pytest.mark.parametrize("victim", ["supervisor", "worker"])
-def test_a_job_whose_worker_is_killed_is_taken_over(stack, endless, victim):
+def test_a_job_whose_worker_is_killed_is_taken_over(stack, endless):
     job_id = stack.submit(endless)
     stack.training(job_id)
-    child = stack.runner_pid(job_id)
-    os.kill(parent_of(child) if victim == "supervisor" else stack.stack.service("worker").pid, signal.SIGKILL)
+    worker = stack.stack.service("worker").pid
+    assert parent_of(stack.runner_pid(job_id)) == worker
+    os.kill(worker, signal.SIGKILL)
     wait_for(lambda: not runners(job_id), 5)
     job = stack.training(job_id, attempt=2)
     assert job["status"] == "running"

@@ -90,7 +90,7 @@ def left_to_neurons(anatomy, sparsity, in_rows):
     layer = anatomy.layers[0]
     hidden, inputs = layer.attention.inputs.count, int(in_rows * layer.attention.inputs.count + 0.5)
     head_dim, queries = layer.attention.head_dim, layer.attention.queries_per_group
-    biases = (queries + 2) * head_dim if layer.attention.query.bias is not None else 0
+    biases = (queries + 2) * head_dim if layer.attention.query.bias else 0
     rows, columns = (queries + 2) * head_dim, queries * head_dim
     for heads in range(13):
         gone = heads * (rows * hidden + biases + columns * hidden) + (12 - heads) * rows * inputs

@@ -36,6 +36,7 @@ def opt():
 
 
 MODELS = [tiny.bert_classifier, tiny.llama, biased_llama, llama_with_value_bias_only, opt]
+MODELS += [tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
 
 
 def disconnect(anatomy, seed):
@@ -55,23 +56,29 @@ def is_free(contributions, has_bias):
     return constant and (has_bias or not contributions.any())
 
 
+def computed(part, inputs):
+    """What a projection's rows give, [inputs, units, block]."""
+    values = torch.einsum("ubi,ni->nub", part.weight.values, inputs)
+    return values if part.bias is None else values + part.bias.values
+
+
 def free_heads(attention):
     """By trying: on a single token attention passes on its value."""
-    inputs = torch.randn(16, attention.query.in_features, generator=torch.Generator().manual_seed(0))
-    values = attention.value(inputs).view(16, attention.groups, 1, attention.head_dim)
+    inputs = torch.randn(16, attention.inputs.count, generator=torch.Generator().manual_seed(0))
+    values = computed(attention.value, inputs)[:, :, None]
     values = values.expand(-1, -1, attention.queries_per_group, -1).flatten(2)[:, :, None]
-    writes = attention.units.writes[0].by_unit(attention.output.weight.data)
+    writes = attention.units.writes[0].values
     has_bias = attention.output.bias is not None
     return {g for g in range(attention.groups) if is_free((values[:, g] * writes[g]).sum(-1), has_bias)}
 
 
 def free_neurons(mlp, activation):
-    inputs = torch.randn(16, mlp.inputs[0].in_features, generator=torch.Generator().manual_seed(0))
-    values = activation(mlp.inputs[0](inputs))
-    for module in mlp.inputs[1:]:
-        values = values * module(inputs)
+    inputs = torch.randn(16, mlp.inputs[0].weight.shape[1], generator=torch.Generator().manual_seed(0))
+    values = activation(computed(mlp.factors[0], inputs).squeeze(2))
+    for factor in mlp.factors[1:]:
+        values = values * computed(factor, inputs).squeeze(2)
     has_bias = mlp.output.bias is not None
-    weight = mlp.output.weight.data
+    weight = mlp.output.weight
     return {n for n in range(mlp.units.count) if is_free(values[:, n, None] * weight[:, n], has_bias)}
 
 

@@ -13,7 +13,7 @@ from core.engine.methods.neuroprune.criterion import SALIENCY_DECAY, NeuroPruneC
 from core.engine.methods.random import RandomCriterion
 from core.jobs.methods import NeuroPrune
 from tests import tiny
-from tests.pruning import every_model, loss_of, plant_twins
+from tests.pruning import every_storage, loss_of, plant_twins
 
 KEPT_SHARE = 0.7
 
@@ -28,8 +28,9 @@ def belongings(units):
     for part in units.slices:
         shape = part.parameter.shape
         for flat in range(part.parameter.numel()):
-            along = np.unravel_index(flat, shape)[part.dim]
-            found[along // part.block].append((part.parameter, flat))
+            unit, place = divmod(np.unravel_index(flat, shape)[part.stored_dim] - part.layout.start, part.layout.stride)
+            if 0 <= unit < units.count and place < part.layout.block:
+                found[unit].append((part.parameter, flat))
     return found
 
 
@@ -41,7 +42,7 @@ def entry(tensor, flat):
     return float(tensor.detach().flatten()[flat])
 
 
-@every_model
+@every_storage
 @pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
 @pytest.mark.parametrize(("criterion", "power"), [(MagnitudeCriterion, 2), (lambda a: L1Criterion(a, 0.1), 1)])
 def test_magnitude_of_a_unit_is_the_norm_of_all_that_belongs_to_it(make, kind, criterion, power):
@@ -53,7 +54,7 @@ def test_magnitude_of_a_unit_is_the_norm_of_all_that_belongs_to_it(make, kind, c
     np.testing.assert_allclose(found.numpy(), as_multiples_of_the_mean(norms, kept), rtol=1e-5)
 
 
-@every_model
+@every_storage
 @pytest.mark.parametrize("criterion", [MagnitudeCriterion, lambda anatomy: L1Criterion(anatomy, 0.1)])
 def test_magnitude_of_a_weight_is_its_absolute_value(make, criterion):
     anatomy = bind(make())
@@ -76,7 +77,7 @@ def test_l1_shrinks_every_projection_weight_alike():
         np.testing.assert_allclose(parameter.detach().numpy(), expected, atol=1e-7)
 
 
-@every_model
+@every_storage
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 def test_importance_of_a_unit_mixes_magnitude_and_sensitivity(make, share, kind):
@@ -99,7 +100,7 @@ def test_importance_of_a_unit_mixes_magnitude_and_sensitivity(make, share, kind)
     np.testing.assert_allclose(criterion.unit_scores(position, kept).numpy(), expected, rtol=1e-4)
 
 
-@every_model
+@every_storage
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_importance_of_a_weight_mixes_magnitude_and_sensitivity(make, share):
     model = make()
@@ -109,7 +110,7 @@ def test_importance_of_a_weight_mixes_magnitude_and_sensitivity(make, share):
     criterion.observe()
     for position, matrix in enumerate(anatomy.matrices):
         kept = some_kept(matrix.weight.shape)
-        weights, slopes = matrix.weight.flatten().tolist(), matrix.parameter.grad.flatten().tolist()
+        weights, slopes = matrix.weight.flatten().tolist(), matrix.gradient.flatten().tolist()
         expected = (1 - share) * as_multiples_of_the_mean([abs(w) for w in weights], kept.flatten())
         sensitivity = [abs(w * g) for w, g in zip(weights, slopes, strict=True)]
         expected += share * as_multiples_of_the_mean(sensitivity, kept.flatten())
@@ -128,7 +129,7 @@ def scaled_loss(model, units, unit, factor):
     return loss
 
 
-@every_model
+@every_storage
 @pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
 def test_saliency_is_the_squared_slope_of_the_loss_in_a_units_scale(make, kind):
     """A step as large as fp32 needs: Llama's norms compute in it whatever the model's type."""
@@ -149,7 +150,7 @@ def test_saliency_is_the_squared_slope_of_the_loss_in_a_units_scale(make, kind):
     np.testing.assert_allclose(criterion.unit_scores(position, kept).numpy(), expected, rtol=1e-5)
 
 
-@every_model
+@every_storage
 @pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
 def test_without_importance_the_poorly_connected_matter_least(make, kind):
     """In-strength times out-strength; an in-row has no output of its own."""
@@ -165,7 +166,7 @@ def test_without_importance_the_poorly_connected_matter_least(make, kind):
     np.testing.assert_allclose(found.numpy(), as_multiples_of_the_mean(worth, kept), rtol=1e-5)
 
 
-@every_model
+@every_storage
 def test_neuroprune_weighs_single_weights_by_what_they_attach_to(make):
     epsilon = 0.1
     anatomy = bind(make())
@@ -173,18 +174,19 @@ def test_neuroprune_weighs_single_weights_by_what_they_attach_to(make):
     for index, layer in enumerate(anatomy.layers):
         attention, mlp = layer.attention, layer.mlp
         group = [
-            sum(abs(float(w)) for module in attention.projections for w in module.weight.detach()[:, i])
-            for i in range(attention.query.in_features)
+            sum(abs(float(w)) for matrix in attention.projections for w in matrix.weight[:, i])
+            for i in range(attention.inputs.count)
         ]
-        reading = [module.weight.detach() for module in mlp.inputs]
-        writing = mlp.output.weight.detach()
+        reading = [weight for matrix in mlp.inputs for weight in matrix.weight.split(mlp.units.count)]
+        writing = mlp.output.weight
         degree = []
         for neuron in range(mlp.units.count):
             shares = [np.mean([abs(float(w)) >= epsilon for w in weight[neuron]]) for weight in reading]
             shares.append(np.mean([abs(float(w)) >= epsilon for w in writing[:, neuron]]))
             degree.append(np.mean(shares))
-        nothing, reads, writes = np.ones((1, 1)), np.array(degree)[:, None], np.array(degree)[None]
-        factors = [np.sqrt(group)[None]] * 3 + [nothing] + [reads] * len(reading) + [writes]
+        nothing, writes = np.ones((1, 1)), np.array(degree)[None]
+        reads = np.tile(np.array(degree), len(reading) // len(mlp.inputs))[:, None]
+        factors = [np.sqrt(group)[None]] * len(attention.projections) + [nothing] + [reads] * len(mlp.inputs) + [writes]
         for place, (matrix, factor) in enumerate(zip(layer.matrices, factors, strict=True)):
             scores = (np.abs(matrix.weight.numpy()) * factor).flatten()
             kept = some_kept(matrix.weight.shape)
@@ -193,7 +195,7 @@ def test_neuroprune_weighs_single_weights_by_what_they_attach_to(make):
             np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-4)
 
 
-@every_model
+@every_storage
 def test_a_redundant_head_goes_first_and_is_merged(make):
     """The least important of all goes only where none is redundant, or where that is not asked for."""
     gone = {}

@@ -12,7 +12,7 @@ from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.neuroprune.redundancy import representatives
 from core.jobs.methods import NeuroPrune
 from tests import tiny
-from tests.pruning import adamw, every_model, plant_twins, take_step
+from tests.pruning import adamw, every_storage, plant_twins, take_step
 
 ALPHA, BETA, EPSILON = 1e-3, 1e-2, 0.05
 
@@ -45,7 +45,7 @@ def group_sparsity(matrices):
     return total, gradients
 
 
-@every_model
+@every_storage
 def test_the_penalty_and_its_gradient_equal_the_loops(make):
     model = make()
     pruner = faithful(model)
@@ -54,23 +54,22 @@ def test_the_penalty_and_its_gradient_equal_the_loops(make):
     penalty.backward()
     expected, gradients = 0.0, {}
     for layer in pruner.anatomy.layers:
-        for module in (*layer.mlp.inputs, layer.mlp.output):
-            value, gradient = preferential_attachment(module.weight.detach().double().numpy())
+        for matrix in (*layer.mlp.inputs, layer.mlp.output):
+            value, gradient = preferential_attachment(matrix.weight.double().numpy())
             expected += ALPHA * value
-            gradients[module.weight] = ALPHA * gradient
-        weights = [module.weight for module in layer.attention.projections]
-        value, found = group_sparsity([weight.detach().double().numpy() for weight in weights])
+            gradients[matrix] = ALPHA * gradient
+        matrices = layer.attention.projections
+        value, found = group_sparsity([matrix.weight.double().numpy() for matrix in matrices])
         expected += BETA * value
-        gradients |= {weight: BETA * gradient for weight, gradient in zip(weights, found, strict=True)}
+        gradients |= {matrix: BETA * gradient for matrix, gradient in zip(matrices, found, strict=True)}
     assert penalty.item() == pytest.approx(expected, rel=1e-5)
-    for parameter in model.parameters():
-        if parameter in gradients:
-            np.testing.assert_allclose(parameter.grad.numpy(), gradients[parameter], rtol=1e-4, atol=1e-9)
-        else:
-            assert parameter.grad is None
+    for matrix, gradient in gradients.items():
+        np.testing.assert_allclose(matrix.gradient.numpy(), gradient, rtol=1e-4, atol=1e-9)
+    penalised = {matrix.parameter for matrix in gradients}
+    assert all(parameter.grad is None for parameter in model.parameters() if parameter not in penalised)
 
 
-@every_model
+@every_storage
 def test_equal_heads_are_merged_after_an_epoch_and_the_logits_do_not_move(make):
     model, ids = make(), torch.arange(4, 24).view(2, 10)
     pruner = faithful(model, theta=1e-4)
@@ -88,7 +87,7 @@ def test_equal_heads_are_merged_after_an_epoch_and_the_logits_do_not_move(make):
     assert float((compacted - before).abs().max()) <= 1e-6
 
 
-@every_model
+@every_storage
 def test_heads_go_at_the_ends_of_epochs_and_at_no_other_time(make):
     model = make()
     pruner = faithful(model, theta=100.0)
@@ -110,7 +109,7 @@ def test_heads_go_at_the_ends_of_epochs_and_at_no_other_time(make):
     assert pruner.masks.removed("heads") == [3, 3, 3]
 
 
-@every_model
+@every_storage
 def test_in_the_end_what_is_below_epsilon_is_zero_and_nothing_else_is(make):
     model = make()
     pruner = faithful(model, theta=0.0)
@@ -131,10 +130,10 @@ def planted(similar):
     config = tiny.bert_config()
     config.num_attention_heads, config.hidden_size = k, 8 * k
     attention = bind(type(tiny.bert())(config)).layers[0].attention
-    for module in attention.projections:
-        module.weight.data.fill_(1.0)
-        module.bias.data.fill_(1.0)
-    rows = attention.query.weight.data.view(k, -1)
+    for matrix in attention.projections:
+        matrix.weight.fill_(1.0)
+        matrix.bias.fill_(1.0)
+    rows = attention.query.weight.values.flatten(1)
     different = [(i, j) for i in range(k) for j in range(i) if not similar[i, j]]
     for place, (i, j) in enumerate(different):
         rows[i, place], rows[j, place] = 0.0, 2.0

@@ -154,7 +154,8 @@ def test_what_is_not_finite_is_refused_or_does_not_matter(case, make, value, whe
     pruner = case.pruner(model, 0.4)
     loss_of(model, step=0).backward()
     attention = pruner.anatomy.layers[1].attention
-    tensor = attention.value.weight.data if where == "weight" else attention.value.weight.grad
+    parameter = attention.value.weight.parameter
+    tensor = parameter.data if where == "weight" else parameter.grad
     tensor[:20] = value
     try:
         calibrate(pruner)

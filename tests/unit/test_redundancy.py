@@ -75,9 +75,7 @@ def test_removing_a_head_without_successor_keeps_its_value_bias():
     attention = anatomy.layers[0].attention
     inputs = torch.arange(4, 14).view(2, 5)
     with torch.no_grad():
-        block = attention.units.reads[4]
-        assert block.module is attention.value
-        block.by_unit(attention.value.weight.data)[2] = 0
+        attention.value.weight.values[2] = 0
         before = model(inputs).logits
         hand_over_(attention, removed=2, successor=None)
         Masks(anatomy).remove(0, torch.tensor([2]))

@@ -171,7 +171,7 @@ def test_the_optimiser_sees_the_raw_weights_gradients():
     model = tiny.bert()
     pruner = smart(model)
     values = torch.linspace(0, 1, len(pruner.scores), dtype=torch.float64)
-    output = pruner.anatomy.layers[0].attention.output
+    output = pruner.anatomy.layers[0].attention.output.module
     gates = values[:4].float().repeat_interleave(8)
     tokens = torch.arange(4, 20).view(2, 8)
     raw = output.weight.detach().clone().requires_grad_()
@@ -191,7 +191,7 @@ def test_units_that_lower_the_loss_gain_and_those_that_raise_it_lose():
     pruner = smart(model, 0.3, Schedule(60, 0.05, 0.2), score_learning_rate=0.1)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    output = pruner.anatomy.layers[1].mlp.output
+    output = pruner.anatomy.layers[1].mlp.output.module
     output.weight.requires_grad_(True)
     loss_of = torch.ones(64)
     loss_of[:32] = -1
@@ -354,7 +354,7 @@ def test_gradients_that_are_not_finite_end_the_search():
     loop = Loop(model, smart(model))
     loop.advance(9)
     loop.backward()
-    loop.pruner.anatomy.layers[0].mlp.output.weight.grad[0, 0] = torch.nan
+    loop.pruner.anatomy.layers[0].mlp.output.gradient[0, 0] = torch.nan
     loop.pruner.observe()
     with pytest.raises(NumericalError):
         loop.pruner.step(10, 3e-3)

@@ -21,15 +21,19 @@ from core.engine.topology import (
     together,
     zero_shares,
 )
-from tests import tiny
+from tests import tiny, tiny_families
 
 EPSILON = 0.1
 """Half of the standard deviation of the tiny models' weights: many count, many do not."""
-MODELS = pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "gated llama"])
+MODELS = pytest.mark.parametrize(
+    "make",
+    [tiny.bert, tiny.llama, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3],
+    ids=lambda make: make.__name__,
+)
 
 
-def numpy_of(module) -> np.ndarray:
-    return module.weight.detach().numpy()
+def numpy_of(matrix) -> np.ndarray:
+    return matrix.weight.numpy()
 
 
 @MODELS
@@ -37,7 +41,7 @@ def test_a_neurons_degree_counts_what_it_reads_and_what_it_writes(make):
     mlp = bind(make()).layers[1].mlp
     found = neuron_degrees(mlp, EPSILON)
     for neuron in range(mlp.units.count):
-        read = [w for module in mlp.inputs for w in numpy_of(module)[neuron]]
+        read = [w for matrix in mlp.inputs for row in numpy_of(matrix)[neuron :: mlp.units.count] for w in row]
         written = [row[neuron] for row in numpy_of(mlp.output)]
         assert found.connections[neuron] == sum(abs(w) >= EPSILON for w in read + written)
         assert found.possible[neuron] == len(read) + len(written)
@@ -47,23 +51,23 @@ def test_a_neurons_degree_counts_what_it_reads_and_what_it_writes(make):
 def test_a_rows_degree_counts_what_enters_an_output(make):
     mlp = bind(make()).layers[1].mlp
     found = row_degrees(mlp, EPSILON)
-    rows = [row for module in (*mlp.inputs, mlp.output) for row in numpy_of(module)]
+    rows = [row for matrix in (*mlp.inputs, mlp.output) for row in numpy_of(matrix)]
     assert found.connections.tolist() == [sum(abs(w) >= EPSILON for w in row) for row in rows]
     assert found.possible.tolist() == [len(row) for row in rows]
 
 
 def test_a_weight_of_epsilon_is_a_connection():
     mlp = bind(tiny.bert()).layers[0].mlp
-    for module in (*mlp.inputs, mlp.output):
-        module.weight.data.fill_(-0.25)
+    for matrix in (*mlp.inputs, mlp.output):
+        matrix.weight.fill_(-0.25)
     assert neuron_degrees(mlp, 0.25).mean == 100
     assert neuron_degrees(mlp, 0.26).mean == 0
 
 
 def test_a_neuron_with_half_its_inputs_and_no_output_has_a_quarter():
     mlp = bind(tiny.bert()).layers[0].mlp
-    mlp.inputs[0].weight.data[5, ::2] = 0
-    mlp.output.weight.data[:, 5] = 0
+    mlp.inputs[0].weight[5, ::2] = 0
+    mlp.output.weight[:, 5] = 0
     assert neuron_degrees(mlp, 1e-30).fractional[5] == 0.25
 
 
@@ -105,8 +109,7 @@ def test_moments_and_histogram(first, second):
 def test_the_graph_of_similar_heads(make, removed):
     attention = bind(make()).layers[0].attention
     kept = torch.tensor([head not in removed for head in range(4)])
-    parts = [numpy_of(m).reshape(4, -1) for m in attention.projections]
-    parts += [m.bias.detach().numpy().reshape(4, -1) for m in attention.projections if m.bias is not None]
+    parts = [part.values.reshape(4, -1).numpy() for part in attention.units.reads]
     heads = {head: np.concatenate([part[head] for part in parts]) for head in range(4) if head not in removed}
     distances = sorted(abs(a - b).max() for i, a in heads.items() for j, b in heads.items() if i < j)
     for theta in (distances[0] * 0.999, *(d * 1.001 for d in distances)):
@@ -152,7 +155,7 @@ def test_no_ratio_where_one_side_is_empty_or_zero():
     assert removed_importance(dense, plan_keeping(*[(0, 1, 2, 3)] * 3)) is None
     assert removed_importance(dense, plan_keeping((), (), ())) is None
     for layer in dense.layers:
-        layer.attention.output.weight.data.zero_()
+        layer.attention.output.weight.zero_()
     assert removed_importance(dense, plan_keeping((0,), (0,), (0,))) is None
 
 
@@ -160,16 +163,17 @@ def test_no_ratio_where_one_side_is_empty_or_zero():
 def test_zeros_by_kind_of_matrix(make):
     layer = bind(make()).layers[0]
     generator = torch.Generator().manual_seed(0)
-    groups = {kind: [module] for kind, module in zip(MATRIX_KINDS, layer.attention.projections, strict=False)}
-    groups |= {"attention_output": [layer.attention.output], "mlp_input": list(layer.mlp.inputs)}
-    groups["mlp_output"] = [layer.mlp.output]
-    for share, modules in enumerate(groups.values()):
-        for place, module in enumerate(modules):
-            drop = torch.rand(module.weight.shape, generator=generator) < (share + place) / 8
-            module.weight.data[drop] = 0
+    attention, mlp = layer.attention, layer.mlp
+    parts = [[attention.query.weight], [attention.key.weight], [attention.value.weight], attention.units.writes]
+    parts += [[factor.weight for factor in mlp.factors], mlp.units.writes]
+    groups = dict(zip(MATRIX_KINDS, parts, strict=True))
+    for share, slices in enumerate(groups.values()):
+        for place, part in enumerate(slices):
+            drop = torch.rand(part.values.shape, generator=generator) < (share + place) / 8
+            part.values[drop] = 0
     found = zero_shares(layer)
     assert list(found) == list(MATRIX_KINDS)
-    for kind, modules in groups.items():
-        weights = [w for module in modules for w in numpy_of(module).flatten()]
+    for kind, slices in groups.items():
+        weights = [w for part in slices for w in part.values.flatten().tolist()]
         assert found[kind] == sum(w == 0 for w in weights) / len(weights)
     assert len(set(found.values())) == len(MATRIX_KINDS)

@@ -88,7 +88,7 @@ def test_strong_penalties_leave_zeros_and_no_penalty_leaves_none():
     for strength, expected in ((0.0, False), (5.0, True)):
         model, pruner, _ = run(0.3, alpha=strength, beta=strength)
         attention = bind(model).layers[0].attention
-        zeros = [(m.weight == 0).sum() for m in (attention.query, attention.key, attention.value)]
+        zeros = [(matrix.weight == 0).sum() for matrix in attention.projections]
         removed = ~pruner.masks.kept(0)
         masked = int(removed.sum()) * (2 + 1 + 1) * 8 * 32
         assert (int(sum(zeros)) > masked) is expected

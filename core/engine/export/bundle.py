@@ -50,7 +50,8 @@ def _write_ragged(model: PreTrainedModel, task: Task, folder: Path) -> None:
     auto_map[task.auto_class.__name__] = f"modeling_neuroprune.Pruned{stock}"
     model.config.auto_map = auto_map
     model.config.neuroprune = {**model.config.neuroprune, "architecture": stock, "task": task.name}
-    model.save_pretrained(folder)
+    # Under the modules' own names: older ones are not translated back for classes that are not transformers' own.
+    model.save_pretrained(folder, save_original_format=False)
     _name_pruned_architecture(folder / "config.json", f"Pruned{stock}")
     modeling_neuroprune.copy_code(folder)
 

@@ -41,6 +41,7 @@ class _Attention(_Part):
     output: str
     head_counts: list[str]
     widths: list[str]
+    key_value_head_counts: list[str] = []
 
 
 class _Mlp(_Part):

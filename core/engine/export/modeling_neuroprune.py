@@ -12,9 +12,11 @@ weights, as the buffer `read_dimensions`.
 The classes that `config.json` names, such as `PrunedBertModel`, are made from transformers' own when asked for.
 """
 
+import copy
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 FORMAT = 1
 MANIFEST_FORMAT = 1
@@ -54,6 +57,18 @@ class NoHeads(nn.Module):
             cache.update(placeholder, placeholder, self.layer)
         nothing_read = hidden_states[..., :0]
         return (self.get_submodule(self.output_name)(nothing_read) if self.output_name else nothing_read), None
+
+
+class Constant(Conv1D):
+    """A `Conv1D` without inputs, which passes on its bias; transformers' own needs at least one."""
+
+    def __init__(self, module: Conv1D) -> None:
+        super().__init__(module.nf, 0)  # type: ignore[no-untyped-call]
+        self.weight, self.bias = module.weight, module.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, 0] → […, out]."""
+        return self.bias.expand(*x.shape[:-1], self.nf)
 
 
 def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -127,12 +142,17 @@ def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
 def _narrow_attention(layer: nn.Module, index: int, row: dict[str, Any], widths: dict[str, int], head_dim: int) -> None:
     query_width, key_value_width = widths["heads"] * head_dim, widths["key_value_heads"] * head_dim
     inputs = widths.get("inputs")
-    _resize(layer, row["query"], inputs, query_width)
-    _resize(layer, row["key"], inputs, key_value_width)
-    _resize(layer, row["value"], inputs, key_value_width)
+    projections: Counter[str] = Counter()
+    for name, width in (("query", query_width), ("key", key_value_width), ("value", key_value_width)):
+        # Fused projections are one module.
+        projections[row[name]] += width
+    for path, width in projections.items():
+        _resize(layer, path, inputs, width)
     _resize(layer, row["output"], in_features=query_width)
     for path in row["head_counts"]:
         _set_attribute(layer, path, widths["heads"])
+    for path in row.get("key_value_head_counts", ()):
+        _set_attribute(layer, path, widths["key_value_heads"])
     for path in row["widths"]:
         _set_attribute(layer, path, query_width)
     if not widths["heads"]:
@@ -158,22 +178,37 @@ def _select_dimensions(core: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _narrow_mlp(layer: nn.Module, row: dict[str, Any], neurons: int) -> None:
-    for path in row["inputs"]:
-        _resize(layer, path, out_features=neurons)
+    for path, fused in Counter(row["inputs"]).items():
+        _resize(layer, path, out_features=fused * neurons)
     _resize(layer, row["output"], in_features=neurons)
 
 
 def _resize(layer: nn.Module, path: str, in_features: int | None = None, out_features: int | None = None) -> None:
     module = layer.get_submodule(path)
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"{path} is a {type(module).__name__}, not a Linear layer.")
-    module.in_features = module.in_features if in_features is None else in_features
-    module.out_features = module.out_features if out_features is None else out_features
-    module.weight = nn.Parameter(module.weight.new_empty(module.out_features, module.in_features))
+    if isinstance(module, Conv1D):
+        module.nx = module.nx if in_features is None else in_features
+        module.nf = module.nf if out_features is None else out_features
+        shape = module.nx, module.nf
+    elif isinstance(module, nn.Linear):
+        module.in_features = module.in_features if in_features is None else in_features
+        module.out_features = module.out_features if out_features is None else out_features
+        shape = module.out_features, module.in_features
+    else:
+        raise TypeError(f"{path} is a {type(module).__name__}, neither a Linear layer nor a Conv1D.")
+    module.weight = nn.Parameter(module.weight.new_empty(shape))
     if module.bias is not None and out_features is not None:
-        module.bias = nn.Parameter(module.bias.new_empty(module.out_features))
+        module.bias = nn.Parameter(module.bias.new_empty(out_features))
+    if isinstance(module, Conv1D) and not module.nx:
+        layer.set_submodule(path, Constant(module))
 
 
 def _set_attribute(layer: nn.Module, path: str, value: int) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(layer.get_submodule(owner), name, value)
+    *owners, name = path.split(".")
+    owner: Any = layer
+    for step in owners:
+        parent, owner = owner, getattr(owner, step)
+        if isinstance(owner, PreTrainedConfig):
+            # All layers share it.
+            owner = copy.copy(owner)
+            setattr(parent, step, owner)
+    setattr(owner, name, value)

@@ -121,7 +121,7 @@ class Criterion(ABC):
 
 def strengths(slices: tuple[Slice, ...]) -> Tensor:
     """l1 norm of each unit's entries in these slices, all of one kind of units, [count]."""
-    norms = [part.by_unit(part.parameter.detach()).flatten(1).abs().sum(1) for part in slices]
+    norms = [part.values.flatten(1).abs().sum(1) for part in slices]
     return sum(norms[1:], norms[0]).cpu()
 
 

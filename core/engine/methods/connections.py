@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from core.engine.anatomy import Anatomy, Attention, Mlp
+from core.engine.anatomy import Anatomy, Attention, Mlp, Slice
 from core.engine.methods.neuroprune.redundancy import hand_over_
 from core.engine.plan import Masks
 
@@ -21,16 +21,17 @@ def release_unconnected(anatomy: Anatomy, masks: Masks) -> None:
         _release_heads(layer.attention, masks, anatomy.position(index, "heads"))
         free, constants = _free_neurons(layer.mlp, activation)
         if layer.mlp.output.bias is not None:
-            layer.mlp.output.bias.data += layer.mlp.output.weight.data[:, free] @ constants[free]
+            layer.mlp.output.bias.add_(layer.mlp.output.weight[:, free] @ constants[free])
         masks.remove(anatomy.position(index, "neurons"), free.cpu().nonzero().flatten())
 
 
 def _release_heads(attention: Attention, masks: Masks, position: int) -> None:
-    written = attention.units.writes[0].by_unit(attention.output.weight.data).flatten(1).any(1)
-    value = attention.value
-    silent = ~value.weight.data.view(attention.groups, -1).any(1)
-    if value.bias is not None and attention.output.bias is None:
-        silent &= ~value.bias.data.view(attention.groups, -1).any(1)
+    (output,) = attention.units.writes
+    written = _connected(output)
+    weight, bias = attention.value.weight, attention.value.bias
+    silent = ~_connected(weight)
+    if bias is not None and attention.output.bias is None:
+        silent &= ~_connected(bias)
     for head in ((~written | silent).cpu() & masks.kept(position)).nonzero().flatten().tolist():
         hand_over_(attention, head, None)
         masks.remove(position, torch.tensor([head]))
@@ -38,12 +39,18 @@ def _release_heads(attention: Attention, masks: Masks, position: int) -> None:
 
 def _free_neurons(mlp: Mlp, activation: torch.nn.Module) -> tuple[Tensor, Tensor]:
     """Which neurons can go, bool [N], and what constant each that reads nothing gives, [N]."""
-    weight = mlp.output.weight.data
-    biases = [m.bias.data if m.bias is not None else weight.new_zeros(mlp.units.count) for m in mlp.inputs]
+    weight = mlp.output.weight
+    nothing = weight.new_zeros(mlp.units.count)
+    biases = [nothing if part.bias is None else part.bias.values.flatten() for part in mlp.factors]
     factors = [activation(biases[0]), *biases[1:]]
-    blind = torch.stack([~module.weight.data.any(1) for module in mlp.inputs])
+    blind = torch.stack([~_connected(part.weight) for part in mlp.factors])
     # A product is zero whatever its other factor reads.
     zero = (blind & (torch.stack(factors) == 0)).any(0)
     constants = torch.where(zero, 0, torch.stack(factors).prod(0))
     constant = zero | (blind.all(0) & ((constants == 0) | (mlp.output.bias is not None)))
     return constant | ~weight.any(0), constants
+
+
+def _connected(part: Slice) -> Tensor:
+    """Which units have any entry but zeros, bool [units]."""
+    return part.values.flatten(1).any(1)

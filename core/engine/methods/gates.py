@@ -31,7 +31,7 @@ class UnitOutputs:
     @property
     def weight(self) -> Tensor:
         """Live view; writes go through."""
-        return self._output.by_unit(self._output.parameter.data)
+        return self._output.values
 
     @property
     def gradient(self) -> Tensor | None:

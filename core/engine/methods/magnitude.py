@@ -13,7 +13,7 @@ class MagnitudeCriterion(Criterion):
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
-        squares = [part.by_unit(part.parameter.detach()).flatten(1).square().sum(1) for part in units.slices]
+        squares = [part.values.flatten(1).square().sum(1) for part in units.slices]
         return by_mean(sum(squares[1:], squares[0]).sqrt().cpu(), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:

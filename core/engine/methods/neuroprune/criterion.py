@@ -50,10 +50,10 @@ class NeuroPruneCriterion(Criterion):
         alpha, beta = self.options.strengths()
         for layer in self.anatomy.layers:
             if alpha:
-                for module in (*layer.mlp.inputs, layer.mlp.output):
-                    attach_preferentially_(module.weight.data, learning_rate * alpha, self.options.epsilon)
+                for matrix in (*layer.mlp.inputs, layer.mlp.output):
+                    attach_preferentially_(matrix.weight, learning_rate * alpha, self.options.epsilon)
             if beta:
-                sparsify_groups_([m.weight.data for m in layer.attention.projections], learning_rate * beta)
+                sparsify_groups_([matrix.weight for matrix in layer.attention.projections], learning_rate * beta)
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
@@ -68,13 +68,15 @@ class NeuroPruneCriterion(Criterion):
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
         layer, place = self._owner(position)
         weight = self.anatomy.matrices[position].weight.abs()
-        projections = [module.weight.data for module in layer.attention.projections]
+        projections = [matrix.weight for matrix in layer.attention.projections]
         if place < len(projections):
             # The norm of the in-row's group, as eq. 2 has it: sparse groups lose.
             weight = weight * sum_of_columns(projections).sqrt()
         elif place > len(projections):
             degree = self._degrees(layer)
-            weight = weight * (degree if place == len(layer.matrices) - 1 else degree[:, None])
+            is_output = place == len(layer.matrices) - 1
+            # Gate and up may be fused: the rows of one after those of the other.
+            weight = weight * (degree if is_output else degree.repeat(len(weight) // len(degree))[:, None])
         return by_mean(weight, kept)
 
     def hand_over(self, position: int, removed: Tensor, kept: Tensor) -> list[tuple[int, int]]:
@@ -112,6 +114,6 @@ class NeuroPruneCriterion(Criterion):
 
     def _degrees(self, layer: Layer) -> Tensor:
         """Share of its possible connections that each MLP neuron has left, in and out, [N]; a lone one still counts."""
-        matrices = [m.weight.data for m in layer.mlp.inputs] + [layer.mlp.output.weight.data.T]
-        connections = torch.stack([(w.abs() >= self.options.epsilon).float().mean(1) for w in matrices]).mean(0)
+        weights = [part.values.flatten(1) for part in layer.mlp.units.slices if part.name == "weight"]
+        connections = torch.stack([(w.abs() >= self.options.epsilon).float().mean(1) for w in weights]).mean(0)
         return connections.clamp_min(torch.finfo(connections.dtype).tiny)

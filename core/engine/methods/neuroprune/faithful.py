@@ -28,9 +28,9 @@ class FaithfulNeuroPrune(Pruner):
         parts = []
         for layer in self.anatomy.layers:
             epsilon = self.options.epsilon
-            rows = [preferential_attachment(m.weight, epsilon) for m in (*layer.mlp.inputs, layer.mlp.output)]
+            rows = [preferential_attachment(m.differentiable, epsilon) for m in (*layer.mlp.inputs, layer.mlp.output)]
             parts.append(alpha * torch.stack(rows).sum())
-            parts.append(beta * group_sparsity([m.weight for m in layer.attention.projections]))
+            parts.append(beta * group_sparsity([m.differentiable for m in layer.attention.projections]))
         return torch.stack(parts).sum()
 
     def step(self, step: int, learning_rate: float) -> None:

@@ -11,8 +11,7 @@ from core.engine.anatomy import Attention
 
 def head_matrix(attention: Attention) -> Tensor:
     """A_H of every head (group): its query, key and value weights and biases in one row, [k, n]."""
-    parts = [s.by_unit(s.parameter.detach()).flatten(1) for s in attention.units.reads]
-    return torch.cat(parts, dim=1)
+    return torch.cat([part.values.flatten(1) for part in attention.units.reads], dim=1)
 
 
 def distances(heads: Tensor) -> Tensor:
@@ -75,11 +74,11 @@ def hand_over_(attention: Attention, removed: int, successor: int | None) -> Non
     value bias reaches the output as a constant, because attention weights sum to one: what of it the successor does
     not supply goes into the output's bias, where there is one.
     """
-    writes = attention.units.writes[0].by_unit(attention.output.weight.data)
+    writes = attention.units.writes[0].values
     values = _value_bias(attention)
     if attention.output.bias is not None and values is not None:
         missing = values[removed] - (values[successor] if successor is not None else 0)
-        attention.output.bias.data += writes[removed] @ missing
+        attention.output.bias.add_(writes[removed] @ missing)
     if successor is not None:
         writes[successor] += writes[removed]
 
@@ -89,5 +88,4 @@ def _value_bias(attention: Attention) -> Tensor | None:
     bias = attention.value.bias
     if bias is None:
         return None
-    by_group = bias.data.view(attention.groups, 1, attention.head_dim)
-    return by_group.expand(-1, attention.queries_per_group, -1).flatten(1)
+    return bias.values[:, None].expand(-1, attention.queries_per_group, -1).flatten(1)
