@@ -22,6 +22,10 @@ class AttentionRow:
     Where `query`, `key` and `value` name the same module, they are fused in it: one after the other or, if
     `interleaved`, head by head, that is, query, key and value of the first head (with grouped-query attention: of the
     first group), then those of the second.
+
+    `further_projections` are projections besides, such as those of relative positions, with rows for each query head; a
+    layer has all, some or none of them. `further_inputs` names the arguments of the core's forward, besides the first,
+    that any of the projections reads.
     """
 
     core: str
@@ -33,6 +37,8 @@ class AttentionRow:
     widths: tuple[str, ...] = ()
     key_value_head_counts: tuple[str, ...] = ()
     interleaved: bool = False
+    further_projections: tuple[str, ...] = ()
+    further_inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class UniformRow:
 class Family:
     """One row: `layers` is the path of the layer list from the base model (without task head).
 
+    `tasks` are those that jobs can name; of some families the engine can prune a model, but no task trains it yet.
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
     `positions_after_padding` is true where the first token's position follows the padding token's id, so that fewer
     tokens fit than the config has positions. `uniform` is None where no entries of the config give all layers another
@@ -144,6 +151,21 @@ _LLAMA = Family(
 _GEMMA_2 = replace(
     _LLAMA, model_type="gemma2", title="Gemma 2", mlp=replace(_LLAMA.mlp, activation="hidden_activation")
 )
+_VIT = Family(
+    model_type="vit",
+    title="ViT",
+    layers="layers",
+    attention=AttentionRow(
+        core="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        output="attention.o_proj",
+    ),
+    mlp=MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
+    tasks=(),
+    uniform=UniformRow(neurons="intermediate_size", heads="num_attention_heads", head_dim="head_dim"),
+)
 
 FAMILIES: tuple[Family, ...] = (
     _BERT,
@@ -151,6 +173,19 @@ FAMILIES: tuple[Family, ...] = (
     replace(_ROBERTA, model_type="xlm-roberta", title="XLM-RoBERTa"),
     replace(_ROBERTA, model_type="camembert", title="CamemBERT"),
     replace(_BERT, model_type="electra", title="ELECTRA"),
+    replace(
+        _BERT,
+        model_type="deberta-v2",
+        title="DeBERTa-v2 and v3",
+        attention=replace(
+            _BERT.attention,
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+            further_projections=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+            further_inputs=("rel_embeddings",),
+        ),
+    ),
     Family(
         model_type="distilbert",
         title="DistilBERT",
@@ -283,6 +318,8 @@ FAMILIES: tuple[Family, ...] = (
         tasks=_ENCODER_TASKS,
         uniform=UniformRow(neurons="intermediate_size"),
     ),
+    _VIT,
+    replace(_VIT, model_type="deit", title="DeiT"),
 )
 
 

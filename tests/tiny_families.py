@@ -18,8 +18,20 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 3,
 }
 BERT = {"intermediate_size": 48}
+DEBERTA = BERT | {
+    "attention_head_size": 8,
+    "relative_attention": True,
+    "position_buckets": 4,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "conv_kernel_size": 3,
+}
+"""Fewer buckets than positions, so that distances are binned; a convolution after the first layer."""
+
+IMAGE_SIZE = 8
 LLAMA = {"intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 """Eight query heads on four key-value heads, twice as wide together as the hidden states."""
+IMAGES = BERT | {"image_size": IMAGE_SIZE, "patch_size": IMAGE_SIZE // 2}
 
 WINDOW = 5
 """Positions that a layer with local attention sees: fewer than the tests' rows have, and more than their padding has.
@@ -33,6 +45,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "xlm-roberta": BERT,
     "camembert": BERT,
     "electra": BERT | {"embedding_size": 16},
+    "deberta-v2": DEBERTA | {"pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2, shared": DEBERTA | {"pos_att_type": ["p2c"], "share_att_key": True},
     "distilbert": {"hidden_dim": 48},
     "llama": LLAMA | {"tie_word_embeddings": True},
     "mistral": LLAMA | {"sliding_window": WINDOW},
@@ -57,15 +71,25 @@ SIZES: dict[str, dict[str, Any]] = {
         "cls_token_id": 2,
         "sep_token_id": 3,
     },
+    "vit": IMAGES,
+    "deit": IMAGES | {"architectures": ["DeiTForImageClassification"]},
 }
-"""By `model_type`: what its config calls the MLP's width, and what else sets the family apart."""
+"""By `model_type`, and what of it varies after a comma.
+
+What its config calls the MLP's width, and what else sets the family apart.
+"""
 
 
-def model(model_type: str, task: str, deviation: float = 0.4) -> PreTrainedModel:
-    """Every parameter random, and large enough for each to show in a single number; eval mode."""
+def model(family: str, task: str, deviation: float = 0.4) -> PreTrainedModel:
+    """For a task of ours."""
     options = {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
-    config = AutoConfig.for_model(model_type, **COMMON | SIZES[model_type] | options)
-    return tiny.randomised(TASKS[task].auto_class.from_config(config), deviation=deviation)
+    return build(family, TASKS[task].auto_class, deviation, **options)
+
+
+def build(family: str, auto_class: Any, deviation: float = 0.4, **options: Any) -> PreTrainedModel:
+    """Every parameter random, and large enough for each to show in a single number; eval mode."""
+    config = AutoConfig.for_model(family.partition(",")[0], **COMMON | SIZES[family] | options)
+    return tiny.randomised(auto_class.from_config(config), deviation=deviation)
 
 
 def gpt2() -> PreTrainedModel:

@@ -195,24 +195,33 @@ def _matrices(parts: tuple[Part, ...]) -> tuple[Matrix, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention of one layer: q, k, v project h → heads * D, the output projects back."""
+    """Attention of one layer: q, k, v project h → heads * D, the output projects back.
+
+    `further` are the parts of projections besides, with as many rows a head as the query.
+    """
 
     query: Part
     key: Part
     value: Part
+    further: tuple[Part, ...]
     output: Matrix
     head_dim: int
     units: Units
     inputs: Units
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Query, key and value, then the further ones."""
+        return (self.query, self.key, self.value, *self.further)
+
+    @property
     def projections(self) -> tuple[Matrix, ...]:
-        """Query, key and value, or the one matrix in which they are fused."""
-        return _matrices((self.query, self.key, self.value))
+        """Query, key and value, or the one matrix in which they are fused; then the further ones."""
+        return _matrices(self.parts)
 
     def removed_parameters(self, heads: int, inputs: int) -> int:
         """Parameters that go with so many head groups and in-rows; where they cross, they count once."""
-        rows_a_head = sum(part.weight.layout.block for part in (self.query, self.key, self.value))
+        rows_a_head = sum(part.weight.layout.block for part in self.parts)
         return heads * self.units.cost + inputs * self.inputs.cost - heads * inputs * rows_a_head
 
     @property
@@ -254,7 +263,7 @@ class Layer:
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Query, key and value (or all in one), attention output, MLP inputs, MLP output; each weight once."""
+        """The attention's projections, its output, MLP inputs, MLP output; each weight once."""
         attention, mlp = self.attention, self.mlp
         return (*attention.projections, attention.output, *mlp.inputs, mlp.output)
 
@@ -376,18 +385,20 @@ def _divide(
 
 def _attention(layer: nn.Module, family: Family, index: int, head_dim: int, queries: int) -> Attention:
     row = family.attention
-    blocks = (queries * head_dim, head_dim, head_dim)
+    present = dict(layer.named_modules())
+    further = tuple(path for path in row.further_projections if path in present)
+    blocks = (queries * head_dim, head_dim, head_dim, *(queries * head_dim for _ in further))
     problem = (
         f"Layer {index}: query, key and value projections of widths {{}} cannot be divided into heads of {head_dim}."
     )
-    parts = _divide(layer, (row.query, row.key, row.value), blocks, problem, interleaved=row.interleaved)
-    query, key, value = parts
+    parts = _divide(layer, (row.query, row.key, row.value, *further), blocks, problem, interleaved=row.interleaved)
+    query, key, value, *others = parts
     output = _projection(layer, row.output)
     groups = query.weight.layout.count
     reads = tuple(part for projection in parts for part in projection.slices)
     written = Slice(output.module, "weight", 1, Layout(groups, blocks[0], 0, blocks[0]))
     units = Units(index, "heads", groups, reads, (written,))
-    return Attention(query, key, value, output, head_dim, units, _inputs(index, parts))
+    return Attention(query, key, value, tuple(others), output, head_dim, units, _inputs(index, parts))
 
 
 def _inputs(index: int, parts: tuple[Part, ...]) -> Units:

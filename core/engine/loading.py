@@ -20,7 +20,7 @@ from core.engine.inspection import (
 )
 from core.engine.tasks import Task
 from core.errors import InvalidModelError
-from core.families import Family, family_of
+from core.families import FAMILIES, Family, family_of
 from core.progress import Reporter, Warned
 
 TOKENIZER_FILES = (
@@ -72,6 +72,12 @@ def check_architecture(folder: Path, task_name: str) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidModelError(f"config.json is missing or names no model_type: {error!r}", param="/model") from error
     family = family_of(str(model_type))
+    if not family.tasks:
+        able = ", ".join(f.model_type for f in FAMILIES if task_name in f.tasks)
+        raise InvalidModelError(
+            f"This family has no task yet: {family.title}. The families that serve {task_name!r} are {able}.",
+            param="/model",
+        )
     if task_name not in family.tasks:
         raise InvalidModelError(
             f"{family.title} models do not serve {task_name!r}; they serve {', '.join(family.tasks)}.",

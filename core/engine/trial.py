@@ -50,7 +50,7 @@ def check_runs(task: Task, model: PreTrainedModel, train: Features, held_out: Fe
             or infinity.
     """
     _check_token_ids(model, train, held_out)
-    rows = sorted(train.features, key=lambda row: len(row["input_ids"]))
+    rows = sorted(train.features, key=lambda row: len(row[model.main_input_name]))
     with blaming_the_model("The model does not run"):
         _check_heads(bind(model))
         outputs = task.outputs(model, task.collate([rows[0], rows[-1]]))
@@ -59,6 +59,8 @@ def check_runs(task: Task, model: PreTrainedModel, train: Features, held_out: Fe
 
 
 def _check_token_ids(model: PreTrainedModel, train: Features, held_out: Features) -> None:
+    if model.main_input_name != "input_ids":
+        return
     size = cast(Tensor, model.get_input_embeddings().weight).shape[0]
     rows = chain(train.features, held_out.features)
     largest = max((token for row in rows for token in row["input_ids"]), default=0)

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, dynamic_module_utils
+from transformers import AutoImageProcessor, PreTrainedModel, dynamic_module_utils
 
 from client.load import load
 from core.engine.anatomy import KINDS, bind, count_parameters
 from core.engine.compact import compact
-from core.engine.export.bundle import write_manifest, write_model, write_probe
-from core.engine.export.onnx import export_onnx
+from core.engine.export.bundle import Processor, write_manifest, write_model, write_probe
+from core.engine.export.onnx import export_onnx, open_session, run_session
 from core.engine.plan import LayerPlan, Masks, Plan
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect, verify
 from core.errors import UnknownFamilyError, VerificationError
 from core.families import FAMILIES, family_of
 from core.jobs.spec import Training
-from tests import tiny, tiny_families
+from tests import images, tiny, tiny_families
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,27 @@ class Case:
     task: str
 
     def model(self) -> PreTrainedModel:
-        return tiny_families.model(self.family, self.task)
+        return images.model(self.family) if self in IMAGES else tiny_families.model(self.family, self.task)
+
+    def inputs(self, rows: int = 2, tokens: int = 10) -> dict[str, torch.Tensor]:
+        """What the family reads: images, or texts, the last of which ends in padding."""
+        return images.inputs(rows) if self in IMAGES else inputs(rows, tokens)
+
+    def processor(self) -> Processor:
+        """What a bundle says about how to make them."""
+        return images.processor() if self in IMAGES else tiny.tokenizer()
 
 
-CASES = [Case(family.model_type, task) for family in FAMILIES for task in family.tasks]
+VARIANTS = [Case(name, family_of(name.partition(",")[0]).tasks[0]) for name in tiny_families.SIZES if "," in name]
+"""Families whose configs decide what modules a layer has."""
+
+IMAGES = [Case(family.model_type, images.ImageClassification.name) for family in FAMILIES if not family.tasks]
+"""Families without a task of ours, tried with one of the tests."""
+
+CASES = [Case(family.model_type, task) for family in FAMILIES for task in family.tasks] + VARIANTS + IMAGES
 """All that the table claims."""
 
-FIRST = [Case(family.model_type, family.tasks[0]) for family in FAMILIES]
+FIRST = [Case(family.model_type, family.tasks[0]) for family in FAMILIES if family.tasks] + VARIANTS + IMAGES
 THOROUGH = [case for case in CASES if case.family in ("bert", "llama")]
 """One family of either kind, for what takes long and depends on the task more than on the family."""
 
@@ -58,16 +72,22 @@ every_task = each(THOROUGH)
 every_decoder = each([case for case in CASES if case.task == "causal-lm"])
 
 
-def inputs() -> dict[str, torch.Tensor]:
-    ids = torch.arange(4, 24).view(2, 10)
+@pytest.fixture(autouse=True)
+def image_task(monkeypatch):
+    """Bundles of image models name a task, too."""
+    monkeypatch.setitem(TASKS, images.ImageClassification.name, images.ImageClassification)
+
+
+def inputs(rows: int = 2, tokens: int = 10) -> dict[str, torch.Tensor]:
+    ids = 4 + torch.arange(rows * tokens).view(rows, tokens) % 20
     mask = torch.ones_like(ids)
-    mask[1, 6:] = 0
+    mask[-1, -4:] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def outputs(case: Case, model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
-        return TASKS[case.task].outputs(model, inputs())
+        return TASKS[case.task].outputs(model, case.inputs())
 
 
 def ragged_plan(model: PreTrainedModel) -> Plan:
@@ -163,17 +183,37 @@ def check_agreement(case: Case, folder: Path, ways: set[str], *, onnx: bool) -> 
     compact(bind(model), plan)
     write_bundle(case, model, expected, folder)
     if onnx:
-        export_onnx(TASKS[case.task], model, inputs(), folder / "model.onnx")
+        export_onnx(TASKS[case.task], model, case.inputs(), folder / "model.onnx")
         write_manifest(folder)
+        check_other_shapes(case, model, folder / "model.onnx")
     found = differences(folder)
     assert set(found) == ways
     assert {way for way in ways if not found[way] <= TOLERANCE[way]} == set()
     assert inspect(folder)["total_parameters"] == count_parameters(model)
 
 
+def check_other_shapes(case: Case, model: PreTrainedModel, path: Path) -> None:
+    """The graph takes more rows, and longer ones, than it was exported with."""
+    other = case.inputs(rows=3, tokens=13)
+    with torch.no_grad():
+        expected = TASKS[case.task].outputs(model, other)
+    found = run_session(open_session(path, threads=1), other)
+    assert float((found - expected).abs().max()) <= TOLERANCE["onnx"]
+
+
 @every_case
 def test_a_ragged_bundle_with_emptied_layers_loads_and_agrees(case, tmp_path, modules_cache):
     check_agreement(case, tmp_path / "bundle", {"loader", "auto_class"}, onnx=False)
+
+
+def test_a_bundle_of_an_image_model_prepares_images_as_the_model_did(tmp_path):
+    (case, *_) = IMAGES
+    model = case.model()
+    compact(bind(model), ragged_plan(model))
+    folder = write_bundle(case, model, outputs(case, model), tmp_path)
+    image = torch.randint(256, (9, 14, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    prepare, expected = AutoImageProcessor.from_pretrained(folder), case.processor()(image, return_tensors="pt")
+    torch.testing.assert_close(prepare(image, return_tensors="pt")["pixel_values"], expected["pixel_values"])
 
 
 @each(list(dict.fromkeys([*FIRST, *THOROUGH])))
@@ -235,10 +275,10 @@ def test_continuing_from_a_cache_equals_reading_the_whole(case, layer):
 
 
 def write_bundle(case: Case, model: PreTrainedModel, expected: torch.Tensor, folder: Path) -> Path:
-    tokenizer = tiny.tokenizer()
-    task = TASKS[case.task](None, Training(), tokenizer)
-    write_model(model, tokenizer, task, folder)
-    write_probe(type(task), inputs(), expected, folder)
+    processor = case.processor()
+    task = TASKS[case.task](None, Training(), processor)
+    write_model(model, processor, task, folder)
+    write_probe(type(task), case.inputs(), expected, folder)
     write_manifest(folder)
     return folder
 

@@ -23,13 +23,14 @@ from core.engine.structures import evened, give_structure, uniform_head_groups
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect
 from core.errors import InvalidModelError, UnreachableTargetError, VerificationError
-from core.families import FAMILIES
+from core.families import family_of
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from tests import tiny, tiny_families
-from tests.contract.test_families import FIRST, Case, each, inputs, masked, outputs, ragged_plan, write_bundle
+from tests.contract.test_families import FIRST, Case, each, masked, outputs, ragged_plan, write_bundle
+from tests.contract.test_families import image_task as image_task  # a fixture for all tests here
 
-UNIFORM = [case for case in FIRST if next(f for f in FAMILIES if f.model_type == case.family).uniform is not None]
+UNIFORM = [case for case in FIRST if family_of(case.family.partition(",")[0]).uniform is not None]
 BERT, LLAMA = (next(case for case in FIRST if case.family == family) for family in ("bert", "llama"))
 
 
@@ -95,7 +96,7 @@ def test_a_masked_bundle_is_of_the_stock_class_and_agrees(case, tmp_path):
 @each([BERT, LLAMA])
 def test_a_uniform_bundle_runs_in_onnx_runtime(case, tmp_path):
     model = made(case, "uniform", tmp_path)
-    export_onnx(TASKS[case.task], model, inputs(), tmp_path / "model.onnx")
+    export_onnx(TASKS[case.task], model, case.inputs(), tmp_path / "model.onnx")
     write_manifest(tmp_path)
     check_stock(case, model, tmp_path)
 
@@ -106,7 +107,7 @@ def test_a_uniform_model_generates_as_the_masked_one_does():
     reference = masked(LLAMA.model(), plan)
     give_structure("uniform", bind(model), plan)
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    prompt = inputs()["input_ids"]
+    prompt = LLAMA.inputs()["input_ids"]
     assert model.generate(prompt, **options).tolist() == reference.generate(prompt, **options).tolist()
 
 

@@ -1,5 +1,6 @@
 """How units lie in parameters: against positions counted one by one; fused projections against the same ones apart."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,3 +64,13 @@ def test_no_weight_is_in_two_matrices(make):
     assert len(set(parameters)) == len(parameters)
     weights = {p for name, p in anatomy.stack.named_parameters() if p.ndim == 2}
     assert set(parameters) == weights
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2"])
+def test_what_goes_with_both_a_head_and_an_in_row_counts_once(family):
+    anatomy = bind(tiny_families.model(family, "sentence-embedding"))
+    attention = anatomy.layers[0].attention
+    for units, removed in ((attention.units, [1]), (attention.inputs, [0, 7])):
+        units.zero_(torch.isin(torch.arange(units.count), torch.tensor(removed)))
+    zeros = sum(int((parameter == 0).sum()) for parameter in anatomy.stack.parameters())
+    assert attention.removed_parameters(heads=1, inputs=2) == zeros

@@ -9,13 +9,15 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, L
 
 from core.engine import pipeline
 from core.engine.anatomy import bind
+from core.engine.data import Features
 from core.engine.loading import fitting_length
+from core.engine.trial import check_runs
 from core.errors import InvalidDataError, InvalidModelError
 from core.families import FAMILIES
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import PhaseStarted, Warned
-from tests import tiny, tiny_families
+from tests import images, tiny, tiny_families
 
 
 class EndOfLoadingError(Exception):
@@ -99,7 +101,7 @@ def test_sound_models_load_without_a_warning(tmp_path, model, task):
     assert load(tiny.save(model(), tmp_path / "model"), task=task, max_length=32) == []
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.tasks], ids=lambda family: family.model_type)
 def test_every_family_loads_for_its_tasks(tmp_path, family):
     """Also without a padding token, which many decoders lack."""
     for task in family.tasks:
@@ -109,6 +111,25 @@ def test_every_family_loads_for_its_tasks(tmp_path, family):
         folder = tiny.save(model, tmp_path / task)
         assert load(folder, task=task, labels=[0, 1, 1, 0] * 3, max_length=32) == []
         refused(lie(folder, **{family.mlp.activation: "foo"}), f"{family.mlp.activation} 'foo' is not known", task=task)
+
+
+def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
+    folder = tiny.save(images.model("vit"), tmp_path / "model")
+    message = r"This family has no task yet: ViT\. The families that serve 'causal-lm' are llama, .*gpt2"
+    refused(folder, message, task="causal-lm")
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit"])
+def test_models_of_images_are_tried_on_images(model_type):
+    task, features = (
+        images.ImageClassification(None, None, None),
+        Features([{"pixel_values": image} for image in images.inputs(3)["pixel_values"]]),
+    )
+    model = images.model(model_type)
+    check_runs(task, model, features, features)
+    model.classifier.bias.data[0] = torch.nan
+    with pytest.raises(InvalidModelError, match="answers the first rows with NaN"):
+        check_runs(task, model, features, features)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.derived], ids=lambda family: family.model_type)

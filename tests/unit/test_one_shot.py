@@ -10,7 +10,7 @@ from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.one_shot import shares, sum_over_tokens
 from core.errors import NumericalError, UnreachableTargetError, VerificationError
 from core.jobs import methods
-from tests import tiny
+from tests import tiny, tiny_families
 
 LENGTHS = (7, 3, 10, 5)
 
@@ -78,6 +78,19 @@ def test_padding_does_not_count(make):
             found = sum_over_tokens(model, modules, lambda run=run: run(len(LENGTHS)), lambda x: x.T @ x)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert all(statistic.dtype == torch.float64 for statistic in expected)
+
+
+def test_what_a_projection_reads_besides_the_tokens_counts():
+    """DeBERTa projects its embeddings of distances like the hidden states: the norms of both are in the statistic."""
+    model = tiny_families.model("deberta-v2, shared", "sentence-embedding")
+    attention = bind(model).layers[0].attention
+    modules = [attention.query.weight.module, attention.value.weight.module]
+    distances = model.encoder.get_rel_embedding()
+
+    query, value = sum_over_tokens(
+        model, modules, lambda: calibration(model, *padded_batch())(len(LENGTHS)), lambda x: x.square().sum(0)
+    )
+    torch.testing.assert_close(query - value, distances.square().sum(0).double(), rtol=1e-4, atol=1e-4)
 
 
 def test_batches_add_up():

@@ -1,6 +1,6 @@
 """A bundle: a folder with everything needed to use a pruned model, and to check that it is whole.
 
-model.safetensors, config.json, tokenizer…   what transformers reads
+model.safetensors, config.json, tokenizer…   what transformers reads; of images, their processor's config
 modeling_neuroprune.py                       how layers of different width are built, for trust_remote_code; where all
                                              have one width there is none, and the config is that of the stock class
 model.safetensors.zst                        the same weights compressed, where what was pruned is zero
@@ -18,7 +18,7 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Batch
 from core.engine.export import modeling_neuroprune
@@ -26,6 +26,9 @@ from core.engine.export.description import read_architecture, read_description, 
 from core.engine.tasks import TASKS, Task
 from core.errors import VerificationError
 from core.version import VERSION
+
+Processor = PreTrainedTokenizerBase | BaseImageProcessor
+"""What makes a model's inputs."""
 
 WEIGHTS_FILE = "model.safetensors"
 COMPRESSED_FILE = f"{WEIGHTS_FILE}.zst"
@@ -35,13 +38,13 @@ COMPRESSION_LEVEL = 9
 """Of fp32 weights with 90 % zeros, levels 1, 9 and 19 leave 14, 13 and 12 %; 19 takes sixty times as long as 9."""
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, folder: Path) -> None:
-    """Write a pruned model with its config and tokenizer, and a modelling file where no stock class can build it."""
+def write_model(model: PreTrainedModel, processor: Processor, task: Task, folder: Path) -> None:
+    """Write a pruned model with config, tokenizer or image processor, and its modelling file where it needs one."""
     if getattr(model.config, "neuroprune", None):
         _write_ragged(model, task, folder)
     else:
         model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def _write_ragged(model: PreTrainedModel, task: Task, folder: Path) -> None:

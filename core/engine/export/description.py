@@ -42,6 +42,8 @@ class _Attention(_Part):
     head_counts: list[str]
     widths: list[str]
     key_value_head_counts: list[str] = []
+    further_projections: list[str] = []
+    further_inputs: list[str] = []
 
 
 class _Mlp(_Part):

@@ -17,6 +17,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,10 @@ def _narrow_attention(layer: nn.Module, index: int, row: dict[str, Any], widths:
     for name, width in (("query", query_width), ("key", key_value_width), ("value", key_value_width)):
         # Fused projections are one module.
         projections[row[name]] += width
+    present = dict(layer.named_modules())
+    for path in row.get("further_projections", ()):
+        if path in present:
+            projections[path] = query_width
     for path, width in projections.items():
         _resize(layer, path, inputs, width)
     _resize(layer, row["output"], in_features=query_width)
@@ -160,21 +166,28 @@ def _narrow_attention(layer: nn.Module, index: int, row: dict[str, Any], widths:
         inside = output.removeprefix(core + ".") if output.startswith(core + ".") else None
         layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside, index))
     elif inputs is not None:
-        _read_some(layer.get_submodule(row["core"]), inputs)
+        _read_some(layer.get_submodule(row["core"]), inputs, row.get("further_inputs", ()))
 
 
-def _read_some(core: nn.Module, count: int) -> None:
-    """Let an attention see `count` of the hidden dimensions, those of a buffer that is saved with the weights."""
+def _read_some(core: nn.Module, count: int, further: Sequence[str]) -> None:
+    """Let an attention see `count` of the hidden dimensions, those of a buffer that is saved with the weights.
+
+    Args:
+        further: Keyword arguments of its forward, besides the hidden states, that it reads the same dimensions of.
+    """
     core.register_buffer(READ_DIMENSIONS, torch.arange(count))
-    core.register_forward_pre_hook(_select_dimensions, with_kwargs=True)
+    core.register_forward_pre_hook(partial(_select_dimensions, names=("hidden_states", *further)), with_kwargs=True)
 
 
-def _select_dimensions(core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """[batch, length, h] → [batch, length, count], the first argument of an attention's forward."""
+def _select_dimensions(
+    core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, names: Sequence[str]
+) -> tuple[Any, Any]:
+    """[…, h] → […, count], the first argument of an attention's forward and those of these names."""
     dimensions = core.get_buffer(READ_DIMENSIONS)
     if args:
-        return (args[0].index_select(-1, dimensions), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].index_select(-1, dimensions)}
+        args = args[0].index_select(-1, dimensions), *args[1:]
+    given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    return args, kwargs | {name: tensor.index_select(-1, dimensions) for name, tensor in given.items()}
 
 
 def _narrow_mlp(layer: nn.Module, row: dict[str, Any], neurons: int) -> None:

@@ -34,14 +34,16 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
     """Write a model in eval mode as one .onnx file whose output is the task's.
 
     Args:
-        inputs: An example batch, at least two rows and two tokens, all [batch, length].
+        inputs: An example batch of at least two rows: [batch, length], at least two tokens, or, as images, of a fixed
+            size in all dimensions but the first.
         path: The file to write.
 
     Raises:
         VerificationError: the exporter cannot translate the model.
     """
     names = list(inputs)
-    dynamic = {0: Dim("batch"), 1: Dim("length")}
+    batch, length = Dim("batch"), Dim("length")
+    dynamic = tuple({0: batch, 1: length} if tensor.ndim == 2 else {0: batch} for tensor in inputs.values())
     with warnings.catch_warnings():
         # The exporter warns about its own internals; what it wrote is compared with the model below all this.
         warnings.simplefilter("ignore")
@@ -53,7 +55,7 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
                 str(path),
                 input_names=names,
                 output_names=["outputs"],
-                dynamic_shapes=(tuple(dynamic for _ in names),),
+                dynamic_shapes=(dynamic,),
                 dynamo=True,
                 external_data=False,
                 verbose=False,

@@ -131,7 +131,7 @@ def sum_over_tokens(
 
     Args:
         model: Called with `attention_mask` [rows, tokens] as a keyword, or without padding.
-        modules: Parts of it, all of which read every token.
+        modules: Parts of it, all of which read every token, [rows, tokens, in] or [rows * tokens, in].
         run: Passes batches through the model.
         statistic: Of inputs [T, in] in fp32.
 
@@ -146,8 +146,12 @@ def sum_over_tokens(
         mask = inputs.get("attention_mask")
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        tokens = inputs[0].flatten(0, -2).float()
-        now = statistic(tokens if mask is None else tokens[mask.flatten().bool()]).double()
+        read = inputs[0].float()
+        tokens = read.flatten(0, -2)
+        # What else a projection may read, such as embeddings of distances, has no padding.
+        if mask is not None and read.shape[:-1] in (mask.shape, (mask.numel(),)):
+            tokens = tokens[mask.flatten().bool()]
+        now = statistic(tokens).double()
         sums[module] = sums[module] + now if module in sums else now
 
     hooks = [model.register_forward_pre_hook(note_mask, with_kwargs=True)]
