@@ -236,11 +236,17 @@ class FamilyObject(_Answer):
     model_type: str = Field(description="As in the model's config.json.")
     title: str
     tasks: list[str]
+    uniform: list[str] = Field(description="What can go with structure uniform: heads, neurons, or nothing.")
 
     @classmethod
     def of(cls, family: Family) -> "FamilyObject":
         """For the wire."""
-        return cls(model_type=family.model_type, title=family.title, tasks=list(family.tasks))
+        return cls(
+            model_type=family.model_type,
+            title=family.title,
+            tasks=list(family.tasks),
+            uniform=list(family.uniform_kinds),
+        )
 
 
 class FamilyList(_Answer):

@@ -7,6 +7,8 @@ from pathlib import Path
 from core.errors import VerificationError
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of the manifests that this version reads."""
 
 
 def digest_of(path: Path) -> str:
@@ -19,11 +21,16 @@ def verify_manifest(folder: Path) -> int:
     """Compare every file with the bundle's own manifest; how many there are.
 
     Raises:
-        VerificationError: the manifest or a file of it is missing, or a file is another one.
+        VerificationError: the manifest or a file of it is missing, of an unknown format, or another one.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        expected = {name: entry["sha256"] for name, entry in files.items()}
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise VerificationError(
+                f"{folder / MANIFEST} has format {manifest['format']!r}; this version reads format {FORMAT}. "
+                "Use the version that wrote the bundle, or a newer one."
+            )
+        expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{folder / MANIFEST} cannot be read: {error!r}") from error
     for name, sha256 in expected.items():

@@ -55,13 +55,30 @@ class MlpRow:
 
 
 @dataclass(frozen=True, slots=True)
+class UniformRow:
+    """The config's entries from which the stock class builds all of its layers with one width.
+
+    `neurons` is the MLP's width. `heads`, `key_value_heads` (where they are fewer) and `head_dim` are named where the
+    config says how wide a head is. Where it follows from the number of heads, removed ones would make those that stay
+    wider: only MLPs can be narrower. `heads_divide` names an entry that the number of heads has to divide.
+    """
+
+    neurons: str
+    heads: str | None = None
+    key_value_heads: str | None = None
+    head_dim: str | None = None
+    heads_divide: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One row: `layers` is the path of the layer list from the base model (without task head).
 
     `tasks` are those that jobs can name; of some families the engine can prune a model, but no task trains it yet.
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
     `positions_after_padding` is true where the first token's position follows the padding token's id, so that fewer
-    tokens fit than the config has positions.
+    tokens fit than the config has positions. `uniform` is None where no entries of the config give all layers another
+    width.
     """
 
     model_type: str
@@ -72,14 +89,30 @@ class Family:
     tasks: tuple[str, ...]
     derived: tuple[str, ...] = ()
     positions_after_padding: bool = False
+    uniform: UniformRow | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
 
+    @property
+    def uniform_kinds(self) -> tuple[str, ...]:
+        """What can go where all layers are to have one width, and the stock class is to load them."""
+        if self.uniform is None:
+            return ()
+        return ("neurons",) if self.uniform.heads is None else ("heads", "neurons")
+
 
 _ENCODER_TASKS = ("sentence-embedding", "sequence-classification", "regression")
 _DECODER_TASKS = ("causal-lm", "sequence-classification", "regression")
+
+_FREE_HEADS = UniformRow(
+    neurons="intermediate_size",
+    heads="num_attention_heads",
+    key_value_heads="num_key_value_heads",
+    head_dim="head_dim",
+)
+_DIVIDING_HEADS = replace(_FREE_HEADS, heads_divide="hidden_size")
 
 _BERT = Family(
     model_type="bert",
@@ -96,6 +129,7 @@ _BERT = Family(
     ),
     mlp=MlpRow(inputs=("intermediate.dense",), output="output.dense"),
     tasks=_ENCODER_TASKS,
+    uniform=UniformRow(neurons="intermediate_size"),
 )
 _ROBERTA = replace(_BERT, model_type="roberta", title="RoBERTa", positions_after_padding=True)
 _LLAMA = Family(
@@ -112,6 +146,7 @@ _LLAMA = Family(
     mlp=MlpRow(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
     tasks=_DECODER_TASKS,
     derived=("self_attn.rotary_emb.inv_freq",),
+    uniform=_DIVIDING_HEADS,
 )
 _GEMMA_2 = replace(
     _LLAMA, model_type="gemma2", title="Gemma 2", mlp=replace(_LLAMA.mlp, activation="hidden_activation")
@@ -129,6 +164,7 @@ _VIT = Family(
     ),
     mlp=MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
     tasks=(),
+    uniform=UniformRow(neurons="intermediate_size", heads="num_attention_heads", head_dim="head_dim"),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -163,11 +199,12 @@ FAMILIES: tuple[Family, ...] = (
         ),
         mlp=MlpRow(inputs=("ffn.lin1",), output="ffn.lin2", activation="activation"),
         tasks=_ENCODER_TASKS,
+        uniform=UniformRow(neurons="hidden_dim"),
     ),
     _LLAMA,
-    replace(_LLAMA, model_type="mistral", title="Mistral"),
-    replace(_LLAMA, model_type="qwen2", title="Qwen2"),
-    replace(_LLAMA, model_type="qwen3", title="Qwen3"),
+    replace(_LLAMA, model_type="mistral", title="Mistral", uniform=_FREE_HEADS),
+    replace(_LLAMA, model_type="qwen2", title="Qwen2", uniform=_FREE_HEADS),
+    replace(_LLAMA, model_type="qwen3", title="Qwen3", uniform=_FREE_HEADS),
     _GEMMA_2,
     replace(_GEMMA_2, model_type="gemma3_text", title="Gemma 3 (text)"),
     Family(
@@ -184,6 +221,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         mlp=MlpRow(inputs=("fc1",), output="fc2", activation="activation_function"),
         tasks=_DECODER_TASKS,
+        uniform=UniformRow(neurons="ffn_dim"),
     ),
     Family(
         model_type="gpt_neo",
@@ -200,6 +238,7 @@ FAMILIES: tuple[Family, ...] = (
         mlp=MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         tasks=_DECODER_TASKS,
         derived=("attn.attention.bias", "attn.attention.masked_bias"),
+        uniform=UniformRow(neurons="intermediate_size"),
     ),
     Family(
         model_type="gptj",
@@ -216,6 +255,7 @@ FAMILIES: tuple[Family, ...] = (
         mlp=MlpRow(inputs=("mlp.fc_in",), output="mlp.fc_out", activation="activation_function"),
         tasks=_DECODER_TASKS,
         derived=("attn.bias", "attn.masked_bias"),
+        uniform=UniformRow(neurons="n_inner"),
     ),
     Family(
         model_type="gpt2",
@@ -232,6 +272,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         mlp=MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         tasks=_DECODER_TASKS,
+        uniform=UniformRow(neurons="n_inner"),
     ),
     Family(
         model_type="gpt_neox",
@@ -247,6 +288,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         mlp=MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
         tasks=_DECODER_TASKS,
+        uniform=UniformRow(neurons="intermediate_size"),
     ),
     Family(
         model_type="phi3",
@@ -263,6 +305,9 @@ FAMILIES: tuple[Family, ...] = (
         ),
         mlp=MlpRow(inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), output="mlp.down_proj"),
         tasks=_DECODER_TASKS,
+        # The model reads `head_dim`, but its config computes from the number of heads how many factors of its rotary
+        # embedding there have to be.
+        uniform=UniformRow(neurons="intermediate_size"),
     ),
     Family(
         model_type="modernbert",
@@ -271,6 +316,7 @@ FAMILIES: tuple[Family, ...] = (
         attention=AttentionRow(core="attn", query="attn.Wqkv", key="attn.Wqkv", value="attn.Wqkv", output="attn.Wo"),
         mlp=MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
         tasks=_ENCODER_TASKS,
+        uniform=UniformRow(neurons="intermediate_size"),
     ),
     _VIT,
     replace(_VIT, model_type="deit", title="DeiT"),

@@ -27,13 +27,19 @@ def describe(anatomy: Anatomy, plan: Plan) -> dict[str, Any]:
     return {"format": FORMAT, "family": anatomy.family.as_dict(), "head_dim": head_dim, "layers": layers}
 
 
-@torch.no_grad()
 def compact(anatomy: Anatomy, plan: Plan) -> None:
     """Shrink the bound model in place to what `plan` keeps, and say so in its config.
 
     With the removed units at zero beforehand, the outputs do not change. `anatomy` is stale afterwards: bind anew.
     """
     description = describe(anatomy, plan)
+    shrink(anatomy, plan, description)
+    anatomy.model.config.neuroprune = description
+
+
+@torch.no_grad()
+def shrink(anatomy: Anatomy, plan: Plan, description: dict[str, Any]) -> None:
+    """Shrink the weights of the bound model in place to what `plan` keeps; `description` is `describe`'s of it."""
     kept: dict[tuple[int, Kind], Tensor] = {
         (u.layer, u.kind): torch.tensor(plan.kept(u), dtype=torch.long) for u in anatomy.units
     }
@@ -51,7 +57,6 @@ def compact(anatomy: Anatomy, plan: Plan) -> None:
         if "inputs" in widths:
             core = module.get_submodule(anatomy.family.attention.core)
             core.get_buffer(READ_DIMENSIONS).copy_(kept[index, "inputs"])
-    anatomy.model.config.neuroprune = description
 
 
 Held = list[tuple[Units, Slice]]

@@ -18,13 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from core.engine.anatomy import Anatomy, bind
-from core.engine.compact import compact
 from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
 from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
-from core.engine.export.bundle import write_manifest, write_model, write_probe
+from core.engine.export.bundle import compressed_bytes, write_compressed, write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
-from core.engine.in_rows import gather_where_faster
 from core.engine.loading import (
     check_architecture,
     fitting_length,
@@ -35,12 +33,12 @@ from core.engine.loading import (
 )
 from core.engine.measure import Performance, Side, measure
 from core.engine.methods import Pruner, Schedule, build_pruner
-from core.engine.plan import Plan
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, summary_of, write_report
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
 from core.engine.report.structure import describe_structure
 from core.engine.report.topology import describe_topology
+from core.engine.structures import give_structure
 from core.engine.tasks import TASKS, Task
 from core.engine.tasks.base import model_inputs
 from core.engine.tracker import Tracker
@@ -48,7 +46,7 @@ from core.engine.training import StepListener, total_steps, train
 from core.engine.trial import check_runs, check_vocabulary
 from core.engine.verify import TOLERANCE, verify
 from core.errors import VerificationError
-from core.jobs.spec import BuiltinData, JobSpec
+from core.jobs.spec import BuiltinData, JobSpec, Structure
 from core.progress import Reporter, Warned
 
 UNTRAINED_HEAD_EPOCHS = 1.0
@@ -114,10 +112,10 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     with tracker.phase("pruning"):
         prune(prepared.task, pruner, dense, prepared.train, pruning_steps, tracker.training_step)
     with tracker.phase("compacting"):
-        plan = gather_where_faster(anatomy, pruner.plan())
-        structure = describe_structure(anatomy, pruner, plan)
-        topology = describe_topology(dense_anatomy, anatomy, plan, spec.method)
-        probe_inputs, probe_outputs, difference = _compact(prepared, anatomy, plan)
+        structure = describe_structure(anatomy, pruner)
+        masked_parameters = pruner.masks.removed_parameters()
+        topology = describe_topology(dense_anatomy, anatomy, pruner.plan(), spec.method)
+        probe_inputs, probe_outputs, difference = _compact(spec.structure, prepared, anatomy, pruner)
     with tracker.phase("evaluating"):
         pruned = evaluate(prepared.task, prepared.model, prepared.held_out, baseline.summaries)
     with TemporaryDirectory() as dense_folder:
@@ -133,7 +131,9 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         model=prepared.model,
         encoder_parameters_dense=dense_anatomy.encoder_parameters,
         encoder_parameters_pruned=anatomy.encoder_parameters,
+        masked_parameters=masked_parameters,
         performance=performance,
+        compressed_bytes=compressed_bytes(output),
         peak_memory_bytes=findings.peak_memory_bytes,
         differences={"compaction": difference, **findings.differences},
         structure=structure,
@@ -153,7 +153,9 @@ def _export(spec: JobSpec, prepared: Prepared, sides: dict[str, Side], inputs: B
     dense.model.train(False)
     dense.model.save_pretrained(dense.folder)
     write_model(pruned.model, prepared.tokenizer, prepared.task, pruned.folder)
-    write_probe(inputs, outputs, pruned.folder)
+    write_probe(task, inputs, outputs, pruned.folder)
+    if spec.structure == "masked":
+        write_compressed(pruned.folder)
     if "onnx" in spec.export.formats:
         for side in sides.values():
             export_onnx(task, side.model, inputs, side.folder / "model.onnx")
@@ -231,7 +233,8 @@ def _pruner(spec: JobSpec, anatomy: Anatomy, steps: int) -> Pruner:
     training = spec.training
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
     sparsity = spec.target.sparsity if spec.target is not None else None
-    return build_pruner(anatomy, spec.method, sparsity, schedule, training.seed)
+    uniform = spec.structure == "uniform"
+    return build_pruner(anatomy, spec.method, sparsity, schedule, training.seed, uniform=uniform)
 
 
 def prune(
@@ -281,8 +284,8 @@ def _run_calibration(task: Task, model: PreTrainedModel, features: Features, row
     model.train(was_training)
 
 
-def _compact(prepared: Prepared, anatomy: Anatomy, plan: Plan) -> tuple[Batch, Tensor, float]:
-    """Remove for good, on the CPU and in fp32.
+def _compact(structure: Structure, prepared: Prepared, anatomy: Anatomy, pruner: Pruner) -> tuple[Batch, Tensor, float]:
+    """Remove for good, as far as the structure allows, on the CPU and in fp32.
 
     Returns:
         A probe: inputs and what the masked model answered; and by how much the compacted model differs.
@@ -293,7 +296,7 @@ def _compact(prepared: Prepared, anatomy: Anatomy, plan: Plan) -> tuple[Batch, T
     inputs = _probe(prepared.task, prepared.held_out)
     with torch.inference_mode():
         masked = prepared.task.outputs(model, inputs)
-        compact(anatomy, plan)
+        give_structure(structure, anatomy, pruner.plan())
         difference = float((prepared.task.outputs(model, inputs) - masked).abs().max())
     if not difference <= TOLERANCE["loader"]:
         raise VerificationError(f"The compacted model's outputs differ from the masked model's by {difference:.1e}.")

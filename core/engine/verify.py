@@ -1,9 +1,9 @@
 """Verifies a bundle in a clean process: `python -m core.engine.verify FOLDER` prints its findings as JSON.
 
-The model is loaded as its users will: through our loader, through transformers' Auto classes with the bundle's own
-modelling file, and, where there is one, from ONNX. Each answers the probe, and the largest difference from the
-recorded outputs of the masked model counts. With the dense model's folder as a second argument, it also finds out how
-much memory either takes: no other process of a job is clean enough to tell.
+The model is loaded as its users will: through our loader, through transformers' Auto classes (with the bundle's own
+modelling file or, where it has none, with nothing of ours), and, where there is one, from ONNX. Each answers the probe,
+and the largest difference from the recorded outputs of the masked model counts. With the dense model's folder as a
+second argument, it also finds out how much memory either takes: no other process of a job is clean enough to tell.
 """
 
 import json
@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from core.engine.anatomy import bind, count_parameters
 from core.engine.data import Batch
-from core.engine.export.bundle import load_bundle, read_probe
-from core.engine.export.description import read_description
+from core.engine.export.bundle import load_bundle, read_probe, read_task
+from core.engine.export.modeling_neuroprune import MODELING_FILE
 from core.engine.export.onnx import open_session, run_session
 from core.engine.memory import ENVIRONMENT, peak_memory
-from core.engine.tasks import TASKS, Task
+from core.engine.tasks import Task
 from core.errors import NeuroPruneError, VerificationError
 
 TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4}
@@ -53,10 +53,10 @@ def differences(folder: Path) -> dict[str, float]:
         VerificationError: the bundle cannot be loaded.
     """
     inputs, expected = read_probe(folder)
-    model = load_bundle(folder)
-    task = TASKS[model.config.neuroprune["task"]]
+    model, task = load_bundle(folder), read_task(folder)
     found = {"loader": _largest(_answer(task, model, inputs), expected)}
-    model = task.auto_class.from_pretrained(folder, trust_remote_code=True, local_files_only=True).train(False)
+    own_code = (folder / MODELING_FILE).exists()
+    model = task.auto_class.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True).train(False)
     found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
@@ -73,8 +73,7 @@ def inspect(folder: Path) -> dict[str, float | int | str]:
     Raises:
         VerificationError: the bundle cannot be loaded.
     """
-    model = load_bundle(folder)
-    task = TASKS[model.config.neuroprune["task"]]
+    model, task = load_bundle(folder), read_task(folder)
     inputs, expected = read_probe(folder)
     return {
         "model": type(model).__name__,
@@ -93,8 +92,7 @@ def find(folder: Path, dense: Path | None = None) -> Findings:
     found = differences(folder)
     if dense is None:
         return Findings(found, {})
-    task = TASKS[read_description(folder).task]
-    return Findings(found, peak_memory(task, dense, folder, read_probe(folder)[0]))
+    return Findings(found, peak_memory(read_task(folder), dense, folder, read_probe(folder)[0]))
 
 
 def verify(folder: Path, dense: Path | None = None) -> Findings:

@@ -227,3 +227,22 @@ def takes_target(method: Any) -> bool:
 def trains(method: Any) -> bool:
     """Whether the method removes while the model trains."""
     return not isinstance(method, _OneShot)
+
+
+def check_uniform(method: Any) -> None:
+    """Refuse options with which layers cannot all have one width.
+
+    Raises:
+        ValueError: says which.
+    """
+    if isinstance(method, NeuroPrune) and method.mode == "faithful":
+        raise ValueError("structure uniform is not possible with mode faithful, where every layer loses its own number")
+    if method.granularity != "structured":
+        raise ValueError(
+            f"structure uniform is not possible with granularity {method.granularity}: single weights leave no unit of "
+            "every layer; masked loads in the stock class as well"
+        )
+    if isinstance(method, NeuroPrune) and method.in_rows:
+        raise ValueError("structure uniform is not possible with in_rows: stock classes read all hidden dimensions")
+    if isinstance(method, _Gradual) and method.layer_floor != type(method).model_fields["layer_floor"].default:
+        raise ValueError("method.layer_floor cannot be set with structure uniform, the same in every layer")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from core.jobs.base import Spec
-from core.jobs.methods import Method, NeuroPrune, takes_target, trains
+from core.jobs.methods import Method, NeuroPrune, check_uniform, takes_target, trains
 
 DiskPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """A path on the service's own disk; NUL ends a path in the system's calls, and they take no longer ones."""
@@ -146,11 +146,15 @@ class SparsityTarget(Spec):
         ge=0,
         le=0.95,
         description="Share removed, 0 … 0.95. Whole units: met within 0.1 percentage points, or half a neuron if that "
-        "is more. Single weights: this share becomes zero, and units left without connections leave on top.",
+        "is more; with structure uniform, the nearest width that removes at least this share, so up to one neuron of "
+        "every layer more. Single weights: this share becomes zero, and units left without connections leave on top.",
     )
 
 
 Target = SparsityTarget
+
+Structure = Literal["ragged", "uniform", "masked"]
+"""What becomes of the layers' shapes."""
 
 
 class Training(Spec):
@@ -247,6 +251,13 @@ class JobSpec(Spec):
     task: Task
     method: Method = Field(default_factory=lambda: NeuroPrune(name="neuroprune"))
     target: Target | None = None
+    structure: Structure = Field(
+        "ragged",
+        description="ragged: every layer gets its own width, the smallest for a given quality; loads with the bundle's "
+        "own modelling file, or through our client. uniform: one width for all layers, loads in the stock class; GET "
+        "/v1/families says for which architectures, and whether heads can go. masked: what was pruned is zero and "
+        "stays, loads in the stock class, and is offered compressed as well.",
+    )
     training: Training = Field(default_factory=Training)
     export: Export = Field(default_factory=Export)
 
@@ -267,6 +278,12 @@ class JobSpec(Spec):
             raise ValueError(f"target must be left out: with these options of {self.method.name} it follows from them")
         if trains(self.method) and self.training.num_train_epochs == 0:
             raise ValueError(f"training.num_train_epochs must be above 0: {self.method.name} prunes while it trains")
+        return self
+
+    @model_validator(mode="after")
+    def _structure_fits_method(self) -> "JobSpec":
+        if self.structure == "uniform":
+            check_uniform(self.method)
         return self
 
     def file_ids(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from client.bundle import verify_manifest
 from client.load import load
 from core.engine import verify as verification
 from core.engine.anatomy import bind
@@ -51,6 +52,38 @@ def in_new_process(code: str, tmp_path: Path) -> dict:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("check", [load, verify_manifest], ids=["loader", "client"])
+def test_a_manifest_of_an_unknown_format_is_refused(check, bundle):
+    change_json(bundle / "manifest.json", lambda manifest: manifest.update(format=2, files="elsewhere"))
+    with pytest.raises(VerificationError, match=r"manifest\.json has format 2; this version reads format 1\. Use the"):
+        check(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("encoder.layer.2.output.dense.weight"), "missing_keys.*layer.2.output.dense"),
+        (lambda weights: weights.update(more=torch.ones(1)), "unexpected_keys.*more"),
+    ],
+    ids=["missing", "extra"],
+)
+def test_weights_that_lack_or_add_a_tensor_are_refused(bundle, change, message):
+    weights = load_file(bundle / "model.safetensors")
+    change(weights)
+    save_file(weights, bundle / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(bundle)
+    with pytest.raises(VerificationError, match=message):
+        load(bundle)
+
+
+def test_truncated_weights_are_refused_though_the_manifest_was_written_anew(bundle):
+    data = (bundle / "model.safetensors").read_bytes()
+    (bundle / "model.safetensors").write_bytes(data[:-8])
+    write_manifest(bundle)
+    with pytest.raises(VerificationError, match="do not fit together"):
+        load(bundle)
 
 
 @every_task
@@ -97,6 +130,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
     sides = {"dense": {"median": dense_ms}, "pruned": {"median": pruned_ms}}
     return {
         "model": {"name": "mine", "auto_class": TASKS[case.task].auto_class.__name__},
+        "structure": "ragged",
         "target": {"achieved": 0.5, "removed": 0.5, "zero": 0.0},
         "method": {
             "name": "neuroprune",
@@ -168,7 +202,7 @@ def test_a_manifest_of_another_shape_is_refused(bundle, change, message):
     ("change", "message"),
     [
         (lambda config: config.update(neuroprune=[1]), "describes no pruned model"),
-        (lambda config: config.pop("neuroprune"), "describes no pruned model"),
+        (lambda config: config.pop("neuroprune"), "names no architecture of transformers: 'PrunedBertModel'"),
         (lambda config: config["neuroprune"].pop("task"), r"at neuroprune\.task: Field required"),
         (lambda config: config["neuroprune"].update(task="poetry"), "names the task 'poetry'; known are"),
         (lambda config: config["neuroprune"].pop("family"), r"at neuroprune\.family"),
@@ -176,6 +210,8 @@ def test_a_manifest_of_another_shape_is_refused(bundle, change, message):
         (lambda config: config["neuroprune"]["family"]["attention"].update(query="attention.query"), "do not fit"),
         (lambda config: config["neuroprune"]["family"]["attention"].pop("core"), r"family\.attention\.core"),
         (lambda config: config["neuroprune"]["layers"][0].update(heads=-1), r"layers\.0\.heads"),
+        (lambda config: config["neuroprune"]["layers"][2].update(heads=4, key_value_heads=4), "do not fit together"),
+        (lambda config: config["neuroprune"]["layers"][2].update(heads=2, key_value_heads=2), "do not fit together"),
         (lambda config: config["neuroprune"]["layers"][0].pop("neurons"), r"layers\.0\.neurons"),
         (lambda config: config["neuroprune"].update(head_dim="wide"), r"neuroprune\.head_dim"),
         (lambda config: config["neuroprune"].update(task="causal-lm"), "cannot answer the bundle's probe"),

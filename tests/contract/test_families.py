@@ -64,6 +64,8 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.family}-{case.task}")
 
 
+DELIVERED = Path(__file__).parents[1] / "data" / "bundle_format_1"
+
 every_case = each(CASES)
 every_family = each(FIRST)
 every_task = each(THOROUGH)
@@ -276,7 +278,7 @@ def write_bundle(case: Case, model: PreTrainedModel, expected: torch.Tensor, fol
     processor = case.processor()
     task = TASKS[case.task](None, Training(), processor)
     write_model(model, processor, task, folder)
-    write_probe(case.inputs(), expected, folder)
+    write_probe(type(task), case.inputs(), expected, folder)
     write_manifest(folder)
     return folder
 
@@ -341,7 +343,14 @@ def test_a_config_that_disagrees_with_the_weights_is_refused(bundle, change):
 
 
 def test_a_bundle_that_answers_differently_is_not_delivered(bundle):
-    write_probe(inputs(), torch.zeros(2, 32), bundle)
+    write_probe(TASKS[CASES[0].task], inputs(), torch.zeros(2, 32), bundle)
     write_manifest(bundle)
     with pytest.raises(VerificationError, match="Loaded through loader, the outputs differ by"):
         verify(bundle)
+
+
+def test_a_bundle_of_version_0_1_0_loads(modules_cache):
+    """Format 1 as it was first delivered: a layer without heads, one without neurons, one that reads half."""
+    found = differences(DELIVERED)
+    assert set(found) == {"loader", "auto_class"}
+    assert max(found.values()) <= 1e-5

@@ -48,6 +48,8 @@ def test_catalogue_is_served(service):
     assert "description" in methods[0]["options"]["properties"]["alpha"]
     families = service.http.get("/v1/families").json()["data"]
     assert [family["model_type"] for family in families] == [family.model_type for family in FAMILIES]
+    uniform = {family["model_type"]: family["uniform"] for family in families}
+    assert (uniform["bert"], uniform["llama"]) == (["neurons"], ["heads", "neurons"])
 
 
 def test_docs_page_is_served(service):

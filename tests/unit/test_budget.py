@@ -12,7 +12,7 @@ from core.engine.methods.gradual import gradual
 from core.engine.methods.random import RandomCriterion
 from core.engine.methods.schedule import Schedule
 from core.errors import NumericalError, UnreachableTargetError
-from tests import tiny
+from tests import tiny, tiny_families
 
 
 @given(st.floats(0, 0.95))
@@ -127,6 +127,64 @@ def test_more_heads_than_there_are_cannot_stay():
     with pytest.raises(UnreachableTargetError, match="13 heads cannot stay: the model has 12") as caught:
         Budget.of(bind(tiny.bert()), 0.5, heads_kept=13)
     assert caught.value.param == "/method/heads_kept"
+
+
+UNIFORM = {
+    "bert": tiny.bert,
+    "llama": tiny.llama,
+    "qwen2": lambda: tiny_families.model("qwen2", "causal-lm"),
+}
+"""Neurons only; head groups that divide the hidden size; any number of head groups."""
+
+
+@pytest.mark.parametrize("make", UNIFORM.values(), ids=UNIFORM)
+@settings(max_examples=25, deadline=None)
+@given(sparsity=st.floats(0, 0.95), reached=st.floats(0, 1))
+def test_layers_of_one_width_lose_at_least_the_target_and_no_whole_width_more(make, sparsity, reached):
+    anatomy = bind(make())
+    mlp = anatomy.layers[0].mlp.units
+    try:
+        pruner = removing(anatomy, sparsity, layer_floor=0.0, uniform=True)
+    except UnreachableTargetError:
+        most = 3 * (mlp.count - 1) * mlp.cost + 3 * anatomy.layers[0].attention.units.cost * most_heads(anatomy)
+        assert sparsity * anatomy.encoder_parameters > most
+        return
+    for share in (reached, 1.0):
+        pruner.removal.advance(share, pruner.criterion)
+    assert {len(set(pruner.masks.removed(kind))) for kind in ("heads", "neurons")} == {1}
+    wanted = int(sparsity * anatomy.encoder_parameters)
+    assert 0 <= pruner.masks.removed_parameters() - wanted <= max(3 * mlp.cost, TOLERANCE * anatomy.encoder_parameters)
+    assert pruner.sparsity == pruner.removal.final_sparsity
+
+
+def test_every_layer_of_one_width_keeps_a_neuron():
+    anatomy = bind(tiny.bert())
+    neurons, parameters = anatomy.layers[0].mlp.units, anatomy.encoder_parameters
+    most = 3 * (neurons.count - 1) * neurons.cost
+    assert Budget.of(anatomy, most / parameters, uniform=True).counts(1.0)["neurons"] == 3 * (neurons.count - 1)
+    with pytest.raises(
+        UnreachableTargetError, match=rf"uniform BERT model can lose gone it would be {most / parameters:.4f}"
+    ):
+        Budget.of(anatomy, (most + 2) / parameters, uniform=True)
+
+
+def most_heads(anatomy) -> int:
+    """Head groups that a layer can lose where all layers are to be alike."""
+    return 0 if anatomy.family.model_type == "bert" else anatomy.layers[0].attention.groups - 1
+
+
+def test_layers_of_one_width_keep_their_own_best():
+    """Scores rise from layer to layer, and fall within each: a ranking over all would empty the first."""
+    anatomy = bind(tiny_families.model("qwen2", "causal-lm"))
+    pruner = removing(anatomy, 0.5, layer_floor=0.0, uniform=True)
+    pruner.criterion.unit_scores = lambda position, kept: 100.0 * position - torch.arange(len(kept))
+    pruner.removal.advance(1.0, pruner.criterion)
+    plans = pruner.plan().layers
+    assert 0 < len(plans[0].heads) < 4
+    assert 0 < len(plans[0].neurons) < 48
+    for plan in plans:
+        assert plan.heads == plans[0].heads == tuple(range(len(plan.heads)))
+        assert plan.neurons == plans[0].neurons == tuple(range(len(plan.neurons)))
 
 
 def test_an_unreachable_target_says_what_is_possible():

@@ -7,10 +7,11 @@ import torch
 
 from core.engine.anatomy import bind
 from core.engine.compact import compact
-from core.engine.methods import Schedule
+from core.engine.methods import Schedule, build_pruner
 from core.errors import NumericalError, UnreachableTargetError, VerificationError
-from tests import tiny
+from tests import tiny, tiny_families
 from tests.pruning import (
+    CASES,
     SCHEDULE,
     STEPS,
     Case,
@@ -45,6 +46,23 @@ def test_the_target_is_met_exactly_and_what_is_gone_stays_gone(case, make):
         if step >= SCHEDULE.last_step:
             check_target(case, pruner, 0.4)
     check_compaction(pruner)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.granularity == "structured"], ids=lambda case: case.name
+)
+@pytest.mark.parametrize(("family", "task"), [("bert", "sequence-classification"), ("qwen2", "causal-lm")])
+def test_whole_units_can_go_to_one_width(case, family, task):
+    """BERT's heads stay: its stock class cannot have fewer."""
+    anatomy = bind(tiny_families.model(family, task))
+    parameters, cost = anatomy.encoder_parameters, anatomy.layers[0].mlp.units.cost
+    pruner = build_pruner(anatomy, case.method(), 0.4, SCHEDULE, seed=0, uniform=True)
+    train(pruner)
+    pruner.finish()
+    heads, neurons = ({len(getattr(layer, kind)) for layer in pruner.plan().layers} for kind in ("heads", "neurons"))
+    assert (len(heads), len(neurons)) == (1, 1)
+    assert (heads == {4}) == (family == "bert")
+    assert 0 <= pruner.sparsity * parameters - int(0.4 * parameters) <= 3 * cost
 
 
 def check_compaction(pruner):

@@ -385,3 +385,12 @@ def test_it_trains_in_the_jobs_own_loop(granularity, precision):
     pruner.finish()
     assert losses[-1] < losses[0]
     assert zeros(pruner.anatomy) >= 0.45 * pruner.anatomy.encoder_parameters
+
+
+def test_heads_that_cannot_go_do_not_compete():
+    """Gates on BERT's heads would close for nothing: its stock class cannot have fewer."""
+    options = methods.Smart(name="smart")
+    for uniform, kinds in ((True, {"neurons"}), (False, {"heads", "neurons"})):
+        anatomy = bind(tiny.bert())
+        pruner = build_pruner(anatomy, options, 0.3, Schedule(10, 0.1, 0.4), 0, uniform=uniform)
+        assert {anatomy.units[position].kind for position in pruner.candidates.positions} == kinds

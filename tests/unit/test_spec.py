@@ -146,6 +146,32 @@ def test_options_that_do_not_fit_together_are_refused(method, message):
     assert message in next(iter(found.values()))
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (FAITHFUL, "not possible with mode faithful"),
+        ({"name": "wanda"}, "not possible with granularity unstructured"),
+        ({"name": "magnitude", "granularity": "2:4"}, "not possible with granularity 2:4"),
+        ({"name": "neuroprune", "in_rows": 0.1}, "not possible with in_rows"),
+        ({"name": "l1", "layer_floor": 0.5}, "layer_floor cannot be set with structure uniform"),
+    ],
+)
+def test_what_cannot_have_one_width_is_refused_and_can_be_masked(method, message):
+    target = DEMO["target"] if takes_target(TypeAdapter(Method).validate_python(method)) else None
+    body = DEMO | {"method": method, "target": target}
+    found = faults(body | {"structure": "uniform"})
+    assert len(found) == 1
+    assert message in next(iter(found.values()))
+    assert JobSpec.model_validate(body | {"structure": "masked"}).structure == "masked"
+
+
+@pytest.mark.parametrize("name", ["neuroprune", "importance", "smart", "magnitude", "l1", "random"])
+def test_whole_units_can_have_one_width(name):
+    spec = demo_spec(method={"name": name}, structure="uniform")
+    assert JobSpec.model_validate(resolve(spec).model_dump(mode="json")).structure == "uniform"
+    assert demo_spec().structure == "ragged"
+
+
 def test_alpha_and_beta_default_by_mode():
     assert NeuroPrune(name="neuroprune").strengths() == (1e-3, 1e-3)
     assert NeuroPrune(**FAITHFUL).strengths() == (1e-5, 1e-5)

@@ -10,6 +10,8 @@ from core.engine.export.modeling_neuroprune import FORMAT, MANIFEST_FILE, MANIFE
 from core.engine.tasks import TASKS
 from core.errors import VerificationError
 
+CONFIG_FILE = "config.json"
+
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -77,6 +79,10 @@ class _Config(_Part):
     neuroprune: Description
 
 
+class _StockConfig(_Part):
+    architectures: Annotated[list[str], Field(min_length=1)]
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The folder's manifest.
 
@@ -88,21 +94,32 @@ def read_manifest(folder: Path) -> Manifest:
     return _parse(Manifest, content, MANIFEST_FILE)
 
 
-def read_description(folder: Path) -> Description:
-    """How the folder's model is built.
+def read_description(folder: Path) -> Description | None:
+    """How the folder's model is built; None where its stock class can do that.
 
     Raises:
         VerificationError: there is no `config.json`, or it does not describe a pruned model that this version knows.
     """
-    content = _read_object(folder / "config.json")
-    entry = content.get("neuroprune")
+    content = _read_object(folder / CONFIG_FILE)
+    if "neuroprune" not in content:
+        return None
+    entry = content["neuroprune"]
     if not isinstance(entry, dict):
         raise VerificationError("config.json describes no pruned model: its entry 'neuroprune' is no JSON object.")
     _check_format(entry, FORMAT, "config.json, entry 'neuroprune',")
-    description = _parse(_Config, content, "config.json").neuroprune
+    description = _parse(_Config, content, CONFIG_FILE).neuroprune
     if description.task not in TASKS:
         raise VerificationError(f"config.json names the task {description.task!r}; known are {', '.join(TASKS)}.")
     return description
+
+
+def read_architecture(folder: Path) -> str:
+    """The class that the folder's config names.
+
+    Raises:
+        VerificationError: there is no `config.json`, or it names none.
+    """
+    return _parse(_StockConfig, _read_object(folder / CONFIG_FILE), CONFIG_FILE).architectures[0]
 
 
 def _check_format(content: dict[str, object], known: int, what: str) -> None:

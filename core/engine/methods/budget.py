@@ -1,8 +1,11 @@
 """How much goes: exact numbers of heads, in-rows and neurons for a share of the transformer layers' parameters."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.engine.anatomy import Anatomy, Kind
+from core.engine.structures import uniform_head_groups
 from core.errors import UnreachableTargetError
 
 TOLERANCE = 0.001
@@ -16,13 +19,18 @@ class Budget:
     Heads go in proportion, unless their number is given, and in-rows as many as are asked for; neurons, which are
     finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of a layer have
     `crossing` parameters in common.
+
+    Where all layers are to end with one width, they lose the same number of heads and of neurons each, at least what
+    the target asks for, and keep one of either at least.
     """
 
     sparsity: float
     encoder_parameters: int
     heads: int
+    """That may go."""
     head_cost: int
     neurons: int
+    """That may go."""
     neuron_cost: int
     removed_heads: int | None = None
     layers: int = 1
@@ -30,9 +38,20 @@ class Budget:
     """In-rows that go in every layer."""
     input_cost: int = 0
     crossing: int = 0
+    uniform_heads: tuple[int, ...] | None = None
+    """Numbers of heads that may be gone in the end where all layers are to have one width; None where they may differ.
+    """
 
     @classmethod
-    def of(cls, anatomy: Anatomy, sparsity: float, heads_kept: int | None = None, in_rows: float = 0.0) -> "Budget":
+    def of(
+        cls,
+        anatomy: Anatomy,
+        sparsity: float,
+        heads_kept: int | None = None,
+        in_rows: float = 0.0,
+        *,
+        uniform: bool = False,
+    ) -> "Budget":
         """The budget of a model.
 
         Args:
@@ -40,30 +59,33 @@ class Budget:
             sparsity: Share of the encoder's parameters.
             heads_kept: How many heads stay in the whole model; None for as many as their part of the budget leaves.
             in_rows: Share of each attention's input dimensions that go.
+            uniform: Whether all layers are to end with one width.
 
         Raises:
-            UnreachableTargetError: the model has fewer heads, or even the nearest removal misses the target.
+            UnreachableTargetError: so many heads cannot stay, or even the nearest removal misses the target.
+            InvalidModelError: the family has no uniform structure.
         """
-        attention, mlp = anatomy.layers[0].attention, anatomy.layers[0].mlp
+        attention, mlp, layers = anatomy.layers[0].attention, anatomy.layers[0].mlp, len(anatomy.layers)
         heads = sum(layer.attention.units.count for layer in anatomy.layers)
-        if heads_kept is not None and heads_kept > heads:
-            raise UnreachableTargetError(
-                f"{heads_kept} heads cannot stay: the model has {heads}.", param="/method/heads_kept"
-            )
+        neurons = sum(layer.mlp.units.count for layer in anatomy.layers)
+        groups = uniform_head_groups(anatomy) if uniform else None
+        if heads_kept is not None:
+            _check_heads_kept(heads_kept, heads, None if groups is None else [layers * count for count in groups])
         budget = cls(
             sparsity,
             anatomy.encoder_parameters,
-            heads,
+            heads if groups is None else heads - layers * groups[0],
             attention.units.cost,
-            sum(layer.mlp.units.count for layer in anatomy.layers),
+            neurons if groups is None else neurons - layers,
             mlp.units.cost,
             None if heads_kept is None else heads - heads_kept,
-            len(anatomy.layers),
+            layers,
             int(in_rows * attention.inputs.count + 0.5),
             attention.inputs.cost,
             attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
+            None if groups is None else tuple(heads - layers * count for count in groups),
         )
-        budget._check()
+        budget._check(anatomy.family.title)
         return budget
 
     def counts(self, reached: float) -> dict[Kind, int]:
@@ -74,30 +96,74 @@ class Budget:
         """
         heads, neurons = self._end
         inputs_a_layer = int(reached * self.inputs_a_layer + 0.5)
-        wanted = reached * self.sparsity * self.encoder_parameters
+        if reached >= 1:
+            return {"heads": heads, "neurons": neurons, "inputs": inputs_a_layer * self.layers}
+        wanted = reached * self._wanted
         share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_a_layer)
-        heads_now = heads if reached >= 1 else min(int(share + 0.5), heads)
+        heads_now = min(int(share + 0.5), heads)
         neurons_now = min(self._neurons_beside(heads_now, inputs_a_layer, wanted), neurons)
         return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_a_layer * self.layers}
 
     def achieved(self, counts: dict[Kind, int]) -> float:
         """Share of the encoder's parameters that these numbers of units make up."""
-        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.layers)
-        return (attention + counts["neurons"] * self.neuron_cost) / self.encoder_parameters
+        return self._parameters(counts) / self.encoder_parameters
+
+    def is_met_by(self, removed: int) -> bool:
+        """Whether so many parameters less are as near to the target as they have to be."""
+        missed = removed - self._wanted
+        # In a very small model, whole units come no nearer than the resolution.
+        most = max(TOLERANCE * self.encoder_parameters, self._resolution)
+        return (0 if self.uniform else -most) <= missed <= most
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers end with one width."""
+        return self.uniform_heads is not None
+
+    def nearest_heads(self, heads: float) -> int:
+        """How many heads go in the end: of all numbers with which the target is met best, the nearest to `heads`."""
+        numbers = range(self.heads + 1) if self.uniform_heads is None else self.uniform_heads
+
+        def distance(number: int) -> tuple[float, float]:
+            return max(self._missed_with(number), self._resolution), abs(number - heads)
+
+        return min(numbers, key=distance)
+
+    @property
+    def _wanted(self) -> float:
+        """Parameters that are to go; where no fewer may go, a whole number."""
+        wanted = self.sparsity * self.encoder_parameters
+        return int(wanted) if self.uniform else wanted
+
+    @property
+    def _resolution(self) -> float:
+        """Parameters by which whole neurons may miss the target: half of one; with one width, one of every layer."""
+        return self.layers * self.neuron_cost if self.uniform else 0.5 * self.neuron_cost
 
     @property
     def _end(self) -> tuple[int, int]:
         """Heads and neurons of the removal nearest to the target; of equally near ones, heads nearest their share."""
-        wanted, inputs = self.sparsity * self.encoder_parameters, self.inputs_a_layer
-        share = self._share(wanted, inputs)
+        heads = self.removed_heads
+        if heads is None:
+            heads = self.nearest_heads(self._share(self._wanted, self.inputs_a_layer))
+        return heads, self._neurons_in_the_end(heads)
 
-        def distance(heads: int) -> tuple[float, float]:
-            neurons = self._neurons_beside(heads, inputs, wanted)
-            removed = self._attention_parameters(heads, inputs) + neurons * self.neuron_cost
-            return max(abs(removed - wanted), 0.5 * self.neuron_cost), abs(heads - share)
+    def _neurons_in_the_end(self, heads: int) -> int:
+        if not self.uniform:
+            return self._neurons_beside(heads, self.inputs_a_layer, self._wanted)
+        left = max(0.0, self._wanted - self._attention_parameters(heads, self.inputs_a_layer))
+        return min(self.neurons, self.layers * math.ceil(left / (self.layers * self.neuron_cost)))
 
-        heads = min(range(self.heads + 1), key=distance) if self.removed_heads is None else self.removed_heads
-        return heads, self._neurons_beside(heads, inputs, wanted)
+    def _missed_with(self, heads: int) -> float:
+        """Parameters by which the target is missed with so many heads; one width must not remove less than it."""
+        neurons = self._neurons_in_the_end(heads)
+        removed = self._attention_parameters(heads, self.inputs_a_layer) + neurons * self.neuron_cost
+        missed = removed - self._wanted
+        return math.inf if self.uniform and missed < 0 else abs(missed)
+
+    def _parameters(self, counts: dict[Kind, int]) -> int:
+        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.layers)
+        return attention + counts["neurons"] * self.neuron_cost
 
     def _attention_parameters(self, heads: int, inputs_a_layer: int) -> int:
         """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its layer."""
@@ -115,14 +181,26 @@ class Budget:
         left = max(0.0, wanted - self._attention_parameters(heads, inputs_a_layer))
         return min(self.neurons, int(left / self.neuron_cost + 0.5))
 
-    def _check(self) -> None:
-        achieved = self.achieved(self.counts(1.0))
-        # Half a neuron is as near as whole units can come in a very small model.
-        nearest = max(TOLERANCE, 0.5 * self.neuron_cost / self.encoder_parameters)
-        if abs(achieved - self.sparsity) > nearest:
-            most = (self.heads * self.head_cost + self.neurons * self.neuron_cost) / self.encoder_parameters
-            raise UnreachableTargetError(
-                f"A sparsity of {self.sparsity:.4f} cannot be met; nearest is {achieved:.4f}, and with all heads and "
-                f"neurons gone it would be {most:.4f}.",
-                param="/target/sparsity",
-            )
+    def _check(self, family: str) -> None:
+        counts = self.counts(1.0)
+        if self.is_met_by(self._parameters(counts)):
+            return
+        most = (self._attention_parameters(self.heads, 0) + self.neurons * self.neuron_cost) / self.encoder_parameters
+        everything = f"all that a uniform {family} model can lose" if self.uniform else "all heads and neurons"
+        hint = "" if self.heads else " Its heads stay: their width follows from their number."
+        raise UnreachableTargetError(
+            f"A sparsity of {self.sparsity:.4f} cannot be met; nearest is {self.achieved(counts):.4f}, and with "
+            f"{everything} gone it would be {most:.4f}.{hint}",
+            param="/target/sparsity",
+        )
+
+
+def _check_heads_kept(wanted: int, heads: int, allowed: Sequence[int] | None) -> None:
+    """Refuse a number of heads that cannot stay in the whole model."""
+    if wanted > heads:
+        problem = f"the model has {heads}"
+    elif allowed is not None and wanted not in allowed:
+        problem = f"with structure uniform the model may keep {', '.join(map(str, allowed))}"
+    else:
+        return
+    raise UnreachableTargetError(f"{wanted} heads cannot stay: {problem}.", param="/method/heads_kept")

@@ -79,11 +79,13 @@ def gradual(
     layer_floor: float,
     heads_kept: int | None = None,
     in_rows: float = 0.0,
+    uniform: bool = False,
 ) -> GradualPruner:
     """A gradual pruner that removes at the given granularity.
 
     Args:
         sparsity: Share of the transformer layers' parameters; None with a pattern, from which it follows.
+        uniform: Whether all layers are to end with one width, if whole units go.
 
     Raises:
         UnreachableTargetError: the model cannot be pruned to this target.
@@ -95,7 +97,7 @@ def gradual(
         return pruner
     assert sparsity is not None  # noqa: S101 the contract asks for a target without a pattern
     if granularity == "structured":
-        budget = Budget.of(anatomy, sparsity, heads_kept, in_rows)
+        budget = Budget.of(anatomy, sparsity, heads_kept, in_rows, uniform=uniform)
         pruner.removal = UnitRemoval(pruner, budget, layer_floor)
     else:
         pruner.removal = WeightRemoval(anatomy, sparsity, layer_floor)

@@ -17,7 +17,13 @@ from core.jobs import methods
 
 
 def build_pruner(
-    anatomy: Anatomy, method: methods.Method, sparsity: float | None, schedule: Schedule, seed: int
+    anatomy: Anatomy,
+    method: methods.Method,
+    sparsity: float | None,
+    schedule: Schedule,
+    seed: int,
+    *,
+    uniform: bool = False,
 ) -> Pruner:
     """The pruner of a job.
 
@@ -27,9 +33,11 @@ def build_pruner(
         sparsity: Share of the transformer layers' parameters; None where the method takes no target.
         schedule: When what goes.
         seed: Of random choices.
+        uniform: Whether all layers are to end with one width; only for methods that remove whole units.
 
     Raises:
         UnreachableTargetError: the model cannot be pruned to this target.
+        InvalidModelError: all layers cannot have one width in this family's stock class.
     """
     match method:
         case methods.NeuroPrune(mode="faithful"):
@@ -44,10 +52,11 @@ def build_pruner(
                 layer_floor=method.layer_floor,
                 heads_kept=method.heads_kept,
                 in_rows=method.in_rows,
+                uniform=uniform,
             )
         case methods.Smart():
             assert sparsity is not None  # noqa: S101 the contract asks for a target
-            return SmartPruner(anatomy, sparsity, schedule, method)
+            return SmartPruner(anatomy, sparsity, schedule, method, uniform=uniform)
         case methods.Wanda():
             return WandaPruner(anatomy, sparsity, method)
         case methods.SparseGPT():
@@ -60,6 +69,7 @@ def build_pruner(
                 sparsity,
                 granularity=method.granularity,
                 layer_floor=method.layer_floor,
+                uniform=uniform,
             )
 
 

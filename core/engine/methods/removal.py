@@ -71,7 +71,7 @@ class UnitRemoval(Removal):
         if count == sum(masks.removed(kind)):
             return
         # In-rows have the same number in every layer: only so are their parameters known beforehand.
-        floor = 1.0 if kind == "inputs" else self.floor
+        floor = 1.0 if kind == "inputs" or self.budget.uniform else self.floor
         for position, chosen in zip(
             positions, allocate([self._scores(i, criterion) for i in positions], count, floor), strict=True
         ):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.engine.anatomy import Anatomy, Kind
 from core.engine.methods.base import Criterion, Pruner
-from core.engine.methods.budget import TOLERANCE, Budget
+from core.engine.methods.budget import Budget
 from core.engine.methods.connections import release_unconnected
 from core.engine.methods.gates import Gateable, Gates, UnitOutputs
 from core.engine.methods.importance import ImportanceCriterion
@@ -35,7 +35,9 @@ GATED_KINDS: tuple[Kind, ...] = ("heads", "neurons")
 class SmartPruner(Pruner):
     """See the module's docstring."""
 
-    def __init__(self, anatomy: Anatomy, sparsity: float, schedule: Schedule, options: Smart) -> None:
+    def __init__(
+        self, anatomy: Anatomy, sparsity: float, schedule: Schedule, options: Smart, *, uniform: bool = False
+    ) -> None:
         """A pruner at the start of its first stage.
 
         Raises:
@@ -48,7 +50,11 @@ class SmartPruner(Pruner):
         self.temperature = options.initial_temperature
         by_weight = options.granularity == "unstructured"
         self.importance = ImportanceCriterion(anatomy, SENSITIVITY_SHARE, by_weight=by_weight)
-        self.candidates: _Candidates = _Weights(anatomy, sparsity) if by_weight else _WholeUnits(self, sparsity)
+        self.candidates: _Candidates = (
+            _Weights(anatomy, sparsity)
+            if by_weight
+            else _WholeUnits(self, Budget.of(anatomy, sparsity, uniform=uniform))
+        )
         self.gates = Gates(self.candidates.parts, self.candidates.shapes)
         device = self.candidates.parts[0].weight.device
         self.scores = nn.Parameter(torch.zeros(sum(self.gates.counts), device=device))
@@ -159,13 +165,14 @@ class _Candidates(ABC):
 class _WholeUnits(_Candidates):
     """Heads and neurons of all layers; how the budget is shared between layers and kinds is learnt."""
 
-    def __init__(self, pruner: Pruner, sparsity: float) -> None:
+    def __init__(self, pruner: Pruner, budget: Budget) -> None:
         anatomy = pruner.anatomy
-        self.budget = Budget.of(anatomy, sparsity)
-        self.removal: UnitRemoval = UnitRemoval(pruner, self.budget, floor=0.0)
+        self.budget = budget
+        self.removal: UnitRemoval = UnitRemoval(pruner, budget, floor=0.0)
         self.anatomy = anatomy
         self.masks = pruner.masks
-        self.positions = sorted(position for kind in GATED_KINDS for position in anatomy.positions(kind))
+        kinds = GATED_KINDS if budget.heads else ("neurons",)
+        self.positions = sorted(position for kind in kinds for position in anatomy.positions(kind))
         groups = [anatomy.units[position] for position in self.positions]
         self.parts = [UnitOutputs(units) for units in groups]
         self.shapes = [torch.Size((units.count, 1, 1)) for units in groups]
@@ -173,7 +180,7 @@ class _WholeUnits(_Candidates):
         costs = torch.cat([torch.full((units.count,), float(units.cost), dtype=torch.float64) for units in groups])
         self.costs: Tensor = costs.to(self.parts[0].weight.device)
         self.total_cost = float(costs.sum())
-        self.removed_cost = sparsity * anatomy.encoder_parameters
+        self.removed_cost = budget.sparsity * anatomy.encoder_parameters
 
     def scores(self, criterion: Criterion) -> list[Tensor]:
         return [criterion.unit_scores(position, self.masks.kept(position)) for position in self.positions]
@@ -186,21 +193,13 @@ class _WholeUnits(_Candidates):
 
     @property
     def target_is_met(self) -> bool:
-        nearest = max(TOLERANCE, 0.5 * self.budget.neuron_cost / self.budget.encoder_parameters)
-        return abs(self.removal.sparsity - self.budget.sparsity) <= nearest
+        return self.budget.is_met_by(self.masks.removed_parameters())
 
     def _heads_to_remove(self, scores: Sequence[Tensor]) -> int:
         """Heads among the units that the scores alone would remove, or the nearest number with which neurons fit."""
         order = torch.cat(list(scores)).argsort(stable=True)
         removed = order[self.costs[order].cumsum(0) <= self.removed_cost]
-        learnt = int(self._is_head[removed.cpu()].sum())
-
-        def distance(heads: int) -> tuple[float, int]:
-            budget = replace(self.budget, removed_heads=heads)
-            missed = abs(budget.achieved(budget.counts(1.0)) - budget.sparsity) * budget.encoder_parameters
-            return max(missed, 0.5 * budget.neuron_cost), abs(heads - learnt)
-
-        return min(range(self.budget.heads + 1), key=distance)
+        return self.budget.nearest_heads(int(self._is_head[removed.cpu()].sum()))
 
 
 class _Weights(_Candidates):

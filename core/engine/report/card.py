@@ -20,8 +20,9 @@ def model_card(report: dict[str, Any]) -> str:
         rows.append(f"| {part} parameters | {parameters[part]['dense']:,} | {parameters[part]['pruned']:,} |")
     size = report["size_bytes"]
     rows.append(f"| model.safetensors (MB) | {size['dense'] / 1e6:.1f} | {size['pruned'] / 1e6:.1f} |")
+    if "compressed" in size:
+        rows.append(f"| the same, compressed (MB) | | {size['compressed'] / 1e6:.1f} |")
     rows += _performance(report)
-    auto_class = report["model"]["auto_class"]
     return "\n".join(
         [
             "---",
@@ -45,15 +46,7 @@ def model_card(report: dict[str, Any]) -> str:
             "",
             "## Use",
             "",
-            "```python",
-            f"from transformers import {auto_class}, AutoTokenizer",
-            "",
-            f'model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)',
-            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-            "```",
-            "",
-            "`modeling_neuroprune.py` builds the layers, each with its own width. Without remote code, the NeuroPrune "
-            'client loads it: `from client.load import load; model = load("path/to/this/folder")`.',
+            *_use(report),
             "",
             "`report.json` lists every head and neuron that was kept, `manifest.json` the sha256 of each file, and "
             "`probe.safetensors` inputs with the outputs that a correct load must give.",
@@ -86,6 +79,32 @@ def _settings(report: dict[str, Any]) -> str:
     )
 
 
+def _use(report: dict[str, Any]) -> list[str]:
+    """How to load the model."""
+    auto_class, structure = report["model"]["auto_class"], report["structure"]
+    trust = ", trust_remote_code=True" if structure == "ragged" else ""
+    return [
+        "```python",
+        f"from transformers import {auto_class}, AutoTokenizer",
+        "",
+        f'model = {auto_class}.from_pretrained("path/to/this/folder"{trust})',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+        _WHAT_IT_TAKES[structure] + ': `from client.load import load; model = load("path/to/this/folder")`.',
+    ]
+
+
+_STOCK = "transformers' own class builds it. The NeuroPrune client checks all files before it loads them"
+_WHAT_IT_TAKES = {
+    "ragged": "`modeling_neuroprune.py` builds the layers, each with its own width. Without remote code, the "
+    "NeuroPrune client loads it",
+    "uniform": f"All layers have the same width, so {_STOCK}",
+    "masked": "`model.safetensors.zst` holds the same weights for transport; `zstd -d` unpacks it. All shapes are the "
+    f"dense model's, so {_STOCK}",
+}
+
+
 def _method(method: dict[str, Any]) -> str:
     """Name, mode where there are several, granularity."""
     options = method["options"]
@@ -104,7 +123,7 @@ def _what_is_gone(target: dict[str, Any]) -> str:
             return "What was pruned is gone from the weights, not set to zero."
         case "set to zero":
             return (
-                "Single weights are set to zero. No head or neuron is gone, so zeros alone make the model neither "
+                "What was pruned is set to zero. No head or neuron is gone, so zeros alone make the model neither "
                 "smaller nor faster."
             )
         case _:

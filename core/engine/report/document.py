@@ -31,7 +31,11 @@ class Measured:
     model: PreTrainedModel
     encoder_parameters_dense: int
     encoder_parameters_pruned: int
+    masked_parameters: int
+    """Of heads, neurons and in-rows that were pruned, whether they left the weights or stayed as zeros."""
     performance: Performance
+    compressed_bytes: int | None
+    """Of the weights, where the bundle holds them compressed as well."""
     peak_memory_bytes: dict[str, dict[str, int]]
     differences: dict[str, float]
     structure: list[dict[str, Any]]
@@ -62,6 +66,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
             "paper": next(m.paper for m in METHODS if m.name == spec.method.name),
             "options": spec.method.model_dump(mode="json", exclude={"name"}),
         },
+        "structure": spec.structure,
         "target": _target(spec, measured),
         "headline_metric": task.headline,
         "metrics": {
@@ -121,13 +126,13 @@ def _target(spec: JobSpec, measured: Measured) -> dict[str, float | None]:
     includes what was zero in the dense model.
     """
     dense = measured.encoder_parameters_dense
-    removed = 1 - measured.encoder_parameters_pruned / dense
-    zero = sum(layer["zero_weights_in_kept"] for layer in measured.structure) / dense
+    removed = dense - measured.encoder_parameters_pruned
+    zero = sum(layer["zero_weights_in_kept"] for layer in measured.structure) + measured.masked_parameters - removed
     return {
         "requested": spec.target.sparsity if spec.target is not None else None,
-        "achieved": removed + zero,
-        "removed": removed,
-        "zero": zero,
+        "achieved": (removed + zero) / dense,
+        "removed": removed / dense,
+        "zero": zero / dense,
     }
 
 
@@ -136,8 +141,9 @@ def _performance(measured: Measured) -> dict[str, Any]:
     performance = measured.performance
     one, many = ({"batch": batch, "length": performance.length} for batch in (LATENCY_BATCH, THROUGHPUT_BATCH))
     threads = {"threads": performance.threads}
+    compressed = {} if measured.compressed_bytes is None else {"compressed": measured.compressed_bytes}
     return {
-        "size_bytes": performance.size_bytes,
+        "size_bytes": performance.size_bytes | compressed,
         "latency_ms": performance.latency_as_dict(),
         "latency_setting": one | threads,
         "throughput_sequences_per_second": performance.throughput,

@@ -10,8 +10,9 @@ from core.engine.methods import Pruner
 from core.engine.plan import Plan
 
 
-def describe_structure(anatomy: Anatomy, pruner: Pruner, plan: Plan) -> list[dict[str, Any]]:
-    """One entry a layer of what `plan` keeps; indices are those of the dense model. To be called before compaction."""
+def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]:
+    """One entry a layer of what is kept; indices are those of the dense model. To be called before compaction."""
+    plan = pruner.plan()
     layers = []
     for index, (layer, kept) in enumerate(zip(anatomy.layers, plan.layers, strict=True)):
         attention, mlp = layer.attention, layer.mlp
