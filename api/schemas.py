@@ -236,11 +236,19 @@ class FamilyObject(_Answer):
     model_type: str = Field(description="As in the model's config.json.")
     title: str
     tasks: list[str]
+    export_formats: list[str] = Field(
+        description="What a job may ask for in `export.formats`; gguf for causal-lm only."
+    )
 
     @classmethod
     def of(cls, family: Family) -> "FamilyObject":
         """For the wire."""
-        return cls(model_type=family.model_type, title=family.title, tasks=list(family.tasks))
+        return cls(
+            model_type=family.model_type,
+            title=family.title,
+            tasks=list(family.tasks),
+            export_formats=list(family.export_formats),
+        )
 
 
 class FamilyList(_Answer):

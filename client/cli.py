@@ -196,7 +196,8 @@ def families(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([family.as_dict() for family in FAMILIES])
         return
-    _print_table(["model_type", "family", "tasks"], [[f.model_type, f.title, ", ".join(f.tasks)] for f in FAMILIES])
+    rows = [[f.model_type, f.title, ", ".join(f.tasks), ", ".join(f.export_formats)] for f in FAMILIES]
+    _print_table(["model_type", "family", "tasks", "export"], rows)
 
 
 def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:

@@ -46,7 +46,8 @@ class Family:
 
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
     `positions_after_padding` is true where the first token's position follows the padding token's id, so that fewer
-    tokens fit than the config has positions.
+    tokens fit than the config has positions. `gguf` names the architecture of llama.cpp that computes the same and
+    takes layers of different width; without one there is no export to GGUF.
     """
 
     model_type: str
@@ -57,6 +58,12 @@ class Family:
     tasks: tuple[str, ...]
     derived: tuple[str, ...] = ()
     positions_after_padding: bool = False
+    gguf: str | None = None
+
+    @property
+    def export_formats(self) -> tuple[str, ...]:
+        """What a job may ask for in `export.formats`."""
+        return ("safetensors", "onnx") if self.gguf is None else ("safetensors", "onnx", "gguf")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -97,9 +104,14 @@ _LLAMA = Family(
     mlp=MlpRow(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
     tasks=_DECODER_TASKS,
     derived=("self_attn.rotary_emb.inv_freq",),
+    gguf="deci",
 )
 _GEMMA_2 = replace(
-    _LLAMA, model_type="gemma2", title="Gemma 2", mlp=replace(_LLAMA.mlp, activation="hidden_activation")
+    _LLAMA,
+    model_type="gemma2",
+    title="Gemma 2",
+    mlp=replace(_LLAMA.mlp, activation="hidden_activation"),
+    gguf=None,
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -125,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
     _LLAMA,
     replace(_LLAMA, model_type="mistral", title="Mistral"),
     replace(_LLAMA, model_type="qwen2", title="Qwen2"),
-    replace(_LLAMA, model_type="qwen3", title="Qwen3"),
+    replace(_LLAMA, model_type="qwen3", title="Qwen3", gguf="openelm"),
     _GEMMA_2,
     replace(_GEMMA_2, model_type="gemma3_text", title="Gemma 3 (text)"),
     Family(

@@ -21,6 +21,7 @@ from core.engine.compact import compact
 from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
 from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
 from core.engine.export.bundle import write_manifest, write_model, write_probe
+from core.engine.export.gguf import check_gguf, export_gguf
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
 from core.engine.loading import (
@@ -148,6 +149,8 @@ def _export(
     write_probe(inputs, outputs, output)
     if "onnx" in spec.export.formats:
         export_onnx(task, prepared.model, inputs, output / "model.onnx")
+    if "gguf" in spec.export.formats:
+        export_gguf(prepared.model, prepared.tokenizer, output / "model.gguf")
     latency = measure_latency(task, dense, prepared.model, inputs, output)
     write_manifest(output)
     return latency
@@ -173,7 +176,7 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     """Load rows, tokenizer and model, and try them out together.
 
     Raises:
-        NeuroPruneError: the model, the data or both do not fit the task.
+        NeuroPruneError: the model, the data or both do not fit the task, or the model not an export.
     """
     check_architecture(inputs.model, spec.task.name)
     all_rows, train_rows, held_out_rows = _rows(spec, inputs)
@@ -183,6 +186,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)
     model, head_is_new = load_model(inputs.model, config, task, all_rows, report)
     mend_generation_config(model, tokenizer, report)
+    if "gguf" in spec.export.formats:
+        check_gguf(model, tokenizer)
     train_features, held_out_features = task.features(train_rows), task.features(held_out_rows)
     check_vocabulary(tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)

@@ -2,7 +2,7 @@
 
 The model is loaded as its users will: through our loader, through transformers' Auto classes with the bundle's own
 modelling file, and, where there is one, from ONNX. Each answers the probe, and the largest difference from the
-recorded outputs of the masked model counts.
+recorded outputs of the masked model counts. What GGUF holds is compared with the model's weights.
 """
 
 import json
@@ -19,12 +19,16 @@ from transformers import PreTrainedModel
 from core.engine.anatomy import bind, count_parameters
 from core.engine.data import Batch
 from core.engine.export.bundle import load_bundle, read_probe
+from core.engine.export.gguf import gguf_difference
 from core.engine.export.onnx import open_session, run_session
 from core.engine.tasks import TASKS, Task
 from core.errors import NeuroPruneError, VerificationError
 
-TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4}
-"""Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded."""
+TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0}
+"""Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded.
+
+For GGUF, which llama.cpp runs, it is the difference from the model's weights.
+"""
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 1800.0
@@ -48,6 +52,8 @@ def differences(folder: Path) -> dict[str, float]:
     found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
+    if (folder / "model.gguf").exists():
+        found["gguf"] = gguf_difference(model, folder / "model.gguf")
     return found
 
 
@@ -85,8 +91,9 @@ def verify(folder: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     for way, difference in found.items():
         if not difference <= TOLERANCE[way]:
+            what = "weights" if way == "gguf" else "outputs"
             raise VerificationError(
-                f"Loaded through {way}, the outputs differ by {difference:.1e}, more than {TOLERANCE[way]:.0e}."
+                f"Loaded through {way}, the {what} differ by {difference:.1e}, more than {TOLERANCE[way]:.0e}."
             )
     return found
 

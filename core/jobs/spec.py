@@ -214,8 +214,10 @@ class Training(Spec):
 class Export(Spec):
     """What the bundle holds beside its report."""
 
-    formats: tuple[Literal["safetensors", "onnx"], ...] = Field(
-        ("safetensors", "onnx"), description="safetensors is always part of it."
+    formats: tuple[Literal["safetensors", "onnx", "gguf"], ...] = Field(
+        ("safetensors", "onnx"),
+        description="safetensors: always part of it. onnx: for ONNX Runtime, any batch and length. gguf: for "
+        "llama.cpp, fp32, tokenizer included; only causal-lm, and only families whose `export_formats` name it.",
     )
 
 
@@ -267,6 +269,12 @@ class JobSpec(Spec):
             raise ValueError(f"target must be left out: with these options of {self.method.name} it follows from them")
         if trains(self.method) and self.training.num_train_epochs == 0:
             raise ValueError(f"training.num_train_epochs must be above 0: {self.method.name} prunes while it trains")
+        return self
+
+    @model_validator(mode="after")
+    def _formats_fit_task(self) -> "JobSpec":
+        if "gguf" in self.export.formats and not isinstance(self.task, CausalLM):
+            raise ValueError(f"export.formats: gguf is for causal-lm, not for {self.task.name}")
         return self
 
     def file_ids(self) -> dict[str, str]:

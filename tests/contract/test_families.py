@@ -176,7 +176,7 @@ def test_a_ragged_bundle_with_emptied_layers_loads_and_agrees(case, tmp_path, mo
 
 @each(list(dict.fromkeys([*FIRST, *THOROUGH])))
 def test_a_ragged_bundle_with_emptied_layers_runs_in_onnx_runtime(case, tmp_path, modules_cache):
-    check_agreement(case, tmp_path / "bundle", set(TOLERANCE), onnx=True)
+    check_agreement(case, tmp_path / "bundle", {"loader", "auto_class", "onnx"}, onnx=True)
 
 
 @every_decoder

@@ -17,7 +17,9 @@ import importlib
 import importlib.abc
 import sys
 
-HEAVY = {"accelerate", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "scipy", "torch", "transformers"}
+HEAVY = {
+    "accelerate", "gguf", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "scipy", "torch", "transformers"
+}
 asked_for = []
 
 
