@@ -63,7 +63,8 @@ class Family:
     @property
     def export_formats(self) -> tuple[str, ...]:
         """What a job may ask for in `export.formats`."""
-        return ("safetensors", "onnx") if self.gguf is None else ("safetensors", "onnx", "gguf")
+        everywhere = ("safetensors", "onnx", "executorch")
+        return everywhere if self.gguf is None else (*everywhere, "gguf")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -21,6 +21,7 @@ from core.engine.compact import compact
 from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
 from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
 from core.engine.export.bundle import write_manifest, write_model, write_probe
+from core.engine.export.executorch import check_executorch, export_executorch
 from core.engine.export.gguf import check_gguf, export_gguf
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
@@ -151,6 +152,9 @@ def _export(
         export_onnx(task, prepared.model, inputs, output / "model.onnx")
     if "gguf" in spec.export.formats:
         export_gguf(prepared.model, prepared.tokenizer, output / "model.gguf")
+    if "executorch" in spec.export.formats:
+        length = prepared.task.training.max_length
+        export_executorch(task, prepared.model, inputs, length, output / "model.pte")
     latency = measure_latency(task, dense, prepared.model, inputs, output)
     write_manifest(output)
     return latency
@@ -178,6 +182,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     Raises:
         NeuroPruneError: the model, the data or both do not fit the task, or the model not an export.
     """
+    if "executorch" in spec.export.formats:
+        check_executorch()
     check_architecture(inputs.model, spec.task.name)
     all_rows, train_rows, held_out_rows = _rows(spec, inputs)
     config = load_config(inputs.model)

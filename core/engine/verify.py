@@ -1,8 +1,8 @@
 """Verifies a bundle in a clean process: `python -m core.engine.verify FOLDER` prints its findings as JSON.
 
 The model is loaded as its users will: through our loader, through transformers' Auto classes with the bundle's own
-modelling file, and, where there is one, from ONNX. Each answers the probe, and the largest difference from the
-recorded outputs of the masked model counts. What GGUF holds is compared with the model's weights.
+modelling file, and, where there are such files, by ONNX Runtime and ExecuTorch. Each answers the probe, and the largest
+difference from the recorded outputs of the masked model counts. What GGUF holds is compared with the model's weights.
 """
 
 import json
@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 from core.engine.anatomy import bind, count_parameters
 from core.engine.data import Batch
 from core.engine.export.bundle import load_bundle, read_probe
+from core.engine.export.executorch import run_executorch
 from core.engine.export.gguf import gguf_difference
 from core.engine.export.onnx import open_session, run_session
 from core.engine.tasks import TASKS, Task
 from core.errors import NeuroPruneError, VerificationError
 
-TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0}
+TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0, "executorch": 1e-4}
 """Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded.
 
 For GGUF, which llama.cpp runs, it is the difference from the model's weights.
@@ -52,6 +53,8 @@ def differences(folder: Path) -> dict[str, float]:
     found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
+    if (folder / "model.pte").exists():
+        found["executorch"] = _largest(run_executorch(folder / "model.pte", inputs), expected)
     if (folder / "model.gguf").exists():
         found["gguf"] = gguf_difference(model, folder / "model.gguf")
     return found

@@ -214,10 +214,12 @@ class Training(Spec):
 class Export(Spec):
     """What the bundle holds beside its report."""
 
-    formats: tuple[Literal["safetensors", "onnx", "gguf"], ...] = Field(
+    formats: tuple[Literal["safetensors", "onnx", "gguf", "executorch"], ...] = Field(
         ("safetensors", "onnx"),
         description="safetensors: always part of it. onnx: for ONNX Runtime, any batch and length. gguf: for "
-        "llama.cpp, fp32, tokenizer included; only causal-lm, and only families whose `export_formats` name it.",
+        "llama.cpp, fp32, tokenizer included; only causal-lm, and only families whose `export_formats` name it. "
+        "executorch: a .pte for phones by XNNPACK, one row at a time, up to `max_length` tokens; the worker needs the "
+        "extra `executorch`, and refuses the job at its start without.",
     )
 
 

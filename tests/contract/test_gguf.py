@@ -213,6 +213,7 @@ REFUSED = [
     (without_byte_fallback, "lacks byte_fallback"),
     (lambda: byte_level(r"\w+"), "another way than gpt-2, llama-bpe, qwen2, smollm"),
     (lambda: byte_level("ByteLevel", ignore_merges=True), "another way than"),
+    (lambda: altered(byte_level("ByteLevel"), pre_tokenizer=pre_tokenizers.ByteLevel()), "another way than"),
     (lambda: altered(byte_level("ByteLevel"), normalizer=normalizers.Lowercase()), r"changes text .*\(Lowercase\)"),
     (lambda: altered(sentence_piece(), normalizer=normalizers.NFKC()), r"changes text .*\(NFKC\)"),
     (lambda: altered(sentence_piece(), pre_tokenizer=pre_tokenizers.Whitespace()), "cuts text by Whitespace"),

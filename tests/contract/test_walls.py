@@ -18,7 +18,8 @@ import importlib.abc
 import sys
 
 HEAVY = {
-    "accelerate", "gguf", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "scipy", "torch", "transformers"
+    "accelerate", "executorch", "gguf", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "scipy", "torch",
+    "transformers",
 }
 asked_for = []
 

@@ -85,7 +85,7 @@ def test_request_is_a_spec_and_names():
          "/model/x~1y~0", "allowed here: source, file"),
         ({"method": {"name": "neuroprune", "alpha": -1}}, "/method/alpha", "greater than or equal to 0"),
         ({"training": {"warmup_fraction": 0.9, "recovery_fraction": 0.9}}, "/training", "must not exceed 1"),
-        ({"export": {"formats": ["onnx", "zip"]}}, "/export/formats/1", "'safetensors', 'onnx' or 'gguf'"),
+        ({"export": {"formats": ["onnx", "zip"]}}, "/export/formats/1", "'safetensors', 'onnx', 'gguf' or"),
         ({"export": {"formats": ["gguf"]}}, "", "gguf is for causal-lm, not for sentence-embedding"),
         ({"labels": {"a b": "x"}}, "/labels/a b", "match pattern"),
         ({"labels": {"a": "x" * 201}}, "/labels/a", "at most 200"),

@@ -45,12 +45,10 @@ class Architecture:
     """What one of llama.cpp's architectures has otherwise than transformers.
 
     `rotates_neighbours`: the dimensions 2i and 2i + 1 of a head turn together, not i and i + D/2.
-    `biases`: projections may have them.
     """
 
     known_as: MODEL_ARCH
     rotates_neighbours: bool
-    biases: bool
 
     @property
     def fused(self) -> bool:
@@ -61,8 +59,8 @@ class Architecture:
 ARCHITECTURES = {
     MODEL_ARCH_NAMES[architecture.known_as]: architecture
     for architecture in (
-        Architecture(MODEL_ARCH.DECI, rotates_neighbours=True, biases=True),
-        Architecture(MODEL_ARCH.OPENELM, rotates_neighbours=False, biases=False),
+        Architecture(MODEL_ARCH.DECI, rotates_neighbours=True),
+        Architecture(MODEL_ARCH.OPENELM, rotates_neighbours=False),
     )
 }
 """By the name that a family's row and the file carry."""
@@ -231,7 +229,7 @@ def _renamed(state: State, architecture: Architecture, layers: int) -> State:
     renamed = {}
     for name, tensor in state.items():
         other = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if other is None or (name.endswith(".bias") and not architecture.biases):
+        if other is None:
             kind = MODEL_ARCH_NAMES[architecture.known_as]
             raise _refused(f"llama.cpp's architecture {kind!r}, which would run it, has no {name!r}.")
         renamed[other] = tensor
