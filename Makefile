@@ -61,6 +61,7 @@ containers: install ## the image recipes and the compose files, by hadolint and 
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker/*.yml
 
 constraints: install ## pin the versions that .venv has now in constraints.txt
+	@$(PIP) $(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[executorch]"
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable \
 		| grep -v -E '^(pip==|nvidia-|cuda-|triton)' | sed 's/+.*//' | LC_ALL=C sort -f; } > constraints.new
 	@mv constraints.new constraints.txt

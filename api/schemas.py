@@ -237,6 +237,9 @@ class FamilyObject(_Answer):
     title: str
     tasks: list[str]
     uniform: list[str] = Field(description="What can go with structure uniform: heads, neurons, or nothing.")
+    export_formats: list[str] = Field(
+        description="What a job may ask for in `export.formats`; gguf for causal-lm only."
+    )
 
     @classmethod
     def of(cls, family: Family) -> "FamilyObject":
@@ -246,6 +249,7 @@ class FamilyObject(_Answer):
             title=family.title,
             tasks=list(family.tasks),
             uniform=list(family.uniform_kinds),
+            export_formats=list(family.export_formats),
         )
 
 

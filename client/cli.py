@@ -196,8 +196,11 @@ def families(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([family.as_dict() for family in FAMILIES])
         return
-    rows = [[f.model_type, f.title, ", ".join(f.tasks), ", ".join(f.uniform_kinds)] for f in FAMILIES]
-    _print_table(["model_type", "family", "tasks", "uniform"], rows)
+    rows = [
+        [f.model_type, f.title, ", ".join(f.tasks), ", ".join(f.uniform_kinds), ", ".join(f.export_formats)]
+        for f in FAMILIES
+    ]
+    _print_table(["model_type", "family", "tasks", "uniform", "export"], rows)
 
 
 def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:

@@ -78,7 +78,8 @@ class Family:
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
     `positions_after_padding` is true where the first token's position follows the padding token's id, so that fewer
     tokens fit than the config has positions. `uniform` is None where no entries of the config give all layers another
-    width.
+    width. `gguf` names the architecture of llama.cpp that computes the same and takes layers of different width;
+    without one there is no export to GGUF.
     """
 
     model_type: str
@@ -90,6 +91,13 @@ class Family:
     derived: tuple[str, ...] = ()
     positions_after_padding: bool = False
     uniform: UniformRow | None = None
+    gguf: str | None = None
+
+    @property
+    def export_formats(self) -> tuple[str, ...]:
+        """What a job may ask for in `export.formats`."""
+        everywhere = ("safetensors", "onnx", "executorch")
+        return everywhere if self.gguf is None else (*everywhere, "gguf")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -147,9 +155,14 @@ _LLAMA = Family(
     tasks=_DECODER_TASKS,
     derived=("self_attn.rotary_emb.inv_freq",),
     uniform=_DIVIDING_HEADS,
+    gguf="deci",
 )
 _GEMMA_2 = replace(
-    _LLAMA, model_type="gemma2", title="Gemma 2", mlp=replace(_LLAMA.mlp, activation="hidden_activation")
+    _LLAMA,
+    model_type="gemma2",
+    title="Gemma 2",
+    mlp=replace(_LLAMA.mlp, activation="hidden_activation"),
+    gguf=None,
 )
 _VIT = Family(
     model_type="vit",
@@ -204,7 +217,7 @@ FAMILIES: tuple[Family, ...] = (
     _LLAMA,
     replace(_LLAMA, model_type="mistral", title="Mistral", uniform=_FREE_HEADS),
     replace(_LLAMA, model_type="qwen2", title="Qwen2", uniform=_FREE_HEADS),
-    replace(_LLAMA, model_type="qwen3", title="Qwen3", uniform=_FREE_HEADS),
+    replace(_LLAMA, model_type="qwen3", title="Qwen3", uniform=_FREE_HEADS, gguf="openelm"),
     _GEMMA_2,
     replace(_GEMMA_2, model_type="gemma3_text", title="Gemma 3 (text)"),
     Family(

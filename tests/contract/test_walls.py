@@ -17,7 +17,10 @@ import importlib
 import importlib.abc
 import sys
 
-HEAVY = {"accelerate", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "scipy", "torch", "transformers"}
+HEAVY = {
+    "accelerate", "executorch", "gguf", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "scipy", "torch",
+    "transformers",
+}
 asked_for = []
 
 

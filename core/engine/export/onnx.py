@@ -21,7 +21,7 @@ SLOW_FUSIONS = ["SkipLayerNormFusion"]
 10 instead of 1 of about 150 ms in its norms then."""
 
 
-class _Outputs(nn.Module):
+class TaskOutputs(nn.Module):
     """A model that answers with what its task compares."""
 
     def __init__(self, task: type[Task], model: PreTrainedModel, names: list[str]) -> None:
@@ -54,7 +54,7 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         try:
             torch.onnx.export(
-                _Outputs(task, model, names),
+                TaskOutputs(task, model, names),
                 tuple(inputs.values()),
                 str(path),
                 input_names=names,
@@ -66,12 +66,12 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
             )
         except OnnxExporterError as error:
             raise VerificationError(
-                f"The model cannot be exported to ONNX: {_innermost(error)} "
+                f"The model cannot be exported to ONNX: {innermost(error)} "
                 "Without 'onnx' in export.formats the job does not need it."
             ) from error
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """What went wrong at first, in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
