@@ -120,12 +120,12 @@ def check_target(case: Case, pruner: Pruner, sparsity: float) -> None:
     elif case.granularity == "unstructured":
         assert found == int(sparsity * total + 0.5)
     else:
-        assert abs(found - sparsity * total) <= max(0.5 * anatomy.layers[0].mlp.units.cost, 0.001 * total)
+        assert abs(found - sparsity * total) <= max(0.5 * anatomy.layers[0].mlps[0].units.cost, 0.001 * total)
 
 
 def plant_twins(anatomy: Anatomy, layer: int, heads: list[int]) -> None:
     """Let heads of a layer compute the same; what they write stays different."""
-    for part in anatomy.layers[layer].attention.units.reads:
+    for part in anatomy.layers[layer].attentions[0].units.reads:
         by_unit = part.values
         for head in heads[1:]:
             by_unit[head] = by_unit[heads[0]]

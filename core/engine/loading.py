@@ -15,6 +15,7 @@ from core.engine.inspection import (
     check_layers,
     check_shapes,
     in_base_model,
+    layer_pattern,
     most_tokens,
     weight_shapes,
 )
@@ -79,8 +80,9 @@ def check_architecture(folder: Path, task_name: str) -> None:
             param="/model",
         )
     if task_name not in family.tasks:
+        served = f"they serve {', '.join(family.tasks)}" if family.tasks else "none of the tasks is for them yet"
         raise InvalidModelError(
-            f"{family.title} models do not serve {task_name!r}; they serve {', '.join(family.tasks)}.",
+            f"{family.title} models do not serve {task_name!r}; {served}.",
             param="/task/name",
         )
     if config.get("neuroprune"):
@@ -200,7 +202,10 @@ def _check_body(model: PreTrainedModel, family: Family, missing: set[str], unexp
     if lacking:
         raise InvalidModelError(f"The model's files lack weights, such as {lacking[0]!r}.", param="/model")
     derived = tuple(f".{name}" for name in family.derived)
-    ignored = sorted(key for key in unexpected if f".{family.layers}." in f".{key}" and not key.endswith(derived))
+    layers = [layer_pattern(stack) for stack in family.stacks]
+    ignored = sorted(
+        key for key in unexpected if any(layer.search(key) for layer in layers) and not key.endswith(derived)
+    )
     if ignored:
         raise InvalidModelError(
             f"The model's files hold {ignored[0]!r}, which config.json does not ask for; it would be lost.",

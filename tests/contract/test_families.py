@@ -6,6 +6,7 @@ All from tiny random models whose biases and norms are random too.
 import json
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedModel, dynamic_module_utils
 
 from client.load import load
-from core.engine.anatomy import KINDS, bind, count_parameters
+from core.engine.anatomy import Units, bind, count_parameters
 from core.engine.compact import compact
 from core.engine.export.bundle import Processor, write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx, open_session, run_session
-from core.engine.plan import LayerPlan, Masks, Plan
+from core.engine.plan import Masks, Plan
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect, verify
 from core.errors import UnknownFamilyError, VerificationError
@@ -60,6 +61,10 @@ THOROUGH = [case for case in CASES if case.family in ("bert", "llama")]
 """One family of either kind, for what takes long and depends on the task more than on the family."""
 
 
+LAYERS = 3
+"""Of every stack."""
+
+
 def each(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.family}-{case.task}")
 
@@ -88,17 +93,24 @@ def outputs(case: Case, model: PreTrainedModel) -> torch.Tensor:
         return TASKS[case.task].outputs(model, case.inputs())
 
 
+def plan_of(model: PreTrainedModel, keeps: Callable[[Units, int], bool]) -> Plan:
+    """Keep those of all units of which `keeps` says so."""
+    return Plan(tuple(tuple(i for i in range(units.count) if keeps(units, i)) for units in bind(model).units))
+
+
 def ragged_plan(model: PreTrainedModel) -> Plan:
-    """Layer 0 without heads, layer 1 without neurons, layer 2 with some of each; 0 and 2 without some in-rows."""
-    layer = bind(model).layers[0]
-    neurons, inputs = range(layer.mlp.units.count), range(layer.attention.inputs.count)
-    return Plan(
-        (
-            LayerPlan((), tuple(neurons)[3:], tuple(inputs)[5:]),
-            LayerPlan((1, 3), (), tuple(inputs)),
-            LayerPlan((0, 1, 2), tuple(i for i in neurons if i % 3), tuple(i for i in inputs if i % 4 != 1)),
-        )
-    )
+    """In turn layers without heads, without neurons, with some of each; without some in-rows, but for the second."""
+
+    def keeps(units: Units, i: int) -> bool:
+        match units.kind, units.layer % 3:
+            case "heads", turn:
+                return i in ((), (1, 3), (0, 1, 2))[turn]
+            case "neurons", turn:
+                return (i > 2, False, i % 3 > 0)[turn]
+            case _, turn:
+                return (i > 4, True, i % 4 != 1)[turn]
+
+    return plan_of(model, keeps)
 
 
 def masked(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
@@ -121,7 +133,7 @@ def test_all_units_are_found(case):
     """What belongs to no unit is a norm's or the bias of an output; all together are the layers' parameters."""
     anatomy = bind(case.model())
     in_units = {id(part.parameter) for units in anatomy.units for part in units.slices}
-    outputs = {id(m.module) for layer in anatomy.layers for m in (layer.attention.output, layer.mlp.output)}
+    outputs = {id(part.output.module) for layer in anatomy.layers for part in layer.parts}
     rest = 0
     for module in anatomy.stack.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -129,8 +141,8 @@ def test_all_units_are_found(case):
                 assert "Norm" in type(module).__name__ or (name == "bias" and id(module) in outputs)
                 rest += parameter.numel()
     assert anatomy.removable_parameters + rest == anatomy.encoder_parameters
-    assert [layer.attention.groups for layer in anatomy.layers] == [4, 4, 4]
-    assert [layer.mlp.units.count for layer in anatomy.layers] == [48, 48, 48]
+    assert {attention.groups for attention in anatomy.attentions} == {4}
+    assert {mlp.units.count for mlp in anatomy.mlps} == {48}
 
 
 @every_case
@@ -156,12 +168,16 @@ def test_masking_unit_by_unit_equals_removing(case):
 @every_case
 def test_removing_the_neighbour_instead_shows(case):
     """The control: were the indices off by one, the test above would fail."""
-    for position in range(len(KINDS)):
+    anatomy = bind(case.model())
+    firsts = (0, len(anatomy.layers) - LAYERS)
+    for units in anatomy.units:
+        if units.layer not in firsts or not units.count:
+            continue
         model, other = case.model(), case.model()
         masks = Masks(bind(model))
-        masks.remove(position, torch.tensor([1]))
+        masks.remove(units.position, torch.tensor([1]))
         neighbour = Masks(bind(other))
-        neighbour.remove(position, torch.tensor([2]))
+        neighbour.remove(units.position, torch.tensor([2]))
         compact(bind(other), neighbour.plan())
         assert float((outputs(case, model) - outputs(case, other)).abs().max()) > 1e-4
 
@@ -230,17 +246,23 @@ def test_generation_with_cache_equals_generation_without(case):
     )
 
 
-def emptied(layer: int) -> Plan:
+def emptied(model: PreTrainedModel, layer: int) -> Plan:
     """One layer without heads, the others whole but for a head, a few neurons and in-rows."""
-    kept = tuple(range(40)), tuple(range(0, 32, 2))
-    return Plan(tuple(LayerPlan(() if i == layer else (0, 1, 3), *kept) for i in range(3)))
+
+    def keeps(units: Units, i: int) -> bool:
+        if units.kind == "heads":
+            return units.layer != layer and i != 2
+        return i < 40 if units.kind == "neurons" else i % 2 == 0
+
+    return plan_of(model, keeps)
 
 
 @every_decoder
 @pytest.mark.parametrize("layer", range(3))
 def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_heads(case, layer):
-    plan = emptied(layer)
-    model, reference = case.model(), masked(case.model(), plan)
+    model = case.model()
+    plan = emptied(model, layer)
+    reference = masked(case.model(), plan)
     compact(bind(model), plan)
     ids = inputs()["input_ids"]
     mask = torch.ones_like(ids)
@@ -263,7 +285,7 @@ def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_hea
 @pytest.mark.parametrize("layer", range(3))
 def test_continuing_from_a_cache_equals_reading_the_whole(case, layer):
     model, ids = case.model(), inputs()["input_ids"]
-    compact(bind(model), emptied(layer))
+    compact(bind(model), emptied(model, layer))
     with torch.no_grad():
         expected = model(ids).logits
         begun = model(ids[:, :6], use_cache=True)
@@ -322,9 +344,9 @@ def test_a_missing_file_is_named(bundle):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda neuroprune: neuroprune["layers"][2].update(neurons=5),
+        lambda neuroprune: neuroprune["layers"][2]["mlps"][0].update(neurons=5),
         lambda neuroprune: neuroprune["layers"].pop(),
-        lambda neuroprune: neuroprune.update(format=2),
+        lambda neuroprune: neuroprune.update(format=3),
         lambda neuroprune: neuroprune.update(architecture="BertLMHeadModel"),
         lambda neuroprune: neuroprune.update(architecture="os"),
     ],

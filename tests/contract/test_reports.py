@@ -92,7 +92,7 @@ def test_removed_units_are_told_from_zeros(job, tmp_path):
     report = read_report(tmp_path / "bundle")
     for layer in report["layers"]:
         assert (layer["inputs"]["dense"], layer["inputs"]["kept"]) == (32, 24)
-        assert len(layer["inputs"]["kept_indices"]) == 24
+        assert len(layer["attentions"][0]["inputs"]["kept_indices"]) == 24
     heads = report["topology"]["heads"]
     assert [graph["heads"] for graph in heads["similarity"]["pruned"]] == [4 - count for count in heads["removed"]]
 

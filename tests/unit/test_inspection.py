@@ -110,7 +110,8 @@ def test_every_family_loads_for_its_tasks(tmp_path, family):
             model.config.pad_token_id = None
         folder = tiny.save(model, tmp_path / task)
         assert load(folder, task=task, labels=[0, 1, 1, 0] * 3, max_length=32) == []
-        refused(lie(folder, **{family.mlp.activation: "foo"}), f"{family.mlp.activation} 'foo' is not known", task=task)
+        entry = family.stacks[0].mlps[0].activation
+        refused(lie(folder, **{entry: "foo"}), f"{entry} 'foo' is not known", task=task)
 
 
 def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
@@ -135,7 +136,7 @@ def test_models_of_images_are_tried_on_images(model_type):
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.derived], ids=lambda family: family.model_type)
 def test_what_old_files_hold_for_nothing_is_ignored(tmp_path, family):
     model = tiny_families.model(family.model_type, "causal-lm")
-    layer = f"{model.base_model_prefix}.{family.layers}.1"
+    layer = f"{model.base_model_prefix}.{family.stacks[0].layers}.1"
     folder = tiny.save(model, tmp_path / "model")
     change_weights(folder, lambda held: held.update({f"{layer}.{name}": torch.ones(4) for name in family.derived}))
     load(folder, task="causal-lm")

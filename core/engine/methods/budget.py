@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from core.engine.anatomy import Anatomy, Kind
-from core.errors import UnreachableTargetError
+from core.errors import InvalidModelError, UnreachableTargetError
 
 TOLERANCE = 0.001
 """Share of the encoder's parameters by which a result may differ from the target: 0.1 percentage points."""
@@ -11,10 +11,10 @@ TOLERANCE = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A target bound to a model all of whose layers are alike: remove `sparsity` of `encoder_parameters`.
+    """A target bound to a model all of whose heads cost the same, and all neurons: remove `sparsity` of its layers.
 
     Heads go in proportion, unless their number is given, and in-rows as many as are asked for; neurons, which are
-    finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of a layer have
+    finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of an attention have
     `crossing` parameters in common.
     """
 
@@ -25,9 +25,9 @@ class Budget:
     neurons: int
     neuron_cost: int
     removed_heads: int | None = None
-    layers: int = 1
-    inputs_a_layer: int = 0
-    """In-rows that go in every layer."""
+    attentions: int = 1
+    inputs_each: int = 0
+    """In-rows that go in every attention."""
     input_cost: int = 0
     crossing: int = 0
 
@@ -42,23 +42,32 @@ class Budget:
             in_rows: Share of each attention's input dimensions that go.
 
         Raises:
-            UnreachableTargetError: the model has fewer heads, or even the nearest removal misses the target.
+            UnreachableTargetError: the model has fewer heads, or not everywhere in-rows, or even the nearest removal
+                misses the target.
+            InvalidModelError: its heads or neurons differ in size.
         """
-        attention, mlp = anatomy.layers[0].attention, anatomy.layers[0].mlp
-        heads = sum(layer.attention.units.count for layer in anatomy.layers)
+        _check_costs(anatomy)
+        attention, mlp = anatomy.attentions[0], anatomy.mlps[0]
+        heads = sum(attention.units.count for attention in anatomy.attentions)
         if heads_kept is not None and heads_kept > heads:
             raise UnreachableTargetError(
                 f"{heads_kept} heads cannot stay: the model has {heads}.", param="/method/heads_kept"
+            )
+        if in_rows and not all(attention.inputs.count for attention in anatomy.attentions):
+            # A head would cost more or less depending on where it is.
+            raise UnreachableTargetError(
+                f"{anatomy.family.title} models have attentions whose input dimensions cannot be removed.",
+                param="/method/in_rows",
             )
         budget = cls(
             sparsity,
             anatomy.encoder_parameters,
             heads,
             attention.units.cost,
-            sum(layer.mlp.units.count for layer in anatomy.layers),
+            sum(mlp.units.count for mlp in anatomy.mlps),
             mlp.units.cost,
             None if heads_kept is None else heads - heads_kept,
-            len(anatomy.layers),
+            len(anatomy.attentions),
             int(in_rows * attention.inputs.count + 0.5),
             attention.inputs.cost,
             attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
@@ -73,22 +82,22 @@ class Budget:
         made up for by the other.
         """
         heads, neurons = self._end
-        inputs_a_layer = int(reached * self.inputs_a_layer + 0.5)
+        inputs_each = int(reached * self.inputs_each + 0.5)
         wanted = reached * self.sparsity * self.encoder_parameters
-        share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_a_layer)
+        share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_each)
         heads_now = heads if reached >= 1 else min(int(share + 0.5), heads)
-        neurons_now = min(self._neurons_beside(heads_now, inputs_a_layer, wanted), neurons)
-        return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_a_layer * self.layers}
+        neurons_now = min(self._neurons_beside(heads_now, inputs_each, wanted), neurons)
+        return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_each * self.attentions}
 
     def achieved(self, counts: dict[Kind, int]) -> float:
         """Share of the encoder's parameters that these numbers of units make up."""
-        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.layers)
+        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.attentions)
         return (attention + counts["neurons"] * self.neuron_cost) / self.encoder_parameters
 
     @property
     def _end(self) -> tuple[int, int]:
         """Heads and neurons of the removal nearest to the target; of equally near ones, heads nearest their share."""
-        wanted, inputs = self.sparsity * self.encoder_parameters, self.inputs_a_layer
+        wanted, inputs = self.sparsity * self.encoder_parameters, self.inputs_each
         share = self._share(wanted, inputs)
 
         def distance(heads: int) -> tuple[float, float]:
@@ -99,20 +108,20 @@ class Budget:
         heads = min(range(self.heads + 1), key=distance) if self.removed_heads is None else self.removed_heads
         return heads, self._neurons_beside(heads, inputs, wanted)
 
-    def _attention_parameters(self, heads: int, inputs_a_layer: int) -> int:
-        """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its layer."""
-        inputs = inputs_a_layer * self.layers * self.input_cost
-        return heads * self.head_cost + inputs - heads * inputs_a_layer * self.crossing
+    def _attention_parameters(self, heads: int, inputs_each: int) -> int:
+        """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its attention."""
+        inputs = inputs_each * self.attentions * self.input_cost
+        return heads * self.head_cost + inputs - heads * inputs_each * self.crossing
 
-    def _share(self, wanted: float, inputs_a_layer: int) -> float:
+    def _share(self, wanted: float, inputs_each: int) -> float:
         """Heads that go in proportion to their parameters, not yet a whole number."""
-        inputs = self._attention_parameters(0, inputs_a_layer)
-        everything = self._attention_parameters(self.heads, inputs_a_layer) + self.neurons * self.neuron_cost
+        inputs = self._attention_parameters(0, inputs_each)
+        everything = self._attention_parameters(self.heads, inputs_each) + self.neurons * self.neuron_cost
         return min(self.heads, self.heads * max(0.0, wanted - inputs) / max(1, everything - inputs))
 
-    def _neurons_beside(self, heads: int, inputs_a_layer: int, wanted: float) -> int:
+    def _neurons_beside(self, heads: int, inputs_each: int, wanted: float) -> int:
         """Neurons that make up what so many heads and in-rows leave of `wanted` parameters."""
-        left = max(0.0, wanted - self._attention_parameters(heads, inputs_a_layer))
+        left = max(0.0, wanted - self._attention_parameters(heads, inputs_each))
         return min(self.neurons, int(left / self.neuron_cost + 0.5))
 
     def _check(self) -> None:
@@ -125,4 +134,15 @@ class Budget:
                 f"A sparsity of {self.sparsity:.4f} cannot be met; nearest is {achieved:.4f}, and with all heads and "
                 f"neurons gone it would be {most:.4f}.",
                 param="/target/sparsity",
+            )
+
+
+def _check_costs(anatomy: Anatomy) -> None:
+    for kind, parts in (("attention heads", anatomy.attentions), ("MLP neurons", anatomy.mlps)):
+        costs = sorted({part.units.cost for part in parts})
+        if len(costs) > 1:
+            raise InvalidModelError(
+                f"The model's {kind} differ in size, from {costs[0]} to {costs[-1]} parameters: that is not supported "
+                "yet.",
+                param="/model",
             )
