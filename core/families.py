@@ -43,7 +43,8 @@ class AttentionRow:
 
     `heads` and `key_value_heads` are the config's entries that say how many there are. `cross` is true where key and
     value read the output of another stack. `returns` is the length of the tuple that the core's forward returns.
-    `norm` is a norm inside of the core, if it adds what it reads and normalises the sum.
+    `norm` is a norm inside of the core, if it adds what it reads and normalises the sum. `by_head` names an argument of
+    the core's forward with an entry for each query head, [batch, heads, …, …] or [batch * heads, …, …].
     """
 
     core: str
@@ -63,6 +64,7 @@ class AttentionRow:
     returns: int = 2
     norm: str | None = None
     bias: BiasRow | None = None
+    by_head: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,26 @@ FAMILIES: tuple[Family, ...] = (
             MlpRow(inputs=("ffn.lin1",), output="ffn.lin2", activation="activation"),
         ),
         tasks=_ENCODER_TASKS,
+    ),
+    Family(
+        model_type="mpnet",
+        title="MPNet",
+        stacks=one_stack(
+            "encoder.layer",
+            AttentionRow(
+                core="attention.attn",
+                query="attention.attn.q",
+                key="attention.attn.k",
+                value="attention.attn.v",
+                output="attention.attn.o",
+                widths=("attention.attn.all_head_size",),
+                returns=1,
+                by_head="position_bias",
+            ),
+            _BERT_MLP,
+        ),
+        tasks=_ENCODER_TASKS,
+        positions_after_padding=True,
     ),
     _LLAMA,
     replace(_LLAMA, model_type="mistral", title="Mistral"),

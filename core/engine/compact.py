@@ -69,6 +69,8 @@ def _note_choice(anatomy: Anatomy, attention: Attention, plan: Plan) -> None:
         dimensions = layer.get_submodule(row.core).get_buffer(READ_DIMENSIONS)
         dimensions.copy_(torch.tensor(plan.kept(attention.inputs)))
     heads = plan.kept(attention.units)
+    if heads and row.by_head is not None:
+        layer.get_submodule(row.core).get_buffer(KEPT_HEADS).copy_(torch.tensor(heads))
     if heads and row.bias is not None and row.bias.table is not None:
         layer.get_submodule(row.bias.table).get_buffer(KEPT_HEADS).copy_(torch.tensor(heads))
 

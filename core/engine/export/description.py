@@ -52,6 +52,7 @@ class _Attention(_Part):
     returns: Count
     norm: str | None
     bias: _Bias | None
+    by_head: str | None
 
 
 class _Mlp(_Part):

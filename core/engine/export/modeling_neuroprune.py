@@ -15,6 +15,7 @@ The classes that `config.json` names, such as `PrunedBertModel`, are made from t
 
 import copy
 import hashlib
+import inspect
 import json
 import shutil
 from collections import Counter
@@ -202,6 +203,7 @@ def in_newest_format(description: dict[str, Any]) -> dict[str, Any]:
         "returns": 2,
         "norm": None,
         "bias": None,
+        "by_head": None,
         **family["attention"],
     }
     stack = {"layers": family["layers"], "attentions": [attention], "mlps": [family["mlp"]]}
@@ -264,8 +266,36 @@ def _narrow_attention(layers: list[nn.Module], index: int, row: dict[str, Any], 
         return
     if inputs is not None:
         _read_some(core, inputs, row["further_inputs"])
+    if row["by_head"] is not None:
+        _read_own_heads(core, row["by_head"], widths["heads"])
     if row["bias"] is not None:
         _make_own_bias(layers, index, core, row["bias"], widths["heads"])
+
+
+def _read_own_heads(core: nn.Module, argument: str, heads: int) -> None:
+    """Let an attention see the entries of its own heads, those of a buffer that is saved with the weights.
+
+    Args:
+        argument: Of its forward, by position or by name: [batch, heads, …, …] or [batch * heads, …, …].
+    """
+    core.register_buffer(KEPT_HEADS, torch.arange(heads))
+    position = list(inspect.signature(core.forward).parameters).index(argument)
+    core.register_forward_pre_hook(partial(_select_heads, argument=argument, position=position), with_kwargs=True)
+
+
+def _select_heads(
+    core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, argument: str, position: int
+) -> tuple[Any, Any]:
+    """Narrow one argument to the heads that the attention kept; the hidden states are the first one, by position."""
+    heads = core.get_buffer(KEPT_HEADS)
+    given = kwargs[argument] if argument in kwargs else args[position]
+    if given.ndim == 3:
+        own = given.unflatten(0, (len(args[0]), -1)).index_select(1, heads).flatten(0, 1)
+    else:
+        own = given.index_select(1, heads)
+    if argument in kwargs:
+        return args, {**kwargs, argument: own}
+    return (*args[:position], own, *args[position + 1 :]), kwargs
 
 
 def _make_own_bias(layers: list[nn.Module], index: int, core: nn.Module, bias: dict[str, Any], heads: int) -> None:
