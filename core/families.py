@@ -45,6 +45,7 @@ class AttentionRow:
     value read the output of another stack. `returns` is the length of the tuple that the core's forward returns.
     `norm` is a norm inside of the core, if it adds what it reads and normalises the sum. `by_head` names an argument of
     the core's forward with an entry for each query head, [batch, heads, …, …] or [batch * heads, …, …].
+    `residual` names one that it adds to the output.
     """
 
     core: str
@@ -65,6 +66,7 @@ class AttentionRow:
     norm: str | None = None
     bias: BiasRow | None = None
     by_head: str | None = None
+    residual: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,14 @@ class MlpRow:
     """One MLP of a layer: one `inputs` projection, or two for a gated one (gate, up), and the `output`.
 
     Gate and up are fused, one after the other, where both name the same module. `activation` is the config's entry
-    that says what the (gate's) values pass through. Where there is none of `inputs`, the layer lacks this MLP.
+    that says what the (gate's) values pass through; `fixed_activation`, what it is where the config does not say.
+    Where there is none of `inputs`, the layer lacks this MLP.
     """
 
     inputs: tuple[str, ...]
     output: str
     activation: str = "hidden_act"
+    fixed_activation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +333,26 @@ FAMILIES: tuple[Family, ...] = (
                 interleaved=True,
             ),
             MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
+        ),
+        tasks=_DECODER_TASKS,
+    ),
+    Family(
+        model_type="bloom",
+        title="BLOOM",
+        stacks=one_stack(
+            "h",
+            AttentionRow(
+                core="self_attention",
+                query="self_attention.query_key_value",
+                key="self_attention.query_key_value",
+                value="self_attention.query_key_value",
+                output="self_attention.dense",
+                head_counts=("self_attention.num_heads",),
+                interleaved=True,
+                by_head="alibi",
+                residual="residual",
+            ),
+            MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h", fixed_activation="gelu_new"),
         ),
         tasks=_DECODER_TASKS,
     ),

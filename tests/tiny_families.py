@@ -64,6 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gptj": {"n_inner": 48, "rotary_dim": 4},
     "gpt2": {"n_inner": 48},
     "gpt_neox": {"intermediate_size": 48},
+    "bloom": {"hidden_size": 12},
     "phi3": LLAMA | {"original_max_position_embeddings": 64},
     "modernbert": {
         "intermediate_size": 48,

@@ -35,8 +35,13 @@ def opt():
     return tiny_families.model("opt", "causal-lm")
 
 
+def bloom():
+    """Its config names no activation."""
+    return tiny_families.model("bloom", "causal-lm", deviation=0.2)
+
+
 MODELS = [tiny.bert_classifier, tiny.llama, biased_llama, llama_with_value_bias_only, opt]
-MODELS += [tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
+MODELS += [bloom, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
 
 
 def disconnect(anatomy, seed):
@@ -89,7 +94,8 @@ def test_exactly_those_go_that_add_nothing_or_a_constant(make, seed):
     model = make()
     anatomy = bind(model)
     disconnect(anatomy, seed)
-    activation = ACT2FN[getattr(model.config, anatomy.mlps[0].row.activation)]
+    row = anatomy.mlps[0].row
+    activation = ACT2FN[row.fixed_activation or getattr(model.config, row.activation)]
     heads = [free_heads(layer.attentions[0]) for layer in anatomy.layers]
     neurons = [free_neurons(layer.mlps[0], activation) for layer in anatomy.layers]
     inputs = torch.arange(4, 24).view(2, 10)

@@ -53,6 +53,7 @@ class _Attention(_Part):
     norm: str | None
     bias: _Bias | None
     by_head: str | None
+    residual: str | None
 
 
 class _Mlp(_Part):

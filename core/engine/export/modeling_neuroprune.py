@@ -53,10 +53,11 @@ class NoHeads(nn.Module):
         # What is read from another stack is not counted.
         self.counts_positions = not row["cross"]
         self.returns = row["returns"]
+        self.residual = None if row["residual"] is None else (row["residual"], _position(core, row["residual"]))
         for name, child in core.named_children():
             self.add_module(name, child)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """[batch, length, h] → [batch, length, h], or [batch, length, 0] where the output lies outside."""
         # Found by its type: what the argument is called differs between architectures.
         cache = next((argument for argument in kwargs.values() if isinstance(argument, Cache)), None)
@@ -65,6 +66,9 @@ class NoHeads(nn.Module):
         passed_on = hidden_states[..., :0]
         if self.output is not None:
             passed_on = self.get_submodule(self.output)(passed_on)
+        if self.residual is not None:
+            name, position = self.residual
+            passed_on = passed_on + (kwargs[name] if name in kwargs else args[position - 1])
         if self.norm is not None:
             passed_on = self.get_submodule(self.norm)(hidden_states + passed_on)
         return passed_on, *[None] * (self.returns - 1)
@@ -204,6 +208,7 @@ def in_newest_format(description: dict[str, Any]) -> dict[str, Any]:
         "norm": None,
         "bias": None,
         "by_head": None,
+        "residual": None,
         **family["attention"],
     }
     stack = {"layers": family["layers"], "attentions": [attention], "mlps": [family["mlp"]]}
@@ -279,8 +284,13 @@ def _read_own_heads(core: nn.Module, argument: str, heads: int) -> None:
         argument: Of its forward, by position or by name: [batch, heads, …, …] or [batch * heads, …, …].
     """
     core.register_buffer(KEPT_HEADS, torch.arange(heads))
-    position = list(inspect.signature(core.forward).parameters).index(argument)
-    core.register_forward_pre_hook(partial(_select_heads, argument=argument, position=position), with_kwargs=True)
+    hook = partial(_select_heads, argument=argument, position=_position(core, argument))
+    core.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _position(core: nn.Module, argument: str) -> int:
+    """Where among its arguments a module's forward takes this one."""
+    return list(inspect.signature(core.forward).parameters).index(argument)
 
 
 def _select_heads(
@@ -290,7 +300,7 @@ def _select_heads(
     heads = core.get_buffer(KEPT_HEADS)
     given = kwargs[argument] if argument in kwargs else args[position]
     if given.ndim == 3:
-        own = given.unflatten(0, (len(args[0]), -1)).index_select(1, heads).flatten(0, 1)
+        own = given.unflatten(0, (args[0].shape[0], -1)).index_select(1, heads).flatten(0, 1)
     else:
         own = given.index_select(1, heads)
     if argument in kwargs:

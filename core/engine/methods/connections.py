@@ -19,7 +19,7 @@ def release_unconnected(anatomy: Anatomy, masks: Masks) -> None:
     for attention in anatomy.attentions:
         _release_heads(attention, masks)
     for mlp in anatomy.mlps:
-        free, constants = _free_neurons(mlp, ACT2FN[getattr(anatomy.model.config, mlp.row.activation)])
+        free, constants = _free_neurons(mlp, _activation(anatomy, mlp))
         if mlp.output.bias is not None:
             mlp.output.bias.add_(mlp.output.weight[:, free] @ constants[free])
         masks.remove(mlp.units.position, free.cpu().nonzero().flatten())
@@ -35,6 +35,12 @@ def _release_heads(attention: Attention, masks: Masks) -> None:
     for head in ((~written | silent).cpu() & masks.kept(attention.units.position)).nonzero().flatten().tolist():
         hand_over_(attention, head, None)
         masks.remove(attention.units.position, torch.tensor([head]))
+
+
+def _activation(anatomy: Anatomy, mlp: Mlp) -> torch.nn.Module:
+    name = mlp.row.fixed_activation or getattr(anatomy.model.config, mlp.row.activation)
+    module: torch.nn.Module = ACT2FN[name]
+    return module
 
 
 def _free_neurons(mlp: Mlp, activation: torch.nn.Module) -> tuple[Tensor, Tensor]:
