@@ -183,6 +183,79 @@ _VIT = Family(
     tasks=(),
 )
 
+
+def _t5_attention(path: str, bias: BiasRow, *, cross: bool) -> AttentionRow:
+    return AttentionRow(
+        core=path,
+        query=f"{path}.q",
+        key=f"{path}.k",
+        value=f"{path}.v",
+        output=f"{path}.o",
+        head_counts=(f"{path}.n_heads",),
+        widths=(f"{path}.inner_dim",),
+        cross=cross,
+        returns=3,
+        bias=bias,
+    )
+
+
+def _t5_mlps(path: str) -> tuple[MlpRow, MlpRow]:
+    """The plain one of T5 1.0, and the gated one of T5 1.1."""
+    inside = f"{path}.DenseReluDense"
+    plain = MlpRow(inputs=(f"{inside}.wi",), output=f"{inside}.wo", activation="dense_act_fn")
+    return plain, replace(plain, inputs=(f"{inside}.wi_0", f"{inside}.wi_1"))
+
+
+_T5_SELF_ATTENTION = _t5_attention(
+    "layer.0.SelfAttention",
+    BiasRow(
+        argument="position_bias",
+        table="layer.0.SelfAttention.relative_attention_bias",
+        has_table="layer.0.SelfAttention.has_relative_attention_bias",
+    ),
+    cross=False,
+)
+_T5_CROSS_ATTENTION = _t5_attention("layer.1.EncDecAttention", BiasRow(argument="position_bias"), cross=True)
+
+
+def _bart_attention(path: str, heads: str, *, cross: bool = False) -> AttentionRow:
+    return AttentionRow(
+        core=path,
+        query=f"{path}.q_proj",
+        key=f"{path}.k_proj",
+        value=f"{path}.v_proj",
+        output=f"{path}.out_proj",
+        head_counts=(f"{path}.num_heads",),
+        heads=heads,
+        key_value_heads=heads,
+        cross=cross,
+    )
+
+
+_BART_MLP = MlpRow(inputs=("fc1",), output="fc2", activation="activation_function")
+_BART = Family(
+    model_type="bart",
+    title="BART",
+    stacks=(
+        StackRow(
+            "encoder.layers",
+            (_bart_attention("self_attn", "encoder_attention_heads"),),
+            (_BART_MLP,),
+            depth=("encoder_layers",),
+        ),
+        StackRow(
+            "decoder.layers",
+            (
+                _bart_attention("self_attn", "decoder_attention_heads"),
+                _bart_attention("encoder_attn", "decoder_attention_heads", cross=True),
+            ),
+            (_BART_MLP,),
+            depth=("decoder_layers",),
+        ),
+    ),
+    tasks=(),
+)
+
 FAMILIES: tuple[Family, ...] = (
     _BERT,
     _ROBERTA,
@@ -384,6 +457,45 @@ FAMILIES: tuple[Family, ...] = (
         ),
         tasks=_ENCODER_TASKS,
     ),
+    Family(
+        model_type="albert",
+        title="ALBERT",
+        stacks=(
+            StackRow(
+                "encoder.albert_layer_groups.*.albert_layers",
+                (
+                    AttentionRow(
+                        core="attention",
+                        query="attention.query",
+                        key="attention.key",
+                        value="attention.value",
+                        output="attention.dense",
+                        norm="attention.LayerNorm",
+                    ),
+                ),
+                (MlpRow(inputs=("ffn",), output="ffn_output"),),
+                depth=("num_hidden_groups", "inner_group_num"),
+            ),
+        ),
+        tasks=_ENCODER_TASKS,
+    ),
+    Family(
+        model_type="t5",
+        title="T5",
+        stacks=(
+            StackRow("encoder.block", (_T5_SELF_ATTENTION,), _t5_mlps("layer.1"), depth=("num_layers",)),
+            StackRow(
+                "decoder.block",
+                (_T5_SELF_ATTENTION, _T5_CROSS_ATTENTION),
+                _t5_mlps("layer.2"),
+                depth=("num_decoder_layers",),
+            ),
+        ),
+        tasks=(),
+    ),
+    _BART,
+    replace(_BART, model_type="marian", title="Marian"),
+    replace(_BART, model_type="whisper", title="Whisper"),
     _VIT,
     replace(_VIT, model_type="deit", title="DeiT"),
 )

@@ -63,7 +63,8 @@ every_storage = pytest.mark.parametrize(
 def loss_of(model: PreTrainedModel, step: int) -> Tensor:
     """Cross entropy of random rows, others in every step, to the same answer."""
     ids = torch.randint(4, tiny.VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(step))
-    logits = model(ids).logits.flatten(0, -2)
+    also = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+    logits = model(ids, **also).logits.flatten(0, -2)
     return F.cross_entropy(logits, torch.ones(len(logits), dtype=torch.long))
 
 

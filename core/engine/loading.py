@@ -80,9 +80,8 @@ def check_architecture(folder: Path, task_name: str) -> None:
             param="/model",
         )
     if task_name not in family.tasks:
-        served = f"they serve {', '.join(family.tasks)}" if family.tasks else "none of the tasks is for them yet"
         raise InvalidModelError(
-            f"{family.title} models do not serve {task_name!r}; {served}.",
+            f"{family.title} models do not serve {task_name!r}; they serve {', '.join(family.tasks)}.",
             param="/task/name",
         )
     if config.get("neuroprune"):

@@ -17,7 +17,8 @@ from core.families import FAMILIES
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import PhaseStarted, Warned
-from tests import images, tiny, tiny_families
+from tests import tiny, tiny_families
+from tests.tiny_tasks import ImageClassification, inputs
 
 
 class EndOfLoadingError(Exception):
@@ -116,7 +117,7 @@ def test_every_family_loads_for_its_tasks(tmp_path, family):
 
 
 def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
-    folder = tiny.save(images.model("vit"), tmp_path / "model")
+    folder = tiny.save(tiny_families.model("vit", "image-classification"), tmp_path / "model")
     message = r"This family has no task yet: ViT\. The families that serve 'causal-lm' are llama, .*gpt2"
     refused(folder, message, task="causal-lm")
 
@@ -124,10 +125,10 @@ def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
 @pytest.mark.parametrize("model_type", ["vit", "deit"])
 def test_models_of_images_are_tried_on_images(model_type):
     task, features = (
-        images.ImageClassification(None, None, None),
-        Features([{"pixel_values": image} for image in images.inputs(3)["pixel_values"]]),
+        ImageClassification(None, None, None),
+        Features([{"pixel_values": image} for image in inputs("image-classification", 3)["pixel_values"]]),
     )
-    model = images.model(model_type)
+    model = tiny_families.model(model_type, "image-classification")
     check_runs(task, model, features, features)
     model.classifier.bias.data[0] = torch.nan
     with pytest.raises(InvalidModelError, match="answers the first rows with NaN"):
