@@ -26,12 +26,12 @@ from matplotlib.figure import Figure
 from transformers import BertConfig, BertModel, PreTrainedModel, set_seed
 
 from benchmarks.trials import Results
-from core.engine.anatomy import bind
+from core.engine.anatomy import KINDS, bind
 from core.engine.compact import compact
 from core.engine.export.onnx import export_onnx, open_session, run_session
 from core.engine.in_rows import GATHER_COST, gather_where_faster
 from core.engine.measure import Latency, Runs, full_batch, interleave
-from core.engine.plan import LayerPlan, Plan
+from core.engine.plan import Plan
 from core.engine.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -58,26 +58,26 @@ COLORS = {"onnxruntime": "#1f5f8b", "torch": "#e2a03f"}
 
 def even(heads: int, neurons: int) -> Plan:
     """As many heads and neurons in every layer."""
-    return Plan((LayerPlan(tuple(range(heads)), tuple(range(neurons)), tuple(range(HIDDEN))),) * LAYERS)
+    return Plan((tuple(range(heads)), tuple(range(neurons)), tuple(range(HIDDEN))) * LAYERS)
 
 
 def ragged(heads: int, neurons: int) -> Plan:
     """As many in all, from few heads and many neurons in the first layer to the opposite in the last."""
-    layers = []
+    indices: list[tuple[int, ...]] = []
     for layer in range(LAYERS):
         # Layers at the same distance from either end deviate oppositely: the sum is exact.
         away = 1 - 2 * min(layer, LAYERS - 1 - layer) / (LAYERS - 1)
         sign = -1 if 2 * layer < LAYERS else 1
         fewer, more = (round(SWING * away * count) for count in (heads, neurons))
         kept = heads + sign * fewer, neurons - sign * more
-        layers.append(LayerPlan(tuple(range(kept[0])), tuple(range(kept[1])), tuple(range(HIDDEN))))
-    return Plan(tuple(layers))
+        indices += tuple(range(kept[0])), tuple(range(kept[1])), tuple(range(HIDDEN))
+    return Plan(tuple(indices))
 
 
 def bert(plan: Plan | None = None) -> PreTrainedModel:
     """BERT-base of as many layers as the plan has, narrowed to it; random, the same every time."""
     set_seed(0)
-    layers = LAYERS if plan is None else len(plan.layers)
+    layers = LAYERS if plan is None else len(plan.indices) // len(KINDS)
     model = BertModel(BertConfig(num_hidden_layers=layers)).train(False)
     if plan is not None:
         compact(bind(model), plan)
@@ -113,7 +113,7 @@ def in_rows(heads: int, share: float) -> dict[str, PreTrainedModel]:
     neurons = tuple(range(NEURONS * heads // HEADS))
     read = tuple(i for i in range(HIDDEN) if i not in gone)
     plans = {"zeros": tuple(range(HIDDEN)), "gather": read}
-    return {name: bert(Plan((LayerPlan(tuple(range(heads)), neurons, inputs),))) for name, inputs in plans.items()}
+    return {name: bert(Plan((tuple(range(heads)), neurons, inputs))) for name, inputs in plans.items()}
 
 
 def compare(key: dict[str, Any], build: Callable[[], dict[str, PreTrainedModel]], rounds: int) -> None:
@@ -330,7 +330,7 @@ def gain(results: list[dict[str, Any]], heads: int, share: float, runtime: str) 
 def leave(heads: int, share: float) -> bool:
     """Whether a job would remove these in-rows from the weights."""
     kept = tuple(range(HIDDEN - round(share * HIDDEN)))
-    plan = Plan((LayerPlan(tuple(range(heads)), (0,), kept),))
+    plan = Plan((tuple(range(heads)), (0,), kept))
     found = gather_where_faster(bind(BertModel(BertConfig(num_hidden_layers=1))), plan)
     return len(found.layers[0].inputs) < HIDDEN
 

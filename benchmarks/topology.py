@@ -98,9 +98,9 @@ def degree_statistics(anatomy: Anatomy) -> dict[str, Any]:
     deviations: dict[str, Any] = {"rows": [], "neurons": []}
     for epsilon in EPSILONS:
         for name, measure in (("rows", row_degrees), ("neurons", neuron_degrees)):
-            degrees = together([measure(layer.mlp, epsilon) for layer in anatomy.layers])
+            degrees = together([measure(mlp, epsilon) for mlp in anatomy.mlps])
             deviations[name].append(round(degrees.standard_deviation, 4))
-    by_layer = [neuron_degrees(layer.mlp, PAPER_EPSILON) for layer in anatomy.layers]
+    by_layer = [neuron_degrees(mlp, PAPER_EPSILON) for mlp in anatomy.mlps]
     neurons = together(by_layer)
     tail = fit_tail(neurons.connections)
     return {

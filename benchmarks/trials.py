@@ -91,12 +91,13 @@ def run_method(trial: Trial, spec: JobSpec, dense_folder: Path, title: str) -> d
     prune(task, pruner, dense, prepared.train, steps, _Progress(title))
     seconds = time.monotonic() - started
     pruned = evaluate(task, prepared.model, prepared.held_out, baseline.summaries)
+    plan = pruner.plan()
     return {
         "dense": {name: metric.value for name, metric in baseline.metrics.items()},
         "pruned": {name: metric.value for name, metric in pruned.metrics.items()},
         "headline": task.headline,
         "sparsity": pruner.sparsity,
-        "kept": [[len(layer.heads), len(layer.neurons)] for layer in pruner.plan().layers],
+        "kept": [[len(plan.kept(part.units)) for part in layer.parts] for layer in pruner.anatomy.layers],
         "merged_heads": len(pruner.merged),
         "train_rows": len(prepared.train),
         "steps": steps,

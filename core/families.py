@@ -1,7 +1,7 @@
 """Where each transformer family keeps its heads and neurons: one frozen row a family, no code.
 
-A row names modules by their path inside one transformer layer. `core.engine.anatomy` binds a row to a live model;
-a pruned bundle carries its own row, so that it can be loaded without this table.
+A row names modules by their path inside one transformer layer, and entries of the model's config. `core.engine.anatomy`
+binds a row to a live model; a pruned bundle carries its own row, so that it can be loaded without this table.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -11,8 +11,22 @@ from core.errors import UnknownFamilyError, shown
 
 
 @dataclass(frozen=True, slots=True)
+class BiasRow:
+    """A bias by head that the first layer's attention makes and hands on to those of the layers after it.
+
+    Pruned, every layer makes the bias of its own heads. `argument` is the name under which it is handed on. `table` is
+    the embedding that it is looked up in, one column a head, in the first layer, and `has_table` the attribute that
+    says whether an attention has one; both are None where the bias is nothing but zeros.
+    """
+
+    argument: str
+    table: str | None = None
+    has_table: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionRow:
-    """Attention of one layer. All paths are relative to the layer.
+    """One attention of a layer. All paths are relative to the layer; where there is no `core`, it lacks this attention.
 
     `core` is the module whose forward maps hidden states to what the layer adds (or to what `output` reads, where
     `output` lies outside of it). `head_counts` and `widths` name live attributes, besides the weights, that the
@@ -26,6 +40,12 @@ class AttentionRow:
     `further_projections` are projections besides, such as those of relative positions, with rows for each query head; a
     layer has all, some or none of them. `further_inputs` names the arguments of the core's forward, besides the first,
     that any of the projections reads.
+
+    `heads` and `key_value_heads` are the config's entries that say how many there are. `cross` is true where key and
+    value read the output of another stack. `returns` is the length of the tuple that the core's forward returns.
+    `norm` is a norm inside of the core, if it adds what it reads and normalises the sum. `by_head` names an argument of
+    the core's forward with an entry for each query head, [batch, heads, …, …] or [batch * heads, …, …].
+    `residual` names one that it adds to the output.
     """
 
     core: str
@@ -39,19 +59,48 @@ class AttentionRow:
     interleaved: bool = False
     further_projections: tuple[str, ...] = ()
     further_inputs: tuple[str, ...] = ()
+    heads: str = "num_attention_heads"
+    key_value_heads: str = "num_key_value_heads"
+    cross: bool = False
+    returns: int = 2
+    norm: str | None = None
+    bias: BiasRow | None = None
+    by_head: str | None = None
+    residual: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MlpRow:
-    """MLP of one layer: one `inputs` projection, or two for a gated one (gate, up), and the `output`.
+    """One MLP of a layer: one `inputs` projection, or two for a gated one (gate, up), and the `output`.
 
     Gate and up are fused, one after the other, where both name the same module. `activation` is the config's entry
-    that says what the (gate's) values pass through.
+    that says what the (gate's) values pass through; `fixed_activation`, what it is where the config does not say.
+    Where there is none of `inputs`, the layer lacks this MLP.
     """
 
     inputs: tuple[str, ...]
     output: str
     activation: str = "hidden_act"
+    fixed_activation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StackRow:
+    """Layers that are alike: `layers` is the path of their list from the base model (without task head).
+
+    In that path `*` stands for every child of a list. `depth` are the config's entries whose product is the number of
+    layers. A layer has those of `attentions` and `mlps` whose modules are there, at least one of each.
+    """
+
+    layers: str
+    attentions: tuple[AttentionRow, ...]
+    mlps: tuple[MlpRow, ...]
+    depth: tuple[str, ...] = ("num_hidden_layers",)
+
+
+def one_stack(layers: str, attention: AttentionRow, mlp: MlpRow) -> tuple[StackRow, ...]:
+    """What most families are: one stack, whose layers have one attention and one MLP."""
+    return (StackRow(layers, (attention,), (mlp,)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +121,7 @@ class UniformRow:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row: `layers` is the path of the layer list from the base model (without task head).
+    """One row.
 
     `tasks` are those that jobs can name; of some families the engine can prune a model, but no task trains it yet.
     `derived` names tensors of a layer that a model's files may hold and the model computes anew; they are ignored.
@@ -84,9 +133,7 @@ class Family:
 
     model_type: str
     title: str
-    layers: str
-    attention: AttentionRow
-    mlp: MlpRow
+    stacks: tuple[StackRow, ...]
     tasks: tuple[str, ...]
     derived: tuple[str, ...] = ()
     positions_after_padding: bool = False
@@ -122,36 +169,36 @@ _FREE_HEADS = UniformRow(
 )
 _DIVIDING_HEADS = replace(_FREE_HEADS, heads_divide="hidden_size")
 
+_BERT_ATTENTION = AttentionRow(
+    core="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    head_counts=("attention.self.num_attention_heads",),
+    widths=("attention.self.all_head_size",),
+)
+_BERT_MLP = MlpRow(inputs=("intermediate.dense",), output="output.dense")
 _BERT = Family(
     model_type="bert",
     title="BERT",
-    layers="encoder.layer",
-    attention=AttentionRow(
-        core="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        output="attention.output.dense",
-        head_counts=("attention.self.num_attention_heads",),
-        widths=("attention.self.all_head_size",),
-    ),
-    mlp=MlpRow(inputs=("intermediate.dense",), output="output.dense"),
+    stacks=one_stack("encoder.layer", _BERT_ATTENTION, _BERT_MLP),
     tasks=_ENCODER_TASKS,
     uniform=UniformRow(neurons="intermediate_size"),
 )
 _ROBERTA = replace(_BERT, model_type="roberta", title="RoBERTa", positions_after_padding=True)
+_LLAMA_ATTENTION = AttentionRow(
+    core="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+)
+_LLAMA_MLP = MlpRow(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj")
 _LLAMA = Family(
     model_type="llama",
     title="Llama",
-    layers="layers",
-    attention=AttentionRow(
-        core="self_attn",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        output="self_attn.o_proj",
-    ),
-    mlp=MlpRow(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
+    stacks=one_stack("layers", _LLAMA_ATTENTION, _LLAMA_MLP),
     tasks=_DECODER_TASKS,
     derived=("self_attn.rotary_emb.inv_freq",),
     uniform=_DIVIDING_HEADS,
@@ -161,23 +208,98 @@ _GEMMA_2 = replace(
     _LLAMA,
     model_type="gemma2",
     title="Gemma 2",
-    mlp=replace(_LLAMA.mlp, activation="hidden_activation"),
+    stacks=one_stack("layers", _LLAMA_ATTENTION, replace(_LLAMA_MLP, activation="hidden_activation")),
     gguf=None,
 )
 _VIT = Family(
     model_type="vit",
     title="ViT",
-    layers="layers",
-    attention=AttentionRow(
-        core="attention",
-        query="attention.q_proj",
-        key="attention.k_proj",
-        value="attention.v_proj",
-        output="attention.o_proj",
+    stacks=one_stack(
+        "layers",
+        AttentionRow(
+            core="attention",
+            query="attention.q_proj",
+            key="attention.k_proj",
+            value="attention.v_proj",
+            output="attention.o_proj",
+        ),
+        MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
     ),
-    mlp=MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
     tasks=(),
     uniform=UniformRow(neurons="intermediate_size", heads="num_attention_heads", head_dim="head_dim"),
+)
+
+
+def _t5_attention(path: str, bias: BiasRow, *, cross: bool) -> AttentionRow:
+    return AttentionRow(
+        core=path,
+        query=f"{path}.q",
+        key=f"{path}.k",
+        value=f"{path}.v",
+        output=f"{path}.o",
+        head_counts=(f"{path}.n_heads",),
+        widths=(f"{path}.inner_dim",),
+        cross=cross,
+        returns=3,
+        bias=bias,
+    )
+
+
+def _t5_mlps(path: str) -> tuple[MlpRow, MlpRow]:
+    """The plain one of T5 1.0, and the gated one of T5 1.1."""
+    inside = f"{path}.DenseReluDense"
+    plain = MlpRow(inputs=(f"{inside}.wi",), output=f"{inside}.wo", activation="dense_act_fn")
+    return plain, replace(plain, inputs=(f"{inside}.wi_0", f"{inside}.wi_1"))
+
+
+_T5_SELF_ATTENTION = _t5_attention(
+    "layer.0.SelfAttention",
+    BiasRow(
+        argument="position_bias",
+        table="layer.0.SelfAttention.relative_attention_bias",
+        has_table="layer.0.SelfAttention.has_relative_attention_bias",
+    ),
+    cross=False,
+)
+_T5_CROSS_ATTENTION = _t5_attention("layer.1.EncDecAttention", BiasRow(argument="position_bias"), cross=True)
+
+
+def _bart_attention(path: str, heads: str, *, cross: bool = False) -> AttentionRow:
+    return AttentionRow(
+        core=path,
+        query=f"{path}.q_proj",
+        key=f"{path}.k_proj",
+        value=f"{path}.v_proj",
+        output=f"{path}.out_proj",
+        head_counts=(f"{path}.num_heads",),
+        heads=heads,
+        key_value_heads=heads,
+        cross=cross,
+    )
+
+
+_BART_MLP = MlpRow(inputs=("fc1",), output="fc2", activation="activation_function")
+_BART = Family(
+    model_type="bart",
+    title="BART",
+    stacks=(
+        StackRow(
+            "encoder.layers",
+            (_bart_attention("self_attn", "encoder_attention_heads"),),
+            (_BART_MLP,),
+            depth=("encoder_layers",),
+        ),
+        StackRow(
+            "decoder.layers",
+            (
+                _bart_attention("self_attn", "decoder_attention_heads"),
+                _bart_attention("encoder_attn", "decoder_attention_heads", cross=True),
+            ),
+            (_BART_MLP,),
+            depth=("decoder_layers",),
+        ),
+    ),
+    tasks=(),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -190,29 +312,56 @@ FAMILIES: tuple[Family, ...] = (
         _BERT,
         model_type="deberta-v2",
         title="DeBERTa-v2 and v3",
-        attention=replace(
-            _BERT.attention,
-            query="attention.self.query_proj",
-            key="attention.self.key_proj",
-            value="attention.self.value_proj",
-            further_projections=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
-            further_inputs=("rel_embeddings",),
+        stacks=one_stack(
+            "encoder.layer",
+            replace(
+                _BERT_ATTENTION,
+                query="attention.self.query_proj",
+                key="attention.self.key_proj",
+                value="attention.self.value_proj",
+                further_projections=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+                further_inputs=("rel_embeddings",),
+            ),
+            _BERT_MLP,
         ),
     ),
     Family(
         model_type="distilbert",
         title="DistilBERT",
-        layers="transformer.layer",
-        attention=AttentionRow(
-            core="attention",
-            query="attention.q_lin",
-            key="attention.k_lin",
-            value="attention.v_lin",
-            output="attention.out_lin",
+        stacks=one_stack(
+            "transformer.layer",
+            AttentionRow(
+                core="attention",
+                query="attention.q_lin",
+                key="attention.k_lin",
+                value="attention.v_lin",
+                output="attention.out_lin",
+            ),
+            MlpRow(inputs=("ffn.lin1",), output="ffn.lin2", activation="activation"),
         ),
-        mlp=MlpRow(inputs=("ffn.lin1",), output="ffn.lin2", activation="activation"),
         tasks=_ENCODER_TASKS,
         uniform=UniformRow(neurons="hidden_dim"),
+    ),
+    Family(
+        model_type="mpnet",
+        title="MPNet",
+        stacks=one_stack(
+            "encoder.layer",
+            AttentionRow(
+                core="attention.attn",
+                query="attention.attn.q",
+                key="attention.attn.k",
+                value="attention.attn.v",
+                output="attention.attn.o",
+                widths=("attention.attn.all_head_size",),
+                returns=1,
+                by_head="position_bias",
+            ),
+            _BERT_MLP,
+        ),
+        tasks=_ENCODER_TASKS,
+        positions_after_padding=True,
+        uniform=UniformRow(neurons="intermediate_size"),
     ),
     _LLAMA,
     replace(_LLAMA, model_type="mistral", title="Mistral", uniform=_FREE_HEADS),
@@ -223,32 +372,36 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_type="opt",
         title="OPT",
-        layers="decoder.layers",
-        attention=AttentionRow(
-            core="self_attn",
-            query="self_attn.q_proj",
-            key="self_attn.k_proj",
-            value="self_attn.v_proj",
-            output="self_attn.out_proj",
-            head_counts=("self_attn.num_heads",),
+        stacks=one_stack(
+            "decoder.layers",
+            AttentionRow(
+                core="self_attn",
+                query="self_attn.q_proj",
+                key="self_attn.k_proj",
+                value="self_attn.v_proj",
+                output="self_attn.out_proj",
+                head_counts=("self_attn.num_heads",),
+            ),
+            MlpRow(inputs=("fc1",), output="fc2", activation="activation_function"),
         ),
-        mlp=MlpRow(inputs=("fc1",), output="fc2", activation="activation_function"),
         tasks=_DECODER_TASKS,
         uniform=UniformRow(neurons="ffn_dim"),
     ),
     Family(
         model_type="gpt_neo",
         title="GPT-Neo",
-        layers="h",
-        attention=AttentionRow(
-            core="attn.attention",
-            query="attn.attention.q_proj",
-            key="attn.attention.k_proj",
-            value="attn.attention.v_proj",
-            output="attn.attention.out_proj",
-            head_counts=("attn.attention.num_heads",),
+        stacks=one_stack(
+            "h",
+            AttentionRow(
+                core="attn.attention",
+                query="attn.attention.q_proj",
+                key="attn.attention.k_proj",
+                value="attn.attention.v_proj",
+                output="attn.attention.out_proj",
+                head_counts=("attn.attention.num_heads",),
+            ),
+            MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         ),
-        mlp=MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         tasks=_DECODER_TASKS,
         derived=("attn.attention.bias", "attn.attention.masked_bias"),
         uniform=UniformRow(neurons="intermediate_size"),
@@ -256,16 +409,18 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_type="gptj",
         title="GPT-J",
-        layers="h",
-        attention=AttentionRow(
-            core="attn",
-            query="attn.q_proj",
-            key="attn.k_proj",
-            value="attn.v_proj",
-            output="attn.out_proj",
-            head_counts=("attn.num_attention_heads",),
+        stacks=one_stack(
+            "h",
+            AttentionRow(
+                core="attn",
+                query="attn.q_proj",
+                key="attn.k_proj",
+                value="attn.v_proj",
+                output="attn.out_proj",
+                head_counts=("attn.num_attention_heads",),
+            ),
+            MlpRow(inputs=("mlp.fc_in",), output="mlp.fc_out", activation="activation_function"),
         ),
-        mlp=MlpRow(inputs=("mlp.fc_in",), output="mlp.fc_out", activation="activation_function"),
         tasks=_DECODER_TASKS,
         derived=("attn.bias", "attn.masked_bias"),
         uniform=UniformRow(neurons="n_inner"),
@@ -273,50 +428,76 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_type="gpt2",
         title="GPT-2",
-        layers="h",
-        attention=AttentionRow(
-            core="attn",
-            query="attn.c_attn",
-            key="attn.c_attn",
-            value="attn.c_attn",
-            output="attn.c_proj",
-            head_counts=("attn.num_heads",),
-            widths=("attn.split_size",),
+        stacks=one_stack(
+            "h",
+            AttentionRow(
+                core="attn",
+                query="attn.c_attn",
+                key="attn.c_attn",
+                value="attn.c_attn",
+                output="attn.c_proj",
+                head_counts=("attn.num_heads",),
+                widths=("attn.split_size",),
+            ),
+            MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         ),
-        mlp=MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         tasks=_DECODER_TASKS,
         uniform=UniformRow(neurons="n_inner"),
     ),
     Family(
         model_type="gpt_neox",
         title="GPT-NeoX",
-        layers="layers",
-        attention=AttentionRow(
-            core="attention",
-            query="attention.query_key_value",
-            key="attention.query_key_value",
-            value="attention.query_key_value",
-            output="attention.dense",
-            interleaved=True,
+        stacks=one_stack(
+            "layers",
+            AttentionRow(
+                core="attention",
+                query="attention.query_key_value",
+                key="attention.query_key_value",
+                value="attention.query_key_value",
+                output="attention.dense",
+                interleaved=True,
+            ),
+            MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
         ),
-        mlp=MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
         tasks=_DECODER_TASKS,
         uniform=UniformRow(neurons="intermediate_size"),
     ),
     Family(
+        model_type="bloom",
+        title="BLOOM",
+        stacks=one_stack(
+            "h",
+            AttentionRow(
+                core="self_attention",
+                query="self_attention.query_key_value",
+                key="self_attention.query_key_value",
+                value="self_attention.query_key_value",
+                output="self_attention.dense",
+                head_counts=("self_attention.num_heads",),
+                interleaved=True,
+                by_head="alibi",
+                residual="residual",
+            ),
+            MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h", fixed_activation="gelu_new"),
+        ),
+        tasks=_DECODER_TASKS,
+    ),
+    Family(
         model_type="phi3",
         title="Phi-3",
-        layers="layers",
-        attention=AttentionRow(
-            core="self_attn",
-            query="self_attn.qkv_proj",
-            key="self_attn.qkv_proj",
-            value="self_attn.qkv_proj",
-            output="self_attn.o_proj",
-            head_counts=("self_attn.config.num_attention_heads",),
-            key_value_head_counts=("self_attn.num_key_value_heads",),
+        stacks=one_stack(
+            "layers",
+            AttentionRow(
+                core="self_attn",
+                query="self_attn.qkv_proj",
+                key="self_attn.qkv_proj",
+                value="self_attn.qkv_proj",
+                output="self_attn.o_proj",
+                head_counts=("self_attn.config.num_attention_heads",),
+                key_value_head_counts=("self_attn.num_key_value_heads",),
+            ),
+            MlpRow(inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), output="mlp.down_proj"),
         ),
-        mlp=MlpRow(inputs=("mlp.gate_up_proj", "mlp.gate_up_proj"), output="mlp.down_proj"),
         tasks=_DECODER_TASKS,
         # The model reads `head_dim`, but its config computes from the number of heads how many factors of its rotary
         # embedding there have to be.
@@ -325,12 +506,55 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_type="modernbert",
         title="ModernBERT",
-        layers="layers",
-        attention=AttentionRow(core="attn", query="attn.Wqkv", key="attn.Wqkv", value="attn.Wqkv", output="attn.Wo"),
-        mlp=MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
+        stacks=one_stack(
+            "layers",
+            AttentionRow(core="attn", query="attn.Wqkv", key="attn.Wqkv", value="attn.Wqkv", output="attn.Wo"),
+            MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
+        ),
         tasks=_ENCODER_TASKS,
         uniform=UniformRow(neurons="intermediate_size"),
     ),
+    Family(
+        model_type="albert",
+        title="ALBERT",
+        stacks=(
+            StackRow(
+                "encoder.albert_layer_groups.*.albert_layers",
+                (
+                    AttentionRow(
+                        core="attention",
+                        query="attention.query",
+                        key="attention.key",
+                        value="attention.value",
+                        output="attention.dense",
+                        norm="attention.LayerNorm",
+                    ),
+                ),
+                (MlpRow(inputs=("ffn",), output="ffn_output"),),
+                depth=("num_hidden_groups", "inner_group_num"),
+            ),
+        ),
+        tasks=_ENCODER_TASKS,
+        uniform=UniformRow(neurons="intermediate_size"),
+    ),
+    Family(
+        model_type="t5",
+        title="T5",
+        stacks=(
+            StackRow("encoder.block", (_T5_SELF_ATTENTION,), _t5_mlps("layer.1"), depth=("num_layers",)),
+            StackRow(
+                "decoder.block",
+                (_T5_SELF_ATTENTION, _T5_CROSS_ATTENTION),
+                _t5_mlps("layer.2"),
+                depth=("num_decoder_layers",),
+            ),
+        ),
+        tasks=(),
+        uniform=UniformRow(neurons="d_ff"),
+    ),
+    _BART,
+    replace(_BART, model_type="marian", title="Marian"),
+    replace(_BART, model_type="whisper", title="Whisper"),
     _VIT,
     replace(_VIT, model_type="deit", title="DeiT"),
 )

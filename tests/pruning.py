@@ -63,7 +63,8 @@ every_storage = pytest.mark.parametrize(
 def loss_of(model: PreTrainedModel, step: int) -> Tensor:
     """Cross entropy of random rows, others in every step, to the same answer."""
     ids = torch.randint(4, tiny.VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(step))
-    logits = model(ids).logits.flatten(0, -2)
+    also = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+    logits = model(ids, **also).logits.flatten(0, -2)
     return F.cross_entropy(logits, torch.ones(len(logits), dtype=torch.long))
 
 
@@ -120,12 +121,12 @@ def check_target(case: Case, pruner: Pruner, sparsity: float) -> None:
     elif case.granularity == "unstructured":
         assert found == int(sparsity * total + 0.5)
     else:
-        assert abs(found - sparsity * total) <= max(0.5 * anatomy.layers[0].mlp.units.cost, 0.001 * total)
+        assert abs(found - sparsity * total) <= max(0.5 * anatomy.layers[0].mlps[0].units.cost, 0.001 * total)
 
 
 def plant_twins(anatomy: Anatomy, layer: int, heads: list[int]) -> None:
     """Let heads of a layer compute the same; what they write stays different."""
-    for part in anatomy.layers[layer].attention.units.reads:
+    for part in anatomy.layers[layer].attentions[0].units.reads:
         by_unit = part.values
         for head in heads[1:]:
             by_unit[head] = by_unit[heads[0]]

@@ -66,10 +66,13 @@ def llama_config() -> LlamaConfig:
 
 
 def randomised(model: PreTrainedModel, seed: int = 0, deviation: float = 0.2) -> PreTrainedModel:
-    """Every parameter random, biases and norms too, so that a wrong one shows; eval mode."""
+    """Every parameter random, biases and norms too, so that a wrong one shows; eval mode.
+
+    Those that are never trained are what they have to be.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
     return model.train(False)
 

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from core.engine.tasks import TASKS
 from tests import tiny
+from tests.tiny_tasks import IMAGE_SIZE, TINY_TASKS
 
 COMMON: dict[str, Any] = {
     "vocab_size": tiny.VOCABULARY,
@@ -28,10 +29,29 @@ DEBERTA = BERT | {
 }
 """Fewer buckets than positions, so that distances are binned; a convolution after the first layer."""
 
-IMAGE_SIZE = 8
 LLAMA = {"intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 """Eight query heads on four key-value heads, twice as wide together as the hidden states."""
 IMAGES = BERT | {"image_size": IMAGE_SIZE, "patch_size": IMAGE_SIZE // 2}
+
+T5 = {
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "d_kv": 8,
+    "d_ff": 48,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 8,
+    "decoder_start_token_id": 0,
+}
+BART = {
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
 
 WINDOW = 5
 """Positions that a layer with local attention sees: fewer than the tests' rows have, and more than their padding has.
@@ -46,8 +66,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "camembert": BERT,
     "electra": BERT | {"embedding_size": 16},
     "deberta-v2": DEBERTA | {"pos_att_type": ["c2p", "p2c"]},
-    "deberta-v2, shared": DEBERTA | {"pos_att_type": ["p2c"], "share_att_key": True},
+    "deberta-v2/shared": DEBERTA | {"pos_att_type": ["p2c"], "share_att_key": True},
     "distilbert": {"hidden_dim": 48},
+    "mpnet": BERT | {"relative_attention_num_buckets": 32},
     "llama": LLAMA | {"tie_word_embeddings": True},
     "mistral": LLAMA | {"sliding_window": WINDOW},
     "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
@@ -63,6 +84,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gptj": {"n_inner": 48, "rotary_dim": 4},
     "gpt2": {"n_inner": 48},
     "gpt_neox": {"intermediate_size": 48},
+    "bloom": {"hidden_size": 12},
     "phi3": LLAMA | {"original_max_position_embeddings": 64},
     "modernbert": {
         "intermediate_size": 48,
@@ -71,25 +93,41 @@ SIZES: dict[str, dict[str, Any]] = {
         "cls_token_id": 2,
         "sep_token_id": 3,
     },
+    "albert": {"intermediate_size": 48, "embedding_size": 16, "num_hidden_layers": 6, "num_hidden_groups": 3},
+    "t5": T5,
+    "t5/gated": T5 | {"feed_forward_proj": "gated-gelu"},
+    "bart": BART,
+    "marian": BART,
     "vit": IMAGES,
     "deit": IMAGES | {"architectures": ["DeiTForImageClassification"]},
+    "whisper": BART
+    | {
+        "num_mel_bins": 6,
+        "max_source_positions": 10,
+        "max_target_positions": 64,
+        "begin_suppress_tokens": None,
+        "suppress_tokens": None,
+    },
 }
-"""By `model_type`, and what of it varies after a comma.
-
-What its config calls the MLP's width, and what else sets the family apart.
+"""By `model_type`, and where there are several kinds of it by a name after it: what its config calls the MLP's width,
+and what else sets it apart.
 """
 
-
-def model(family: str, task: str, deviation: float = 0.4) -> PreTrainedModel:
-    """For a task of ours."""
-    options = {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
-    return build(family, TASKS[task].auto_class, deviation, **options)
+TRIED = {"t5": "text-to-text", "bart": "text-to-text", "marian": "text-to-text", "whisper": "speech-to-text"}
+TRIED |= {"vit": "image-classification", "deit": "image-classification"}
+"""With what to try a family that serves no task."""
 
 
-def build(family: str, auto_class: Any, deviation: float = 0.4, **options: Any) -> PreTrainedModel:
+def kinds(model_type: str) -> list[str]:
+    """What there is of a family in `SIZES`."""
+    return [name for name in SIZES if name.partition("/")[0] == model_type]
+
+
+def model(kind: str, task: str, deviation: float = 0.4) -> PreTrainedModel:
     """Every parameter random, and large enough for each to show in a single number; eval mode."""
-    config = AutoConfig.for_model(family.partition(",")[0], **COMMON | SIZES[family] | options)
-    return tiny.randomised(auto_class.from_config(config), deviation=deviation)
+    options = {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
+    config = AutoConfig.for_model(kind.partition("/")[0], **COMMON | SIZES[kind] | options)
+    return tiny.randomised((TASKS | TINY_TASKS)[task].auto_class.from_config(config), deviation=deviation)
 
 
 def gpt2() -> PreTrainedModel:

@@ -16,11 +16,12 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from core.engine.export.modeling_neuroprune import has, layers_of
 from core.errors import InvalidModelError
-from core.families import Family, family_of
+from core.families import AttentionRow, Family, MlpRow, StackRow, family_of
 
 Kind = Literal["heads", "neurons", "inputs"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons", "inputs")
@@ -111,12 +112,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """All units of one kind in one layer.
+    """All units of one kind in one attention or MLP.
 
-    `reads` are the slices that compute a unit's value, `writes` those that pass it on to the layer's output; in-rows
-    have none of the latter.
+    `position` is their place in `Anatomy.units`, `layer` the layer's among those of all stacks. `reads` are the slices
+    that compute a unit's value, `writes` those that pass it on to the layer's output; in-rows have none of the latter.
     """
 
+    position: int
     layer: int
     kind: Kind
     count: int
@@ -195,11 +197,14 @@ def _matrices(parts: tuple[Part, ...]) -> tuple[Matrix, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention of one layer: q, k, v project h → heads * D, the output projects back.
+    """One attention of a layer: q, k, v project h → heads * D, the output projects back.
 
     `further` are the parts of projections besides, with as many rows a head as the query.
+
+    It has in-rows only where query, key and value are all that reads its input.
     """
 
+    row: AttentionRow
     query: Part
     key: Part
     value: Part
@@ -219,6 +224,18 @@ class Attention:
         """Query, key and value, or the one matrix in which they are fused; then the further ones."""
         return _matrices(self.parts)
 
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The projections, then the output."""
+        return *self.projections, self.output
+
+    @property
+    def readers(self) -> tuple[tuple[Matrix, ...], ...]:
+        """The projections, together where they read the same: with cross attention, the query is apart."""
+        if not self.row.cross:
+            return (self.projections,)
+        return _matrices((self.query,)), _matrices((self.key, self.value))
+
     def removed_parameters(self, heads: int, inputs: int) -> int:
         """Parameters that go with so many head groups and in-rows; where they cross, they count once."""
         rows_a_head = sum(part.weight.layout.block for part in self.parts)
@@ -237,8 +254,9 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """MLP of one layer: one projection h → N, or two whose product counts (gate, up), and the output N → h."""
+    """One MLP of a layer: one projection h → N, or two whose product counts (gate, up), and the output N → h."""
 
+    row: MlpRow
     factors: tuple[Part, ...]
     output: Matrix
     units: Units
@@ -248,42 +266,62 @@ class Mlp:
         """The matrices of `factors`: gate and up may be fused in one."""
         return _matrices(self.factors)
 
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The inputs (or both in one), then the output."""
+        return *self.inputs, self.output
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One transformer layer."""
 
-    attention: Attention
-    mlp: Mlp
+    module: nn.Module
+    attentions: tuple[Attention, ...]
+    mlps: tuple[Mlp, ...]
 
     @property
-    def units(self) -> tuple[Units, Units, Units]:
-        """In the order of `KINDS`."""
-        return self.attention.units, self.mlp.units, self.attention.inputs
+    def parts(self) -> tuple[Attention | Mlp, ...]:
+        """The attentions, then the MLPs."""
+        return *self.attentions, *self.mlps
+
+    @property
+    def units(self) -> tuple[Units, ...]:
+        """All heads, then all neurons, then all in-rows."""
+        return *(part.units for part in self.parts), *(attention.inputs for attention in self.attentions)
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """The attention's projections, its output, MLP inputs, MLP output; each weight once."""
-        attention, mlp = self.attention, self.mlp
-        return (*attention.projections, attention.output, *mlp.inputs, mlp.output)
+        """Of every attention the projections and the output; of every MLP the inputs and the output."""
+        return tuple(matrix for part in self.parts for matrix in part.matrices)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A live model seen through its family row."""
+    """A live model seen through its family row; `layers` are those of all stacks."""
 
     model: PreTrainedModel
     family: Family
     layers: tuple[Layer, ...]
 
-    @property
-    def stack(self) -> nn.Module:
-        """The module whose children are the transformer layers."""
-        return self.model.base_model.get_submodule(self.family.layers)
+    @cached_property
+    def stack(self) -> nn.ModuleList:
+        """The layers' modules."""
+        return nn.ModuleList(layer.module for layer in self.layers)
+
+    @cached_property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Those of all layers."""
+        return tuple(attention for layer in self.layers for attention in layer.attentions)
+
+    @cached_property
+    def mlps(self) -> tuple[Mlp, ...]:
+        """Those of all layers."""
+        return tuple(mlp for layer in self.layers for mlp in layer.mlps)
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
-        """All units: each layer's heads, then its neurons, then its in-rows."""
+        """All units, layer by layer."""
         return tuple(units for layer in self.layers for units in layer.units)
 
     @cached_property
@@ -291,24 +329,19 @@ class Anatomy:
         """All projections, layer by layer."""
         return tuple(matrix for layer in self.layers for matrix in layer.matrices)
 
-    @staticmethod
-    def position(layer: int, kind: Kind) -> int:
-        """Where in `units` a layer's units of one kind are."""
-        return layer * len(KINDS) + KINDS.index(kind)
-
     def positions(self, kind: Kind) -> list[int]:
-        """Where in `units` those of one kind are, by layer."""
-        return [self.position(layer, kind) for layer in range(len(self.layers))]
+        """Where in `units` those of one kind are: of every attention heads and in-rows, of every MLP neurons."""
+        return [units.position for units in self.units if units.kind == kind]
 
     @property
     def encoder_parameters(self) -> int:
-        """Parameters in the transformer layers: no embeddings, no final norm, no task head."""
+        """Parameters in the transformer layers of all stacks: no embeddings, no final norm, no task head."""
         return count_parameters(self.stack)
 
     @property
     def removable_parameters(self) -> int:
         """Parameters that belong to heads or neurons."""
-        return sum(u.count * u.cost for layer in self.layers for u in (layer.attention.units, layer.mlp.units))
+        return sum(part.units.count * part.units.cost for layer in self.layers for part in layer.parts)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -321,20 +354,40 @@ def bind(model: PreTrainedModel) -> Anatomy:
 
     Raises:
         UnknownFamilyError: no row for this architecture.
-        InvalidModelError: the row does not fit the model (a projection is missing, is neither an `nn.Linear` nor a
-            `Conv1D`, or cannot be divided into heads).
+        InvalidModelError: the row does not fit the model (layers or a projection are missing, one is neither an
+            `nn.Linear` nor a `Conv1D`, or cannot be divided into heads).
     """
     family = family_of(model.config.model_type)
-    stack = model.base_model.get_submodule(family.layers)
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    queries = config.num_attention_heads // key_value_heads
-    layers = tuple(
-        Layer(_attention(layer, family, index, head_dim, queries), _mlp(layer, family, index))
-        for index, layer in enumerate(stack.children())
+    layers: list[Layer] = []
+    position = 0
+    for stack in family.stacks:
+        for module in _layers(model, stack):
+            layers.append(_layer(module, stack, model.config, len(layers), position))
+            position += len(layers[-1].units)
+    return Anatomy(model, family, tuple(layers))
+
+
+def _layers(model: PreTrainedModel, stack: StackRow) -> list[nn.Module]:
+    try:
+        return layers_of(model.base_model, stack.layers)
+    except AttributeError:
+        raise InvalidModelError(f"The model has no layers {stack.layers!r}.", param="/model") from None
+
+
+def _layer(module: nn.Module, stack: StackRow, config: PreTrainedConfig, index: int, position: int) -> Layer:
+    """Bind one layer, the first of whose units are at `position` of all."""
+    attentions = [row for row in stack.attentions if has(module, row.core)]
+    mlps = [row for row in stack.mlps if has(module, row.inputs[0])]
+    if not attentions or not mlps:
+        expected = stack.mlps[0].inputs[0] if attentions else stack.attentions[0].core
+        raise InvalidModelError(f"Layer {index} of the model has no {expected!r}.", param="/model")
+    neurons = position + len(attentions)
+    inputs = neurons + len(mlps)
+    return Layer(
+        module,
+        tuple(_attention(module, row, config, index, (position + i, inputs + i)) for i, row in enumerate(attentions)),
+        tuple(_mlp(module, row, index, neurons + i) for i, row in enumerate(mlps)),
     )
-    return Anatomy(model, family, layers)
 
 
 def _projection(layer: nn.Module, path: str) -> Matrix:
@@ -383,10 +436,14 @@ def _divide(
     return tuple(parts)
 
 
-def _attention(layer: nn.Module, family: Family, index: int, head_dim: int, queries: int) -> Attention:
-    row = family.attention
-    present = dict(layer.named_modules())
-    further = tuple(path for path in row.further_projections if path in present)
+def _attention(
+    layer: nn.Module, row: AttentionRow, config: PreTrainedConfig, index: int, positions: tuple[int, int]
+) -> Attention:
+    """Bind one attention, whose heads and in-rows are at these positions of all units."""
+    heads = getattr(config, row.heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    queries = heads // (getattr(config, row.key_value_heads, None) or heads)
+    further = tuple(path for path in row.further_projections if has(layer, path))
     blocks = (queries * head_dim, head_dim, head_dim, *(queries * head_dim for _ in further))
     problem = (
         f"Layer {index}: query, key and value projections of widths {{}} cannot be divided into heads of {head_dim}."
@@ -397,24 +454,27 @@ def _attention(layer: nn.Module, family: Family, index: int, head_dim: int, quer
     groups = query.weight.layout.count
     reads = tuple(part for projection in parts for part in projection.slices)
     written = Slice(output.module, "weight", 1, Layout(groups, blocks[0], 0, blocks[0]))
-    units = Units(index, "heads", groups, reads, (written,))
-    return Attention(query, key, value, tuple(others), output, head_dim, units, _inputs(index, parts))
+    units = Units(positions[0], index, "heads", groups, reads, (written,))
+    inputs = _inputs(positions[1], index, parts, offered=not row.cross and row.norm is None)
+    return Attention(row, query, key, value, tuple(others), output, head_dim, units, inputs)
 
 
-def _inputs(index: int, parts: tuple[Part, ...]) -> Units:
-    """The in-rows of an attention: the columns of its projections."""
+def _inputs(position: int, index: int, parts: tuple[Part, ...], *, offered: bool) -> Units:
+    """The in-rows of an attention: the columns of its projections; none where something else reads its input, too."""
     matrices = _matrices(parts)
     count = matrices[0].weight.shape[1]
+    if not offered:
+        return Units(position, index, "inputs", 0, (), ())
     columns = tuple(Slice(matrix.module, "weight", 1, Layout(count, 1, 0, 1)) for matrix in matrices)
-    return Units(index, "inputs", count, columns, ())
+    return Units(position, index, "inputs", count, columns, ())
 
 
-def _mlp(layer: nn.Module, family: Family, index: int) -> Mlp:
-    paths = family.mlp.inputs
+def _mlp(layer: nn.Module, row: MlpRow, index: int, position: int) -> Mlp:
+    """Bind one MLP, whose neurons are at this position of all units."""
     problem = f"Layer {index}: the MLP's input projections have the widths {{}}; they must be alike."
-    factors = _divide(layer, paths, (1,) * len(paths), problem)
-    output = _projection(layer, family.mlp.output)
+    factors = _divide(layer, row.inputs, (1,) * len(row.inputs), problem)
+    output = _projection(layer, row.output)
     neurons = factors[0].weight.layout.count
     reads = tuple(part for factor in factors for part in factor.slices)
     written = Slice(output.module, "weight", 1, Layout(neurons, 1, 0, 1))
-    return Mlp(factors, output, Units(index, "neurons", neurons, reads, (written,)))
+    return Mlp(row, factors, output, Units(position, index, "neurons", neurons, reads, (written,)))

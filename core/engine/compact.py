@@ -5,26 +5,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Kind, Slice, Units
-from core.engine.export.modeling_neuroprune import FORMAT, READ_DIMENSIONS, narrow
+from core.engine.anatomy import Anatomy, Attention, Slice, Units
+from core.engine.export.modeling_neuroprune import FORMAT, KEPT_HEADS, READ_DIMENSIONS, narrow
 from core.engine.plan import Plan
 
 
 def describe(anatomy: Anatomy, plan: Plan) -> dict[str, Any]:
     """The `neuroprune` entry of the pruned model's config, read by `modeling_neuroprune.narrow`."""
-    layers = []
-    for layer, kept in zip(anatomy.layers, plan.layers, strict=True):
-        widths = {
-            "heads": len(kept.heads) * layer.attention.queries_per_group,
-            "key_value_heads": len(kept.heads),
-            "neurons": len(kept.neurons),
+    layers = [
+        {
+            "attentions": [_widths(attention, plan) for attention in layer.attentions],
+            "mlps": [{"neurons": len(plan.kept(mlp.units))} for mlp in layer.mlps],
         }
-        # A layer that reads every dimension needs no gather, one without heads reads none.
-        if kept.heads and len(kept.inputs) < layer.attention.inputs.count:
-            widths["inputs"] = len(kept.inputs)
-        layers.append(widths)
-    head_dim = anatomy.layers[0].attention.head_dim
-    return {"format": FORMAT, "family": anatomy.family.as_dict(), "head_dim": head_dim, "layers": layers}
+        for layer in anatomy.layers
+    ]
+    return {"format": FORMAT, "family": anatomy.family.as_dict(), "layers": layers}
+
+
+def _widths(attention: Attention, plan: Plan) -> dict[str, int]:
+    heads = len(plan.kept(attention.units))
+    widths = {
+        "heads": heads * attention.queries_per_group,
+        "key_value_heads": heads,
+        "head_dim": attention.head_dim,
+    }
+    if _gathers(attention, plan):
+        widths["inputs"] = len(plan.kept(attention.inputs))
+    return widths
+
+
+def _gathers(attention: Attention, plan: Plan) -> bool:
+    """Whether an attention reads a choice of the hidden dimensions: not if it reads all, nor if it has no heads."""
+    return bool(plan.kept(attention.units)) and len(plan.kept(attention.inputs)) < attention.inputs.count
 
 
 def compact(anatomy: Anatomy, plan: Plan) -> None:
@@ -40,12 +52,10 @@ def compact(anatomy: Anatomy, plan: Plan) -> None:
 @torch.no_grad()
 def shrink(anatomy: Anatomy, plan: Plan, description: dict[str, Any]) -> None:
     """Shrink the weights of the bound model in place to what `plan` keeps; `description` is `describe`'s of it."""
-    kept: dict[tuple[int, Kind], Tensor] = {
-        (u.layer, u.kind): torch.tensor(plan.kept(u), dtype=torch.long) for u in anatomy.units
-    }
-    for index, (layer, widths) in enumerate(zip(anatomy.layers, description["layers"], strict=True)):
-        if "inputs" not in widths:
-            kept[index, "inputs"] = torch.arange(layer.attention.inputs.count)
+    kept = [torch.tensor(indices, dtype=torch.long) for indices in plan.indices]
+    for attention in anatomy.attentions:
+        if not _gathers(attention, plan):
+            kept[attention.inputs.position] = torch.arange(attention.inputs.count)
     paths = {module: path for path, module in anatomy.model.named_modules()}
     selected = {
         f"{paths[module]}.{name}": _select(parts, kept) for (module, name), parts in _by_parameter(anatomy).items()
@@ -53,10 +63,21 @@ def shrink(anatomy: Anatomy, plan: Plan, description: dict[str, Any]) -> None:
     narrow(anatomy.model, description)
     for path, data in selected.items():
         anatomy.model.get_parameter(path).copy_(data)
-    for index, (module, widths) in enumerate(zip(anatomy.stack.children(), description["layers"], strict=True)):
-        if "inputs" in widths:
-            core = module.get_submodule(anatomy.family.attention.core)
-            core.get_buffer(READ_DIMENSIONS).copy_(kept[index, "inputs"])
+    for attention in anatomy.attentions:
+        _note_choice(anatomy, attention, plan)
+
+
+def _note_choice(anatomy: Anatomy, attention: Attention, plan: Plan) -> None:
+    """Write into the narrowed attention's buffers which dimensions it reads, and which heads it kept."""
+    row, layer = attention.row, anatomy.layers[attention.units.layer].module
+    if _gathers(attention, plan):
+        dimensions = layer.get_submodule(row.core).get_buffer(READ_DIMENSIONS)
+        dimensions.copy_(torch.tensor(plan.kept(attention.inputs)))
+    heads = plan.kept(attention.units)
+    if heads and row.by_head is not None:
+        layer.get_submodule(row.core).get_buffer(KEPT_HEADS).copy_(torch.tensor(heads))
+    if heads and row.bias is not None and row.bias.table is not None:
+        layer.get_submodule(row.bias.table).get_buffer(KEPT_HEADS).copy_(torch.tensor(heads))
 
 
 Held = list[tuple[Units, Slice]]
@@ -71,11 +92,11 @@ def _by_parameter(anatomy: Anatomy) -> dict[tuple[nn.Module, str], Held]:
     return held
 
 
-def _select(held: Held, kept: dict[tuple[int, Kind], Tensor]) -> Tensor:
+def _select(held: Held, kept: list[Tensor]) -> Tensor:
     """The entries of one parameter, as stored, that belong to kept units along every dimension that units divide."""
     data = held[0][1].parameter.data
     for dim in sorted({part.stored_dim for _, part in held}):
-        entries = [part.layout.index(kept[units.layer, units.kind]) for units, part in held if part.stored_dim == dim]
+        entries = [part.layout.index(kept[units.position]) for units, part in held if part.stored_dim == dim]
         # Fused projections share a dimension, and keep their order in it.
         data = data.index_select(dim, torch.cat(entries).sort().values.to(data.device))
     return data

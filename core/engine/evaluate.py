@@ -123,4 +123,4 @@ def _record(anatomy: Anatomy, states: list[Tensor]) -> list[RemovableHandle]:
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    return [layer.register_forward_hook(keep) for layer in anatomy.stack.children()]
+    return [layer.module.register_forward_hook(keep) for layer in anatomy.layers]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from core.errors import InvalidModelError, NeuroPruneError
-from core.families import Family, family_of
+from core.families import Family, StackRow, family_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -67,13 +68,13 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def check_activation(config: PreTrainedConfig, family: Family) -> None:
     """Refuse an activation that transformers does not know."""
-    entry = family.mlp.activation
-    name = getattr(config, entry, None)
-    if isinstance(name, str) and name not in ACT2FN:
-        raise InvalidModelError(
-            f"config.json: {entry} {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
-            param="/model",
-        )
+    for entry in {mlp.activation for stack in family.stacks for mlp in stack.mlps if mlp.fixed_activation is None}:
+        name = getattr(config, entry, None)
+        if isinstance(name, str) and name not in ACT2FN:
+            raise InvalidModelError(
+                f"config.json: {entry} {name[:100]!r} is not known; known are {', '.join(sorted(ACT2FN))}.",
+                param="/model",
+            )
 
 
 def most_tokens(config: PreTrainedConfig) -> int | None:
@@ -90,20 +91,29 @@ def check_layers(config: PreTrainedConfig, family: Family, shapes: Shapes) -> No
     Raises:
         InvalidModelError: there are no layers, or their numbers differ.
     """
-    layer = re.compile(rf"(?:^|\.){re.escape(family.layers)}\.(\d{{1,9}})\.")
-    found = {int(match[1]) for match in map(layer.search, shapes) if match}
-    if not found:
-        raise InvalidModelError(
-            f"The model's files hold no transformer layers; a {family.title} model's are called {family.layers}.0 "
-            "and so on.",
-            param="/model",
-        )
-    if config.num_hidden_layers != len(found):
-        raise InvalidModelError(
-            f"config.json asks for {config.num_hidden_layers} layers (num_hidden_layers), the model's files hold "
-            f"{len(found)}.",
-            param="/model",
-        )
+    for stack in family.stacks:
+        layer = layer_pattern(stack)
+        found = {match[1] for match in map(layer.search, shapes) if match}
+        path = stack.layers.replace("*", "0")
+        if not found:
+            raise InvalidModelError(
+                f"The model's files hold no transformer layers; a {family.title} model's are called {path}.0 "
+                "and so on.",
+                param="/model",
+            )
+        asked = prod(getattr(config, entry) for entry in stack.depth)
+        if asked != len(found):
+            raise InvalidModelError(
+                f"config.json asks for {asked} layers ({' times '.join(stack.depth)}), the model's files hold "
+                f"{len(found)}.",
+                param="/model",
+            )
+
+
+def layer_pattern(stack: StackRow) -> re.Pattern[str]:
+    """Finds a layer of this stack in the name of a tensor that belongs to it."""
+    path = r"\.".join(r"\d{1,9}" if step == "*" else re.escape(step) for step in stack.layers.split("."))
+    return re.compile(rf"(?:^|\.)({path}\.\d{{1,9}})\.")
 
 
 def check_shapes(config: PreTrainedConfig, auto_class: Any, shapes: Shapes, *, head_is_new: bool) -> None:

@@ -15,6 +15,7 @@ from core.engine.inspection import (
     check_layers,
     check_shapes,
     in_base_model,
+    layer_pattern,
     most_tokens,
     weight_shapes,
 )
@@ -200,7 +201,10 @@ def _check_body(model: PreTrainedModel, family: Family, missing: set[str], unexp
     if lacking:
         raise InvalidModelError(f"The model's files lack weights, such as {lacking[0]!r}.", param="/model")
     derived = tuple(f".{name}" for name in family.derived)
-    ignored = sorted(key for key in unexpected if f".{family.layers}." in f".{key}" and not key.endswith(derived))
+    layers = [layer_pattern(stack) for stack in family.stacks]
+    ignored = sorted(
+        key for key in unexpected if any(layer.search(key) for layer in layers) and not key.endswith(derived)
+    )
     if ignored:
         raise InvalidModelError(
             f"The model's files hold {ignored[0]!r}, which config.json does not ask for; it would be lost.",

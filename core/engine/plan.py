@@ -6,28 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import KINDS, Anatomy, Kind, Units
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """Indices of what one layer keeps, ascending: head groups, neurons, in-rows of the attention."""
-
-    heads: tuple[int, ...]
-    neurons: tuple[int, ...]
-    inputs: tuple[int, ...]
+from core.engine.anatomy import Anatomy, Kind, Units
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every layer keeps."""
+    """Indices of what is kept, ascending, by position of `Anatomy.units`."""
 
-    layers: tuple[LayerPlan, ...]
+    indices: tuple[tuple[int, ...], ...]
 
     def kept(self, units: Units) -> tuple[int, ...]:
-        """The kept indices of one layer's units of one kind."""
-        kept: tuple[int, ...] = getattr(self.layers[units.layer], units.kind)
-        return kept
+        """The kept indices of one attention's or MLP's units."""
+        return self.indices[units.position]
 
 
 class Masks:
@@ -58,24 +48,22 @@ class Masks:
                 units.hold_(kept)
 
     def removed(self, kind: Kind) -> list[int]:
-        """How many units of a kind are gone, by layer."""
+        """How many units of a kind are gone, by attention (heads, in-rows) or by MLP (neurons)."""
         return [int((~self._kept[i]).sum()) for i in self._anatomy.positions(kind)]
 
     def removed_attention_parameters(self) -> int:
         """Parameters of the heads and in-rows removed so far."""
-        gone = zip(self._anatomy.layers, self.removed("heads"), self.removed("inputs"), strict=True)
-        return sum(layer.attention.removed_parameters(heads, inputs) for layer, heads, inputs in gone)
+        gone = zip(self._anatomy.attentions, self.removed("heads"), self.removed("inputs"), strict=True)
+        return sum(attention.removed_parameters(heads, inputs) for attention, heads, inputs in gone)
 
     def removed_parameters(self) -> int:
         """Parameters of everything removed so far."""
-        gone = zip(self._anatomy.layers, self.removed("neurons"), strict=True)
-        return self.removed_attention_parameters() + sum(count * layer.mlp.units.cost for layer, count in gone)
+        gone = zip(self._anatomy.mlps, self.removed("neurons"), strict=True)
+        return self.removed_attention_parameters() + sum(count * mlp.units.cost for mlp, count in gone)
 
     def plan(self) -> Plan:
         """The plan that these masks describe."""
-        kept = [tuple(mask.nonzero().flatten().tolist()) for mask in self._kept]
-        size = len(KINDS)
-        return Plan(tuple(LayerPlan(*kept[i : i + size]) for i in range(0, len(kept), size)))
+        return Plan(tuple(tuple(mask.nonzero().flatten().tolist()) for mask in self._kept))
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept."""

@@ -5,10 +5,10 @@ best units, as many as in all others, and its config says so with entries that t
 its shapes: what was pruned is zero.
 """
 
-from core.engine.anatomy import Anatomy
+from core.engine.anatomy import Anatomy, Kind
 from core.engine.compact import compact, describe, shrink
 from core.engine.in_rows import gather_where_faster
-from core.engine.plan import LayerPlan, Plan
+from core.engine.plan import Plan
 from core.errors import InvalidModelError
 from core.families import UniformRow
 from core.jobs.spec import Structure
@@ -48,7 +48,7 @@ def uniform_head_groups(anatomy: Anatomy) -> list[int]:
     Raises:
         InvalidModelError: the family has no uniform structure.
     """
-    row, attention = uniform_row(anatomy), anatomy.layers[0].attention
+    row, attention = uniform_row(anatomy), anatomy.attentions[0]
     if row.heads is None:
         return [attention.groups]
     # Every number of heads divides 0: without the entry, all are allowed.
@@ -65,12 +65,13 @@ def make_uniform(anatomy: Anatomy, plan: Plan) -> None:
     """
     row, even = uniform_row(anatomy), evened(anatomy, plan)
     shrink(anatomy, even, describe(anatomy, even))
-    attention, kept, config = anatomy.layers[0].attention, even.layers[0], anatomy.model.config
-    widths = {row.neurons: len(kept.neurons)}
+    attention, config = anatomy.attentions[0], anatomy.model.config
+    groups, neurons = len(even.kept(attention.units)), len(even.kept(anatomy.mlps[0].units))
+    widths = {row.neurons: neurons}
     if row.heads is not None:
-        widths[row.heads] = len(kept.heads) * attention.queries_per_group
+        widths[row.heads] = groups * attention.queries_per_group
     if row.key_value_heads is not None:
-        widths[row.key_value_heads] = len(kept.heads)
+        widths[row.key_value_heads] = groups
     if row.head_dim is not None:
         widths[row.head_dim] = attention.head_dim
     for entry, width in widths.items():
@@ -82,19 +83,12 @@ def evened(anatomy: Anatomy, plan: Plan) -> Plan:
 
     Layers differ where one lost units beyond its share, because they did nothing. They get some back, as zeros.
     """
-    most_heads = max(len(layer.heads) for layer in plan.layers)
+    most_heads = max(len(plan.kept(attention.units)) for attention in anatomy.attentions)
     heads = next(count for count in uniform_head_groups(anatomy) if count >= most_heads)
-    neurons = max(1, *(len(layer.neurons) for layer in plan.layers))
-    layers = []
-    for layer, kept in zip(anatomy.layers, plan.layers, strict=True):
-        layers.append(
-            LayerPlan(
-                _filled(kept.heads, layer.attention.groups, heads),
-                _filled(kept.neurons, layer.mlp.units.count, neurons),
-                tuple(range(layer.attention.inputs.count)),
-            )
-        )
-    return Plan(tuple(layers))
+    neurons = max(1, *(len(plan.kept(mlp.units)) for mlp in anatomy.mlps))
+    widths: dict[Kind, int] = {"heads": heads, "neurons": neurons}
+    # In-rows all stay.
+    return Plan(tuple(_filled(plan.kept(u), u.count, widths.get(u.kind, u.count)) for u in anatomy.units))
 
 
 def _filled(kept: tuple[int, ...], count: int, wanted: int) -> tuple[int, ...]:

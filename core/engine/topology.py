@@ -127,9 +127,10 @@ def removed_importance(dense: Anatomy, plan: Plan) -> float | None:
         None where no head went, or none stayed, or those that stayed have no weights.
     """
     importance, kept = [], []
-    for layer, stays in zip(dense.layers, plan.layers, strict=True):
-        importance.append(head_importance(layer.attention))
-        kept.append(torch.isin(torch.arange(layer.attention.groups), torch.tensor(stays.heads, dtype=torch.long)))
+    for attention in dense.attentions:
+        importance.append(head_importance(attention))
+        stays = torch.tensor(plan.kept(attention.units), dtype=torch.long)
+        kept.append(torch.isin(torch.arange(attention.groups), stays))
     values, mask = torch.cat(importance), torch.cat(kept)
     if not bool(mask.any()) or bool(mask.all()) or not bool(values[mask].any()):
         return None
@@ -138,14 +139,19 @@ def removed_importance(dense: Anatomy, plan: Plan) -> float | None:
 
 @torch.no_grad()
 def zero_shares(layer: Layer) -> dict[str, float]:
-    """Share of weights that are zero, 0 … 1, by kind of matrix (`MATRIX_KINDS`); gated: of both inputs together."""
-    attention, mlp = layer.attention, layer.mlp
-    parts: list[tuple[Slice, ...]] = [(part.weight,) for part in (attention.query, attention.key, attention.value)]
-    parts += [attention.units.writes, tuple(part.weight for part in mlp.factors), mlp.units.writes]
-    return {name: _zero_share(slices) for name, slices in zip(MATRIX_KINDS, parts, strict=True)}
+    """Share of weights that are zero, 0 … 1, by kind of matrix (`MATRIX_KINDS`); of all of a kind together."""
+    slices: dict[str, list[Slice]] = {kind: [] for kind in MATRIX_KINDS}
+    for attention in layer.attentions:
+        for kind, part in (("query", attention.query), ("key", attention.key), ("value", attention.value)):
+            slices[kind].append(part.weight)
+        slices["attention_output"] += attention.units.writes
+    for mlp in layer.mlps:
+        slices["mlp_input"] += [part.weight for part in mlp.factors]
+        slices["mlp_output"] += mlp.units.writes
+    return {kind: _zero_share(slices[kind]) for kind in MATRIX_KINDS}
 
 
-def _zero_share(slices: tuple[Slice, ...]) -> float:
+def _zero_share(slices: list[Slice]) -> float:
     weights = [part.values for part in slices]
     entries = sum(weight.numel() for weight in weights)
     return sum(int((weight == 0).sum()) for weight in weights) / entries if entries else 0.0

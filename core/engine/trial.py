@@ -75,12 +75,13 @@ def _check_token_ids(model: PreTrainedModel, train: Features, held_out: Features
 def _check_heads(anatomy: Anatomy) -> None:
     """Refuse heads of another size than the config says."""
     config = anatomy.model.config
-    for number, layer in enumerate(anatomy.layers):
-        asked = config.num_attention_heads * layer.attention.head_dim
-        width = layer.attention.groups * layer.attention.queries_per_group * layer.attention.head_dim
+    for attention in anatomy.attentions:
+        heads = getattr(config, attention.row.heads)
+        asked = heads * attention.head_dim
+        width = attention.groups * attention.queries_per_group * attention.head_dim
         if width != asked:
             raise InvalidModelError(
-                f"Layer {number}: the query projection is {width} wide; config.json asks for "
-                f"{config.num_attention_heads} heads of {layer.attention.head_dim}, that is, {asked}.",
+                f"Layer {attention.units.layer}: the query projection is {width} wide; config.json asks for {heads} "
+                f"heads of {attention.head_dim}, that is, {asked}.",
                 param="/model",
             )

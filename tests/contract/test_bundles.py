@@ -176,6 +176,14 @@ def test_a_card_of_an_unpruned_model_shows_no_topology():
     assert "topology.png" not in card
 
 
+def stack(config: dict) -> dict:
+    return config["neuroprune"]["family"]["stacks"][0]
+
+
+def layer(config: dict, index: int = 0) -> dict:
+    return config["neuroprune"]["layers"][index]
+
+
 def change_json(path: Path, change) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -206,14 +214,16 @@ def test_a_manifest_of_another_shape_is_refused(bundle, change, message):
         (lambda config: config["neuroprune"].pop("task"), r"at neuroprune\.task: Field required"),
         (lambda config: config["neuroprune"].update(task="poetry"), "names the task 'poetry'; known are"),
         (lambda config: config["neuroprune"].pop("family"), r"at neuroprune\.family"),
-        (lambda config: config["neuroprune"]["family"].update(layers="decoder.layer"), "do not fit together"),
-        (lambda config: config["neuroprune"]["family"]["attention"].update(query="attention.query"), "do not fit"),
-        (lambda config: config["neuroprune"]["family"]["attention"].pop("core"), r"family\.attention\.core"),
-        (lambda config: config["neuroprune"]["layers"][0].update(heads=-1), r"layers\.0\.heads"),
-        (lambda config: config["neuroprune"]["layers"][2].update(heads=4, key_value_heads=4), "do not fit together"),
-        (lambda config: config["neuroprune"]["layers"][2].update(heads=2, key_value_heads=2), "do not fit together"),
-        (lambda config: config["neuroprune"]["layers"][0].pop("neurons"), r"layers\.0\.neurons"),
-        (lambda config: config["neuroprune"].update(head_dim="wide"), r"neuroprune\.head_dim"),
+        (lambda config: stack(config).update(layers="decoder.layer"), "do not fit together"),
+        (lambda config: stack(config)["attentions"][0].update(query="attention.query"), "do not fit"),
+        (lambda config: stack(config)["attentions"][0].update(core="attention"), "do not fit"),
+        (lambda config: stack(config)["attentions"][0].pop("core"), r"stacks\.0\.attentions\.0\.core"),
+        (lambda config: stack(config)["mlps"].clear(), "do not fit together"),
+        (lambda config: layer(config)["attentions"][0].update(heads=-1), r"layers\.0\.attentions\.0\.heads"),
+        (lambda config: layer(config, 2)["attentions"][0].update(heads=4, key_value_heads=4), "do not fit together"),
+        (lambda config: layer(config, 2)["attentions"][0].update(heads=2, key_value_heads=2), "do not fit together"),
+        (lambda config: layer(config)["mlps"][0].pop("neurons"), r"layers\.0\.mlps\.0\.neurons"),
+        (lambda config: layer(config)["attentions"][0].update(head_dim="wide"), r"attentions\.0\.head_dim"),
         (lambda config: config["neuroprune"].update(task="causal-lm"), "cannot answer the bundle's probe"),
     ],
 )
@@ -279,3 +289,8 @@ def test_a_clean_process_that_hangs_is_ended(bundle, monkeypatch):
 
 def test_the_probe_holds_what_a_batch_does(bundle):
     assert set(load_file(bundle / "probe.safetensors")) == {*inputs(), "outputs"}
+
+
+def test_a_bundle_of_format_1_still_loads():
+    """One that version 0.1.0 wrote, when a layer had one attention and one MLP."""
+    assert inspect(ROOT / "tests/data/bundle_format_1")["max_abs_difference"] <= 1e-5

@@ -81,7 +81,8 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "task"), [("distilbert", "regression"), ("opt", "regression"), ("gpt_neo", "causal-lm")]
+    ("model_type", "task"),
+    [("distilbert", "regression"), ("opt", "regression"), ("gpt_neo", "causal-lm"), ("albert", "sentence-embedding")],
 )
 def test_families_that_name_everything_otherwise_are_pruned(model_type, task, tmp_path):
     folder = tiny.save(tiny_families.model(model_type, task), tmp_path / "model")

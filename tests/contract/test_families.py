@@ -6,58 +6,54 @@ All from tiny random models whose biases and norms are random too.
 import json
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, PreTrainedModel, dynamic_module_utils
+from transformers import AutoImageProcessor, GenerationMixin, PreTrainedModel, dynamic_module_utils
 
 from client.load import load
-from core.engine.anatomy import KINDS, bind, count_parameters
+from core.engine.anatomy import Units, bind, count_parameters
 from core.engine.compact import compact
-from core.engine.export.bundle import Processor, write_manifest, write_model, write_probe
+from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx, open_session, run_session
-from core.engine.plan import LayerPlan, Masks, Plan
+from core.engine.plan import Masks, Plan
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect, verify
 from core.errors import UnknownFamilyError, VerificationError
 from core.families import FAMILIES, family_of
 from core.jobs.spec import Training
-from tests import images, tiny, tiny_families
+from tests import tiny_families, tiny_tasks
+from tests.tiny_tasks import TINY_TASKS
 
 
 @dataclass(frozen=True)
 class Case:
-    """A family and the task it is tried with."""
+    """A family, or a kind of it, and the task it is tried with."""
 
     family: str
     task: str
 
     def model(self) -> PreTrainedModel:
-        return images.model(self.family) if self in IMAGES else tiny_families.model(self.family, self.task)
-
-    def inputs(self, rows: int = 2, tokens: int = 10) -> dict[str, torch.Tensor]:
-        """What the family reads: images, or texts, the last of which ends in padding."""
-        return images.inputs(rows) if self in IMAGES else inputs(rows, tokens)
-
-    def processor(self) -> Processor:
-        """What a bundle says about how to make them."""
-        return images.processor() if self in IMAGES else tiny.tokenizer()
+        return tiny_families.model(self.family, self.task)
 
 
-VARIANTS = [Case(name, family_of(name.partition(",")[0]).tasks[0]) for name in tiny_families.SIZES if "," in name]
-"""Families whose configs decide what modules a layer has."""
+CASES = [
+    Case(kind, task)
+    for family in FAMILIES
+    for kind in tiny_families.kinds(family.model_type)
+    for task in family.tasks or (tiny_families.TRIED[kind.partition("/")[0]],)
+]
+"""All that the table claims, and families that serve no task yet."""
 
-IMAGES = [Case(family.model_type, images.ImageClassification.name) for family in FAMILIES if not family.tasks]
-"""Families without a task of ours, tried with one of the tests."""
-
-CASES = [Case(family.model_type, task) for family in FAMILIES for task in family.tasks] + VARIANTS + IMAGES
-"""All that the table claims."""
-
-FIRST = [Case(family.model_type, family.tasks[0]) for family in FAMILIES if family.tasks] + VARIANTS + IMAGES
+FIRST = [case for index, case in enumerate(CASES) if case.family not in {other.family for other in CASES[:index]}]
 THOROUGH = [case for case in CASES if case.family in ("bert", "llama")]
 """One family of either kind, for what takes long and depends on the task more than on the family."""
+
+LAYERS = 3
+"""Of every stack."""
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
@@ -70,37 +66,43 @@ every_case = each(CASES)
 every_family = each(FIRST)
 every_task = each(THOROUGH)
 every_decoder = each([case for case in CASES if case.task == "causal-lm"])
+every_encoder_decoder = each([case for case in CASES if case.task in tiny_tasks.OF_ENCODER_DECODERS])
 
 
 @pytest.fixture(autouse=True)
-def image_task(monkeypatch):
-    """Bundles of image models name a task, too."""
-    monkeypatch.setitem(TASKS, images.ImageClassification.name, images.ImageClassification)
+def all_tasks(monkeypatch):
+    """Bundles can be made for what the service has no task for yet."""
+    for name, task in TINY_TASKS.items():
+        monkeypatch.setitem(TASKS, name, task)
 
 
-def inputs(rows: int = 2, tokens: int = 10) -> dict[str, torch.Tensor]:
-    ids = 4 + torch.arange(rows * tokens).view(rows, tokens) % 20
-    mask = torch.ones_like(ids)
-    mask[-1, -4:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+def inputs(task: str = "causal-lm", rows: int = 2, tokens: int = 10) -> dict[str, torch.Tensor]:
+    return tiny_tasks.inputs(task, rows, tokens)
 
 
 def outputs(case: Case, model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
-        return TASKS[case.task].outputs(model, case.inputs())
+        return TASKS[case.task].outputs(model, inputs(case.task))
+
+
+def plan_of(model: PreTrainedModel, keeps: Callable[[Units, int], bool]) -> Plan:
+    """Keep those of all units of which `keeps` says so."""
+    return Plan(tuple(tuple(i for i in range(units.count) if keeps(units, i)) for units in bind(model).units))
 
 
 def ragged_plan(model: PreTrainedModel) -> Plan:
-    """Layer 0 without heads, layer 1 without neurons, layer 2 with some of each; 0 and 2 without some in-rows."""
-    layer = bind(model).layers[0]
-    neurons, inputs = range(layer.mlp.units.count), range(layer.attention.inputs.count)
-    return Plan(
-        (
-            LayerPlan((), tuple(neurons)[3:], tuple(inputs)[5:]),
-            LayerPlan((1, 3), (), tuple(inputs)),
-            LayerPlan((0, 1, 2), tuple(i for i in neurons if i % 3), tuple(i for i in inputs if i % 4 != 1)),
-        )
-    )
+    """In turn layers without heads, without neurons, with some of each; without some in-rows, but for the second."""
+
+    def keeps(units: Units, i: int) -> bool:
+        match units.kind, units.layer % 3:
+            case "heads", turn:
+                return i in ((), (1, 3), (0, 1, 2))[turn]
+            case "neurons", turn:
+                return (i > 2, False, i % 3 > 0)[turn]
+            case _, turn:
+                return (i > 4, True, i % 4 != 1)[turn]
+
+    return plan_of(model, keeps)
 
 
 def masked(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
@@ -120,19 +122,20 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
 
 @every_case
 def test_all_units_are_found(case):
-    """What belongs to no unit is a norm's or the bias of an output; all together are the layers' parameters."""
+    """What belongs to no unit is a norm's, a table of positions, or the bias of an output."""
     anatomy = bind(case.model())
     in_units = {id(part.parameter) for units in anatomy.units for part in units.slices}
-    outputs = {id(m.module) for layer in anatomy.layers for m in (layer.attention.output, layer.mlp.output)}
+    outputs = {id(part.output.module) for layer in anatomy.layers for part in layer.parts}
     rest = 0
     for module in anatomy.stack.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in in_units:
-                assert "Norm" in type(module).__name__ or (name == "bias" and id(module) in outputs)
+                is_outputs = name == "bias" and id(module) in outputs
+                assert is_outputs or "Norm" in type(module).__name__ or isinstance(module, torch.nn.Embedding)
                 rest += parameter.numel()
     assert anatomy.removable_parameters + rest == anatomy.encoder_parameters
-    assert [layer.attention.groups for layer in anatomy.layers] == [4, 4, 4]
-    assert [layer.mlp.units.count for layer in anatomy.layers] == [48, 48, 48]
+    assert {attention.groups for attention in anatomy.attentions} == {4}
+    assert {mlp.units.count for mlp in anatomy.mlps} == {48}
 
 
 @every_case
@@ -158,12 +161,16 @@ def test_masking_unit_by_unit_equals_removing(case):
 @every_case
 def test_removing_the_neighbour_instead_shows(case):
     """The control: were the indices off by one, the test above would fail."""
-    for position in range(len(KINDS)):
-        model, other = case.model(), case.model()
+    anatomy = bind(case.model())
+    firsts = (0, len(anatomy.layers) - LAYERS)
+    for units in anatomy.units:
+        if units.layer not in firsts or not units.count:
+            continue
+        model, other, removed = case.model(), case.model(), torch.arange(1, units.count - 1, 4)
         masks = Masks(bind(model))
-        masks.remove(position, torch.tensor([1]))
+        masks.remove(units.position, removed)
         neighbour = Masks(bind(other))
-        neighbour.remove(position, torch.tensor([2]))
+        neighbour.remove(units.position, removed + 1)
         compact(bind(other), neighbour.plan())
         assert float((outputs(case, model) - outputs(case, other)).abs().max()) > 1e-4
 
@@ -183,7 +190,7 @@ def check_agreement(case: Case, folder: Path, ways: set[str], *, onnx: bool) -> 
     compact(bind(model), plan)
     write_bundle(case, model, expected, folder)
     if onnx:
-        export_onnx(TASKS[case.task], model, case.inputs(), folder / "model.onnx")
+        export_onnx(TASKS[case.task], model, inputs(case.task), folder / "model.onnx")
         write_manifest(folder)
         check_other_shapes(case, model, folder / "model.onnx")
     found = differences(folder)
@@ -194,7 +201,7 @@ def check_agreement(case: Case, folder: Path, ways: set[str], *, onnx: bool) -> 
 
 def check_other_shapes(case: Case, model: PreTrainedModel, path: Path) -> None:
     """The graph takes more rows, and longer ones, than it was exported with."""
-    other = case.inputs(rows=3, tokens=13)
+    other = inputs(case.task, rows=3, tokens=13)
     with torch.no_grad():
         expected = TASKS[case.task].outputs(model, other)
     found = run_session(open_session(path, threads=1), other)
@@ -207,13 +214,13 @@ def test_a_ragged_bundle_with_emptied_layers_loads_and_agrees(case, tmp_path, mo
 
 
 def test_a_bundle_of_an_image_model_prepares_images_as_the_model_did(tmp_path):
-    (case, *_) = IMAGES
+    case = Case("vit", "image-classification")
     model = case.model()
     compact(bind(model), ragged_plan(model))
     folder = write_bundle(case, model, outputs(case, model), tmp_path)
     image = torch.randint(256, (9, 14, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    prepare, expected = AutoImageProcessor.from_pretrained(folder), case.processor()(image, return_tensors="pt")
-    torch.testing.assert_close(prepare(image, return_tensors="pt")["pixel_values"], expected["pixel_values"])
+    ours, expected = AutoImageProcessor.from_pretrained(folder), tiny_tasks.processor(case.task)
+    torch.testing.assert_close(*(prepare(image, return_tensors="pt")["pixel_values"] for prepare in (ours, expected)))
 
 
 @each(list(dict.fromkeys([*FIRST, *THOROUGH])))
@@ -232,17 +239,23 @@ def test_generation_with_cache_equals_generation_without(case):
     )
 
 
-def emptied(layer: int) -> Plan:
+def emptied(model: PreTrainedModel, layer: int) -> Plan:
     """One layer without heads, the others whole but for a head, a few neurons and in-rows."""
-    kept = tuple(range(40)), tuple(range(0, 32, 2))
-    return Plan(tuple(LayerPlan(() if i == layer else (0, 1, 3), *kept) for i in range(3)))
+
+    def keeps(units: Units, i: int) -> bool:
+        if units.kind == "heads":
+            return units.layer != layer and i != 2
+        return i < 40 if units.kind == "neurons" else i % 2 == 0
+
+    return plan_of(model, keeps)
 
 
 @every_decoder
 @pytest.mark.parametrize("layer", range(3))
 def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_heads(case, layer):
-    plan = emptied(layer)
-    model, reference = case.model(), masked(case.model(), plan)
+    model = case.model()
+    plan = emptied(model, layer)
+    reference = masked(case.model(), plan)
     compact(bind(model), plan)
     ids = inputs()["input_ids"]
     mask = torch.ones_like(ids)
@@ -265,7 +278,7 @@ def test_padded_generation_equals_the_masked_models_whichever_layer_lost_its_hea
 @pytest.mark.parametrize("layer", range(3))
 def test_continuing_from_a_cache_equals_reading_the_whole(case, layer):
     model, ids = case.model(), inputs()["input_ids"]
-    compact(bind(model), emptied(layer))
+    compact(bind(model), emptied(model, layer))
     with torch.no_grad():
         expected = model(ids).logits
         begun = model(ids[:, :6], use_cache=True)
@@ -274,11 +287,41 @@ def test_continuing_from_a_cache_equals_reading_the_whole(case, layer):
     assert float((rest - expected[:, 6:]).abs().max()) <= 1e-5
 
 
+@every_encoder_decoder
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_pruned_decoder_writes_what_the_masked_one_does(case, beams):
+    """With and without a cache, whichever decoder layer lost its heads."""
+    given = inputs(case.task)
+    del given["decoder_input_ids"]
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": beams, **given}
+    for layer in range(LAYERS, 2 * LAYERS):
+        model = case.model()
+        plan = emptied(model, layer)
+        expected = GenerationMixin.generate(masked(case.model(), plan), **options)
+        compact(bind(model), plan)
+        for use_cache in (True, False):
+            assert torch.equal(GenerationMixin.generate(model, use_cache=use_cache, **options), expected)
+
+
+@every_encoder_decoder
+@pytest.mark.parametrize("layer", range(LAYERS, 2 * LAYERS))
+def test_a_decoder_continues_from_a_cache(case, layer):
+    model, given = case.model(), inputs(case.task)
+    compact(bind(model), emptied(model, layer))
+    ids = given.pop("decoder_input_ids")
+    with torch.no_grad():
+        expected = model(**given, decoder_input_ids=ids).logits
+        begun = model(**given, decoder_input_ids=ids[:, :6], use_cache=True)
+        assert begun.past_key_values.get_seq_length() == 6
+        rest = model(**given, decoder_input_ids=ids[:, 6:], past_key_values=begun.past_key_values).logits
+    assert float((rest - expected[:, 6:]).abs().max()) <= 1e-5
+
+
 def write_bundle(case: Case, model: PreTrainedModel, expected: torch.Tensor, folder: Path) -> Path:
-    processor = case.processor()
+    processor = tiny_tasks.processor(case.task)
     task = TASKS[case.task](None, Training(), processor)
     write_model(model, processor, task, folder)
-    write_probe(type(task), case.inputs(), expected, folder)
+    write_probe(type(task), inputs(case.task), expected, folder)
     write_manifest(folder)
     return folder
 
@@ -324,9 +367,9 @@ def test_a_missing_file_is_named(bundle):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda neuroprune: neuroprune["layers"][2].update(neurons=5),
+        lambda neuroprune: neuroprune["layers"][2]["mlps"][0].update(neurons=5),
         lambda neuroprune: neuroprune["layers"].pop(),
-        lambda neuroprune: neuroprune.update(format=2),
+        lambda neuroprune: neuroprune.update(format=3),
         lambda neuroprune: neuroprune.update(architecture="BertLMHeadModel"),
         lambda neuroprune: neuroprune.update(architecture="os"),
     ],

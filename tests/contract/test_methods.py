@@ -99,9 +99,10 @@ def test_a_regression_is_pruned_to_a_bundle_that_loads_everywhere(job, tmp_path)
     assert set(report["verification"]["largest_absolute_difference"]) >= {"loader", "auto_class", "onnx"}
     model = load(tmp_path / "bundle")
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
-    assert sum(layer["heads"] for layer in model.config.neuroprune["layers"]) == 7
+    layers = [layer["attentions"][0] for layer in model.config.neuroprune["layers"]]
+    assert sum(attention["heads"] for attention in layers) == 7
     # With 32 dimensions a gather costs more than it saves: the in-rows stay, as zeros.
-    assert not any("inputs" in layer for layer in model.config.neuroprune["layers"])
+    assert not any("inputs" in attention for attention in layers)
     assert report["target"]["zero"] > 0
 
 
@@ -111,7 +112,7 @@ def test_faithful_neuroprune_goes_from_end_to_end(job, make, task, tmp_path):
     method = {"name": "neuroprune", "mode": "faithful", "theta": 10.0, "epsilon": 0.05}
     report = job(make, task, method, formats=())
     assert report["target"]["requested"] is None
-    assert [layer["heads"]["kept"] for layer in report["layers"]] == [1, 1, 1]
+    assert [layer["attentions"][0]["heads"]["kept"] for layer in report["layers"]] == [1, 1, 1]
     encoder = bind(load(tmp_path / "bundle"))
     assert report["parameters"]["encoder"]["pruned"] == encoder.encoder_parameters
     weights = torch.cat([matrix.weight.flatten().abs() for matrix in encoder.matrices])

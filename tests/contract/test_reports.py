@@ -91,8 +91,9 @@ def test_removed_units_are_told_from_zeros(job, tmp_path):
     assert "gone from the weights, not set to zero" in card
     report = read_report(tmp_path / "bundle")
     for layer in report["layers"]:
-        assert (layer["inputs"]["dense"], layer["inputs"]["kept"]) == (32, 6)
-        assert len(layer["inputs"]["kept_indices"]) == 6
+        inputs = layer["attentions"][0]["inputs"]
+        assert (inputs["dense"], inputs["kept"]) == (32, 6)
+        assert len(inputs["kept_indices"]) == 6
     heads = report["topology"]["heads"]
     assert [graph["heads"] for graph in heads["similarity"]["pruned"]] == [4 - count for count in heads["removed"]]
 

@@ -18,7 +18,7 @@ from core.engine.export.onnx import export_onnx
 from core.engine.loading import check_architecture
 from core.engine.methods.budget import Budget
 from core.engine.pipeline import Inputs, run
-from core.engine.plan import LayerPlan, Plan
+from core.engine.plan import Plan
 from core.engine.structures import evened, give_structure, uniform_head_groups
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect
@@ -27,27 +27,23 @@ from core.families import family_of
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from tests import tiny, tiny_families
-from tests.contract.test_families import FIRST, Case, each, masked, outputs, ragged_plan, write_bundle
-from tests.contract.test_families import image_task as image_task  # a fixture for all tests here
+from tests.contract.test_families import FIRST, Case, each, inputs, masked, outputs, ragged_plan, write_bundle
+from tests.contract.test_families import all_tasks as all_tasks  # a fixture for all tests here
 
-UNIFORM = [case for case in FIRST if family_of(case.family.partition(",")[0]).uniform is not None]
+UNIFORM = [case for case in FIRST if family_of(case.family.partition("/")[0]).uniform is not None]
 BERT, LLAMA = (next(case for case in FIRST if case.family == family) for family in ("bert", "llama"))
 
 
 def uniform_plan(anatomy: Anatomy) -> Plan:
     """As few head groups as the family can have, but two where it can; 29 neurons; others in every layer."""
     heads = next(count for count in uniform_head_groups(anatomy) if count >= 2)
-    layers = []
-    for index, layer in enumerate(anatomy.layers):
-        groups, neurons = layer.attention.groups, layer.mlp.units.count
-        layers.append(
-            LayerPlan(
-                tuple(sorted((index + i) % groups for i in range(heads))),
-                tuple(sorted((7 * index + i) % neurons for i in range(29))),
-                tuple(range(layer.attention.inputs.count)),
-            )
+    widths = {"heads": heads, "neurons": 29}
+    return Plan(
+        tuple(
+            tuple(sorted((7 * u.layer + i) % u.count for i in range(widths.get(u.kind, u.count))))
+            for u in anatomy.units
         )
-    return Plan(tuple(layers))
+    )
 
 
 def made(case: Case, structure: str, folder: Path) -> PreTrainedModel:
@@ -81,8 +77,8 @@ def test_a_uniform_bundle_is_of_the_stock_class_and_agrees(case, tmp_path):
     check_stock(case, model, tmp_path)
     loaded = bind(load(tmp_path))
     heads = next(count for count in groups if count >= 2)
-    assert [layer.attention.groups for layer in loaded.layers] == [heads] * 3
-    assert [layer.mlp.units.count for layer in loaded.layers] == [29] * 3
+    assert {attention.groups for attention in loaded.attentions} == {heads}
+    assert {mlp.units.count for mlp in loaded.mlps} == {29}
     assert loaded.encoder_parameters < bind(dense).encoder_parameters
 
 
@@ -96,7 +92,7 @@ def test_a_masked_bundle_is_of_the_stock_class_and_agrees(case, tmp_path):
 @each([BERT, LLAMA])
 def test_a_uniform_bundle_runs_in_onnx_runtime(case, tmp_path):
     model = made(case, "uniform", tmp_path)
-    export_onnx(TASKS[case.task], model, case.inputs(), tmp_path / "model.onnx")
+    export_onnx(TASKS[case.task], model, inputs(case.task), tmp_path / "model.onnx")
     write_manifest(tmp_path)
     check_stock(case, model, tmp_path)
 
@@ -107,7 +103,7 @@ def test_a_uniform_model_generates_as_the_masked_one_does():
     reference = masked(LLAMA.model(), plan)
     give_structure("uniform", bind(model), plan)
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    prompt = LLAMA.inputs()["input_ids"]
+    prompt = inputs()["input_ids"]
     assert model.generate(prompt, **options).tolist() == reference.generate(prompt, **options).tolist()
 
 
@@ -129,11 +125,11 @@ def test_uneven_layers_get_back_as_many_units_as_the_widest_has(tmp_path):
     """Those that come back are at zero, so the outputs stay."""
     model = tiny_families.model("qwen2", "causal-lm")
     whole = tuple(range(32))
-    plan = Plan((LayerPlan((), (4,), whole), LayerPlan((1, 3), (), whole), LayerPlan((2,), (0, 9, 11), whole)))
+    plan = Plan(((), (4,), whole, (1, 3), (), whole, (2,), (0, 9, 11), whole))
     case = Case("qwen2", "causal-lm")
     expected = outputs(case, masked(model, plan))
     assert evened(bind(model), plan) == Plan(
-        (LayerPlan((0, 1), (0, 1, 4), whole), LayerPlan((1, 3), (0, 1, 2), whole), LayerPlan((0, 2), (0, 9, 11), whole))
+        ((0, 1), (0, 1, 4), whole, (1, 3), (0, 1, 2), whole, (0, 2), (0, 9, 11), whole)
     )
     give_structure("uniform", bind(model), plan)
     write_bundle(case, model, expected, tmp_path)
@@ -183,11 +179,12 @@ def test_a_uniform_job_removes_at_least_what_was_asked_for(tmp_path):
     assert report["structure"] == "uniform"
     assert 0.5 <= target["achieved"] <= 0.5 + 3 * 96 / report["parameters"]["encoder"]["dense"]
     assert target["achieved"] == pytest.approx(target["removed"], abs=1e-3)
-    for kind in ("heads", "neurons"):
-        assert len({layer[kind]["kept"] for layer in layers}) == 1
-        assert layers[0][kind]["kept"] < layers[0][kind]["dense"]
+    heads = [layer["attentions"][0]["heads"] for layer in layers]
+    for units in (heads, [layer["mlps"][0]["neurons"] for layer in layers]):
+        assert len({each["kept"] for each in units}) == 1
+        assert units[0]["kept"] < units[0]["dense"]
     config = json.loads((tmp_path / "bundle/config.json").read_text())
-    assert config["num_key_value_heads"] == layers[0]["heads"]["kept"]
+    assert config["num_key_value_heads"] == heads[0]["kept"]
     assert "trust_remote_code" not in (tmp_path / "bundle/README.md").read_text()
     check_architecture(tmp_path / "bundle", "causal-lm")  # it can be pruned again
 

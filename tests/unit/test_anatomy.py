@@ -69,7 +69,7 @@ def test_no_weight_is_in_two_matrices(make):
 @pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2"])
 def test_what_goes_with_both_a_head_and_an_in_row_counts_once(family):
     anatomy = bind(tiny_families.model(family, "sentence-embedding"))
-    attention = anatomy.layers[0].attention
+    attention = anatomy.attentions[0]
     for units, removed in ((attention.units, [1]), (attention.inputs, [0, 7])):
         units.zero_(torch.isin(torch.arange(units.count), torch.tensor(removed)))
     zeros = sum(int((parameter == 0).sum()) for parameter in anatomy.stack.parameters())

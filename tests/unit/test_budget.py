@@ -72,7 +72,7 @@ def test_what_really_becomes_zero_is_what_the_budget_says(make, sparsity, heads_
         assert pruner.masks.removed_parameters() == zeros
         assert pruner.sparsity == zeros / anatomy.encoder_parameters
         assert share < 1 or pruner.sparsity == pruner.removal.final_sparsity
-    assert abs(pruner.sparsity - sparsity) <= max(TOLERANCE, 0.5 * anatomy.layers[0].mlp.units.cost / 25_632)
+    assert abs(pruner.sparsity - sparsity) <= max(TOLERANCE, 0.5 * anatomy.layers[0].mlps[0].units.cost / 25_632)
     heads = [4 - count for count in pruner.masks.removed("heads")]
     assert heads_kept is None or sum(heads) == heads_kept
     assert pruner.masks.removed("inputs") == [int(in_rows * 32 + 0.5)] * 3
@@ -88,9 +88,9 @@ def removing(anatomy, sparsity, **options):
 def left_to_neurons(anatomy, sparsity, in_rows):
     """By number of removed heads, the parameters that neurons have to make up; counted row by row."""
     layer = anatomy.layers[0]
-    hidden, inputs = layer.attention.inputs.count, int(in_rows * layer.attention.inputs.count + 0.5)
-    head_dim, queries = layer.attention.head_dim, layer.attention.queries_per_group
-    biases = (queries + 2) * head_dim if layer.attention.query.bias else 0
+    hidden, inputs = layer.attentions[0].inputs.count, int(in_rows * layer.attentions[0].inputs.count + 0.5)
+    head_dim, queries = layer.attentions[0].head_dim, layer.attentions[0].queries_per_group
+    biases = (queries + 2) * head_dim if layer.attentions[0].query.bias else 0
     rows, columns = (queries + 2) * head_dim, queries * head_dim
     for heads in range(13):
         gone = heads * (rows * hidden + biases + columns * hidden) + (12 - heads) * rows * inputs
@@ -102,8 +102,8 @@ def left_to_neurons(anatomy, sparsity, in_rows):
 @pytest.mark.parametrize("in_rows", [0.0, 0.3, 0.5])
 def test_brute_force_finds_no_nearer_budget(make, sparsity, in_rows):
     anatomy = bind(make())
-    cost = anatomy.layers[0].mlp.units.cost
-    total = sum(layer.mlp.units.count for layer in anatomy.layers)
+    cost = anatomy.layers[0].mlps[0].units.cost
+    total = sum(layer.mlps[0].units.count for layer in anatomy.layers)
     nearest = [
         min(abs(left - neurons * cost) for neurons in range(total + 1))
         for left in left_to_neurons(anatomy, sparsity, in_rows)
@@ -142,11 +142,11 @@ UNIFORM = {
 @given(sparsity=st.floats(0, 0.95), reached=st.floats(0, 1))
 def test_layers_of_one_width_lose_at_least_the_target_and_no_whole_width_more(make, sparsity, reached):
     anatomy = bind(make())
-    mlp = anatomy.layers[0].mlp.units
+    mlp = anatomy.mlps[0].units
     try:
         pruner = removing(anatomy, sparsity, layer_floor=0.0, uniform=True)
     except UnreachableTargetError:
-        most = 3 * (mlp.count - 1) * mlp.cost + 3 * anatomy.layers[0].attention.units.cost * most_heads(anatomy)
+        most = 3 * (mlp.count - 1) * mlp.cost + 3 * anatomy.attentions[0].units.cost * most_heads(anatomy)
         assert sparsity * anatomy.encoder_parameters > most
         return
     for share in (reached, 1.0):
@@ -159,7 +159,7 @@ def test_layers_of_one_width_lose_at_least_the_target_and_no_whole_width_more(ma
 
 def test_every_layer_of_one_width_keeps_a_neuron():
     anatomy = bind(tiny.bert())
-    neurons, parameters = anatomy.layers[0].mlp.units, anatomy.encoder_parameters
+    neurons, parameters = anatomy.mlps[0].units, anatomy.encoder_parameters
     most = 3 * (neurons.count - 1) * neurons.cost
     assert Budget.of(anatomy, most / parameters, uniform=True).counts(1.0)["neurons"] == 3 * (neurons.count - 1)
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_every_layer_of_one_width_keeps_a_neuron():
 
 def most_heads(anatomy) -> int:
     """Head groups that a layer can lose where all layers are to be alike."""
-    return 0 if anatomy.family.model_type == "bert" else anatomy.layers[0].attention.groups - 1
+    return 0 if anatomy.family.model_type == "bert" else anatomy.attentions[0].groups - 1
 
 
 def test_layers_of_one_width_keep_their_own_best():

@@ -35,15 +35,20 @@ def opt():
     return tiny_families.model("opt", "causal-lm")
 
 
+def bloom():
+    """Its config names no activation."""
+    return tiny_families.model("bloom", "causal-lm", deviation=0.2)
+
+
 MODELS = [tiny.bert_classifier, tiny.llama, biased_llama, llama_with_value_bias_only, opt]
-MODELS += [tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
+MODELS += [bloom, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
 
 
 def disconnect(anatomy, seed):
     """Take from some units what they read, from some what they write, and from some one of several things they read."""
     generator = torch.Generator().manual_seed(seed)
     for layer in anatomy.layers:
-        for units in (layer.attention.units, layer.mlp.units):
+        for units in (layer.attentions[0].units, layer.mlps[0].units):
             for part in units.slices:
                 if part.name == "weight":
                     chosen = torch.rand(units.count, generator=generator) < 0.4
@@ -89,16 +94,17 @@ def test_exactly_those_go_that_add_nothing_or_a_constant(make, seed):
     model = make()
     anatomy = bind(model)
     disconnect(anatomy, seed)
-    activation = ACT2FN[getattr(model.config, anatomy.family.mlp.activation)]
-    heads = [free_heads(layer.attention) for layer in anatomy.layers]
-    neurons = [free_neurons(layer.mlp, activation) for layer in anatomy.layers]
+    row = anatomy.mlps[0].row
+    activation = ACT2FN[row.fixed_activation or getattr(model.config, row.activation)]
+    heads = [free_heads(layer.attentions[0]) for layer in anatomy.layers]
+    neurons = [free_neurons(layer.mlps[0], activation) for layer in anatomy.layers]
     inputs = torch.arange(4, 24).view(2, 10)
     before = model(inputs).logits
     masks = Masks(anatomy)
     release_unconnected(anatomy, masks)
     for index in range(len(anatomy.layers)):
-        kept_heads = masks.kept(anatomy.position(index, "heads"))
-        kept_neurons = masks.kept(anatomy.position(index, "neurons"))
+        kept_heads = masks.kept(anatomy.positions("heads")[index])
+        kept_neurons = masks.kept(anatomy.positions("neurons")[index])
         assert set((~kept_heads).nonzero().flatten().tolist()) == heads[index]
         assert set((~kept_neurons).nonzero().flatten().tolist()) == neurons[index]
     assert any(heads)

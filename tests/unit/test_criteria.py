@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.engine.anatomy import Anatomy, bind
+from core.engine.anatomy import bind
 from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.importance import DECAY, ImportanceCriterion
 from core.engine.methods.l1 import L1Criterion
@@ -47,7 +47,7 @@ def entry(tensor, flat):
 @pytest.mark.parametrize(("criterion", "power"), [(MagnitudeCriterion, 2), (lambda a: L1Criterion(a, 0.1), 1)])
 def test_magnitude_of_a_unit_is_the_norm_of_all_that_belongs_to_it(make, kind, criterion, power):
     anatomy = bind(make())
-    position = Anatomy.position(1, kind)
+    position = anatomy.positions(kind)[1]
     units, kept = anatomy.units[position], some_kept(anatomy.units[position].count)
     norms = [sum(abs(entry(p, i)) ** power for p, i in owned) ** (1 / power) for owned in belongings(units)]
     found = criterion(anatomy).unit_scores(position, kept)
@@ -83,7 +83,8 @@ def test_l1_shrinks_every_projection_weight_alike():
 def test_importance_of_a_unit_mixes_magnitude_and_sensitivity(make, share, kind):
     """Two batches: the sensitivity is their decaying average."""
     model = make()
-    anatomy, position = bind(model), Anatomy.position(2, kind)
+    anatomy = bind(model)
+    position = anatomy.positions(kind)[2]
     criterion = ImportanceCriterion(anatomy, share, by_weight=False)
     units, kept = anatomy.units[position], some_kept(anatomy.units[position].count)
     owned = belongings(units)
@@ -134,7 +135,8 @@ def scaled_loss(model, units, unit, factor):
 def test_saliency_is_the_squared_slope_of_the_loss_in_a_units_scale(make, kind):
     """A step as large as fp32 needs: Llama's norms compute in it whatever the model's type."""
     model = make().double()
-    anatomy, position = bind(model), Anatomy.position(1, kind)
+    anatomy = bind(model)
+    position = anatomy.positions(kind)[1]
     criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", redundancy=False, in_rows=0.1))
     loss_of(model, 0).backward()
     criterion.observe()
@@ -154,7 +156,8 @@ def test_saliency_is_the_squared_slope_of_the_loss_in_a_units_scale(make, kind):
 @pytest.mark.parametrize("kind", ["heads", "neurons", "inputs"])
 def test_without_importance_the_poorly_connected_matter_least(make, kind):
     """In-strength times out-strength; an in-row has no output of its own."""
-    anatomy, position = bind(make()), Anatomy.position(0, kind)
+    anatomy = bind(make())
+    position = anatomy.positions(kind)[0]
     units, kept = anatomy.units[position], some_kept(anatomy.units[position].count)
     worth = []
     for unit in range(units.count):
@@ -172,7 +175,7 @@ def test_neuroprune_weighs_single_weights_by_what_they_attach_to(make):
     anatomy = bind(make())
     criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", granularity="unstructured", epsilon=epsilon))
     for index, layer in enumerate(anatomy.layers):
-        attention, mlp = layer.attention, layer.mlp
+        attention, mlp = layer.attentions[0], layer.mlps[0]
         group = [
             sum(abs(float(w)) for matrix in attention.projections for w in matrix.weight[:, i])
             for i in range(attention.inputs.count)
@@ -203,7 +206,7 @@ def test_a_redundant_head_goes_first_and_is_merged(make):
         model, ids = make(), torch.arange(4, 24).view(2, 10)
         anatomy = bind(model)
         plant_twins(anatomy, 1, [1, 3])
-        sparsity = anatomy.layers[0].attention.units.cost / anatomy.encoder_parameters
+        sparsity = anatomy.layers[0].attentions[0].units.cost / anatomy.encoder_parameters
         options = NeuroPrune(name="neuroprune", redundancy=redundancy, theta=1e-4, heads_kept=11, alpha=0, beta=0)
         pruner = build_pruner(anatomy, options, sparsity, Schedule(1, 0.0, 0.0), seed=0)
         for position in anatomy.positions("heads"):
@@ -212,7 +215,7 @@ def test_a_redundant_head_goes_first_and_is_merged(make):
         pruner.step(1, 0.0)
         change = float((model(ids).logits - before).detach().abs().max())
         gone[redundancy] = pruner.masks.removed("heads"), pruner.merged, change <= 1e-6
-    assert gone[True] == ([0, 1, 0], [(1, 1, 3)], True)
+    assert gone[True] == ([0, 1, 0], [(3, 1, 3)], True)
     assert gone[False] == ([1, 0, 0], [], False)
 
 

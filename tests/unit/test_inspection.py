@@ -17,7 +17,8 @@ from core.families import FAMILIES
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import PhaseStarted, Warned
-from tests import images, tiny, tiny_families
+from tests import tiny, tiny_families
+from tests.tiny_tasks import ImageClassification, inputs
 
 
 class EndOfLoadingError(Exception):
@@ -110,11 +111,13 @@ def test_every_family_loads_for_its_tasks(tmp_path, family):
             model.config.pad_token_id = None
         folder = tiny.save(model, tmp_path / task)
         assert load(folder, task=task, labels=[0, 1, 1, 0] * 3, max_length=32) == []
-        refused(lie(folder, **{family.mlp.activation: "foo"}), f"{family.mlp.activation} 'foo' is not known", task=task)
+        mlp = family.stacks[0].mlps[0]
+        if mlp.fixed_activation is None:
+            refused(lie(folder, **{mlp.activation: "foo"}), f"{mlp.activation} 'foo' is not known", task=task)
 
 
 def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
-    folder = tiny.save(images.model("vit"), tmp_path / "model")
+    folder = tiny.save(tiny_families.model("vit", "image-classification"), tmp_path / "model")
     message = r"This family has no task yet: ViT\. The families that serve 'causal-lm' are llama, .*gpt2"
     refused(folder, message, task="causal-lm")
 
@@ -122,10 +125,10 @@ def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
 @pytest.mark.parametrize("model_type", ["vit", "deit"])
 def test_models_of_images_are_tried_on_images(model_type):
     task, features = (
-        images.ImageClassification(None, None, None),
-        Features([{"pixel_values": image} for image in images.inputs(3)["pixel_values"]]),
+        ImageClassification(None, None, None),
+        Features([{"pixel_values": image} for image in inputs("image-classification", 3)["pixel_values"]]),
     )
-    model = images.model(model_type)
+    model = tiny_families.model(model_type, "image-classification")
     check_runs(task, model, features, features)
     model.classifier.bias.data[0] = torch.nan
     with pytest.raises(InvalidModelError, match="answers the first rows with NaN"):
@@ -135,7 +138,7 @@ def test_models_of_images_are_tried_on_images(model_type):
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.derived], ids=lambda family: family.model_type)
 def test_what_old_files_hold_for_nothing_is_ignored(tmp_path, family):
     model = tiny_families.model(family.model_type, "causal-lm")
-    layer = f"{model.base_model_prefix}.{family.layers}.1"
+    layer = f"{model.base_model_prefix}.{family.stacks[0].layers}.1"
     folder = tiny.save(model, tmp_path / "model")
     change_weights(folder, lambda held: held.update({f"{layer}.{name}": torch.ones(4) for name in family.derived}))
     load(folder, task="causal-lm")

@@ -153,7 +153,7 @@ def test_what_is_not_finite_is_refused_or_does_not_matter(case, make, value, whe
     model = make()
     pruner = case.pruner(model, 0.4)
     loss_of(model, step=0).backward()
-    attention = pruner.anatomy.layers[1].attention
+    attention = pruner.anatomy.layers[1].attentions[0]
     parameter = attention.value.weight.parameter
     tensor = parameter.data if where == "weight" else parameter.grad
     tensor[:20] = value
@@ -203,7 +203,7 @@ def test_one_head_and_one_neuron(case, heads):
             case.pruner(model, 0.5)
         return
     anatomy = bind(model)
-    sparsity = heads * anatomy.layers[0].attention.units.cost / anatomy.encoder_parameters
+    sparsity = heads * anatomy.layers[0].attentions[0].units.cost / anatomy.encoder_parameters
     pruner = case.pruner(model, sparsity)
     train(pruner)
     check_target(case, pruner, sparsity)

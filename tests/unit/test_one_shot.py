@@ -82,8 +82,8 @@ def test_padding_does_not_count(make):
 
 def test_what_a_projection_reads_besides_the_tokens_counts():
     """DeBERTa projects its embeddings of distances like the hidden states: the norms of both are in the statistic."""
-    model = tiny_families.model("deberta-v2, shared", "sentence-embedding")
-    attention = bind(model).layers[0].attention
+    model = tiny_families.model("deberta-v2/shared", "sentence-embedding")
+    attention = bind(model).attentions[0]
     modules = [attention.query.weight.module, attention.value.weight.module]
     distances = model.encoder.get_rel_embedding()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.engine.anatomy import Anatomy, bind
+from core.engine.anatomy import bind
 from core.engine.methods.neuroprune.redundancy import distances, find_dominating, hand_over_, head_matrix
 from core.engine.plan import Masks
 from tests import tiny
@@ -56,14 +56,14 @@ def test_distances_are_the_largest_entry_difference():
 @pytest.mark.parametrize("make", [tiny.bert_classifier, tiny.llama], ids=["bert", "llama"])
 def test_identical_heads_merge_without_moving_the_logits(make):
     model = make()
-    attention = bind(model).layers[1].attention
+    attention = bind(model).layers[1].attentions[0]
     plant_twin(attention, source=3, twin=1)
     assert distances(head_matrix(attention))[1, 3] == 0
     inputs = torch.arange(4, 14).view(2, 5)
     with torch.no_grad():
         before = model(inputs).logits
         hand_over_(attention, removed=1, successor=3)
-        Masks(bind(model)).remove(Anatomy.position(1, "heads"), torch.tensor([1]))
+        Masks(bind(model)).remove(attention.units.position, torch.tensor([1]))
         after = model(inputs).logits
     assert float((after - before).abs().max()) <= 1e-6
 
@@ -72,7 +72,7 @@ def test_removing_a_head_without_successor_keeps_its_value_bias():
     """A head that only passes on its value bias is a constant, which the output's bias takes over."""
     model = tiny.bert_classifier()
     anatomy = bind(model)
-    attention = anatomy.layers[0].attention
+    attention = anatomy.layers[0].attentions[0]
     inputs = torch.arange(4, 14).view(2, 5)
     with torch.no_grad():
         attention.value.weight.values[2] = 0

@@ -112,7 +112,7 @@ def test_targets_are_met_to_half_a_neuron(sparsity):
     model = tiny.llama()
     pruner = smart(model, sparsity)
     Loop(model, pruner).advance(STEPS)
-    half = 0.5 * pruner.anatomy.layers[0].mlp.units.cost / pruner.anatomy.encoder_parameters
+    half = 0.5 * pruner.anatomy.layers[0].mlps[0].units.cost / pruner.anatomy.encoder_parameters
     assert pruner.sparsity == pytest.approx(sparsity, abs=half)
     pruner.finish()
 
@@ -171,7 +171,7 @@ def test_the_optimiser_sees_the_raw_weights_gradients():
     model = tiny.bert()
     pruner = smart(model)
     values = torch.linspace(0, 1, len(pruner.scores), dtype=torch.float64)
-    output = pruner.anatomy.layers[0].attention.output.module
+    output = pruner.anatomy.layers[0].attentions[0].output.module
     gates = values[:4].float().repeat_interleave(8)
     tokens = torch.arange(4, 20).view(2, 8)
     raw = output.weight.detach().clone().requires_grad_()
@@ -191,7 +191,7 @@ def test_units_that_lower_the_loss_gain_and_those_that_raise_it_lose():
     pruner = smart(model, 0.3, Schedule(60, 0.05, 0.2), score_learning_rate=0.1)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    output = pruner.anatomy.layers[1].mlp.output.module
+    output = pruner.anatomy.layers[1].mlps[0].output.module
     output.weight.requires_grad_(True)
     loss_of = torch.ones(64)
     loss_of[:32] = -1
@@ -201,7 +201,7 @@ def test_units_that_lower_the_loss_gain_and_those_that_raise_it_lose():
         output.weight.grad = weight * loss_of / weight.square().sum(0).clamp_min(1e-12)
         pruner.observe()
         pruner.step(step, 0.0)
-    kept = pruner.masks.kept(pruner.anatomy.position(1, "neurons"))
+    kept = pruner.masks.kept(pruner.anatomy.positions("neurons")[1])
     assert kept[:32].all()
     assert not kept[32:].any()
 
@@ -245,7 +245,7 @@ def test_neurons_that_lost_all_their_connections_leave():
     pruner.scores.data = torch.cat([part.flatten() for part in scores])
     pruner.step(SCHEDULE.last_step, 0.0)
     pruner.finish()
-    assert pruner.masks.kept(pruner.anatomy.position(0, "neurons")).nonzero().flatten().tolist() == [
+    assert pruner.masks.kept(pruner.anatomy.positions("neurons")[0]).nonzero().flatten().tolist() == [
         i for i in range(48) if i != 3
     ]
 
@@ -354,7 +354,7 @@ def test_gradients_that_are_not_finite_end_the_search():
     loop = Loop(model, smart(model))
     loop.advance(9)
     loop.backward()
-    loop.pruner.anatomy.layers[0].mlp.output.gradient[0, 0] = torch.nan
+    loop.pruner.anatomy.layers[0].mlps[0].output.gradient[0, 0] = torch.nan
     loop.pruner.observe()
     with pytest.raises(NumericalError):
         loop.pruner.step(10, 3e-3)

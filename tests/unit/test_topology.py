@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from core.engine.anatomy import bind
 from core.engine.compact import compact
-from core.engine.plan import LayerPlan, Masks, Plan
+from core.engine.plan import Masks, Plan
 from core.engine.topology import (
     HISTOGRAM_BINS,
     MATRIX_KINDS,
@@ -38,7 +38,7 @@ def numpy_of(matrix) -> np.ndarray:
 
 @MODELS
 def test_a_neurons_degree_counts_what_it_reads_and_what_it_writes(make):
-    mlp = bind(make()).layers[1].mlp
+    mlp = bind(make()).layers[1].mlps[0]
     found = neuron_degrees(mlp, EPSILON)
     for neuron in range(mlp.units.count):
         read = [w for matrix in mlp.inputs for row in numpy_of(matrix)[neuron :: mlp.units.count] for w in row]
@@ -49,7 +49,7 @@ def test_a_neurons_degree_counts_what_it_reads_and_what_it_writes(make):
 
 @MODELS
 def test_a_rows_degree_counts_what_enters_an_output(make):
-    mlp = bind(make()).layers[1].mlp
+    mlp = bind(make()).layers[1].mlps[0]
     found = row_degrees(mlp, EPSILON)
     rows = [row for matrix in (*mlp.inputs, mlp.output) for row in numpy_of(matrix)]
     assert found.connections.tolist() == [sum(abs(w) >= EPSILON for w in row) for row in rows]
@@ -57,7 +57,7 @@ def test_a_rows_degree_counts_what_enters_an_output(make):
 
 
 def test_a_weight_of_epsilon_is_a_connection():
-    mlp = bind(tiny.bert()).layers[0].mlp
+    mlp = bind(tiny.bert()).layers[0].mlps[0]
     for matrix in (*mlp.inputs, mlp.output):
         matrix.weight.fill_(-0.25)
     assert neuron_degrees(mlp, 0.25).mean == 100
@@ -65,7 +65,7 @@ def test_a_weight_of_epsilon_is_a_connection():
 
 
 def test_a_neuron_with_half_its_inputs_and_no_output_has_a_quarter():
-    mlp = bind(tiny.bert()).layers[0].mlp
+    mlp = bind(tiny.bert()).layers[0].mlps[0]
     mlp.inputs[0].weight[5, ::2] = 0
     mlp.output.weight[:, 5] = 0
     assert neuron_degrees(mlp, 1e-30).fractional[5] == 0.25
@@ -73,14 +73,12 @@ def test_a_neuron_with_half_its_inputs_and_no_output_has_a_quarter():
 
 def test_a_layer_without_neurons_has_no_degrees():
     model = tiny.bert()
-    everything = tuple(range(64))
-    plan = Plan(tuple(LayerPlan((0, 1, 2, 3), n, tuple(range(32))) for n in (everything, (), everything)))
     masks = Masks(bind(model))
-    masks.remove(bind(model).position(1, "neurons"), torch.arange(64))
-    compact(bind(model), plan)
-    degrees = neuron_degrees(bind(model).layers[1].mlp, EPSILON)
+    masks.remove(bind(model).positions("neurons")[1], torch.arange(64))
+    compact(bind(model), masks.plan())
+    degrees = neuron_degrees(bind(model).layers[1].mlps[0], EPSILON)
     assert (degrees.mean, degrees.standard_deviation, sum(degrees.histogram)) == (0, 0, 0)
-    assert row_degrees(bind(model).layers[1].mlp, EPSILON).connections.tolist() == [0] * 32
+    assert row_degrees(bind(model).layers[1].mlps[0], EPSILON).connections.tolist() == [0] * 32
 
 
 entries = st.lists(st.tuples(st.integers(0, 96), st.integers(96, 128)), min_size=1, max_size=50)
@@ -107,7 +105,7 @@ def test_moments_and_histogram(first, second):
 @MODELS
 @pytest.mark.parametrize("removed", [[], [1], [0, 3]])
 def test_the_graph_of_similar_heads(make, removed):
-    attention = bind(make()).layers[0].attention
+    attention = bind(make()).layers[0].attentions[0]
     kept = torch.tensor([head not in removed for head in range(4)])
     parts = [part.values.reshape(4, -1).numpy() for part in attention.units.reads]
     heads = {head: np.concatenate([part[head] for part in parts]) for head in range(4) if head not in removed}
@@ -122,13 +120,13 @@ def test_the_graph_of_similar_heads(make, removed):
 
 
 def test_a_layer_without_heads_has_an_empty_graph():
-    graph = head_graph(bind(tiny.bert()).layers[0].attention, torch.zeros(4, dtype=torch.bool), 0.15)
+    graph = head_graph(bind(tiny.bert()).layers[0].attentions[0], torch.zeros(4, dtype=torch.bool), 0.15)
     assert (graph.heads, graph.edges, graph.dominating) == (0, 0, 0)
 
 
 @MODELS
 def test_a_heads_importance_is_what_leaves_it(make):
-    attention = bind(make()).layers[2].attention
+    attention = bind(make()).layers[2].attentions[0]
     output = numpy_of(attention.output)
     width = output.shape[1] // 4
     expected = [abs(output[:, head * width : (head + 1) * width]).sum() for head in range(4)]
@@ -136,16 +134,17 @@ def test_a_heads_importance_is_what_leaves_it(make):
 
 
 def plan_keeping(*heads: tuple[int, ...]) -> Plan:
-    return Plan(tuple(LayerPlan(kept, (), ()) for kept in heads))
+    return Plan(tuple(indices for kept in heads for indices in (kept, (), ())))
 
 
 def test_removed_over_kept_importance():
     dense = bind(tiny.bert())
-    plan = plan_keeping((0, 1, 2), (), (3,))
+    stays = (0, 1, 2), (), (3,)
+    plan = plan_keeping(*stays)
     removed, kept = [], []
-    for layer, stays in zip(dense.layers, plan.layers, strict=True):
-        for head, importance in enumerate(head_importance(layer.attention).tolist()):
-            (kept if head in stays.heads else removed).append(importance)
+    for layer, heads in zip(dense.layers, stays, strict=True):
+        for head, importance in enumerate(head_importance(layer.attentions[0]).tolist()):
+            (kept if head in heads else removed).append(importance)
     expected = (sum(removed) / len(removed)) / (sum(kept) / len(kept))
     assert removed_importance(dense, plan) == pytest.approx(expected, rel=1e-5)
 
@@ -155,7 +154,7 @@ def test_no_ratio_where_one_side_is_empty_or_zero():
     assert removed_importance(dense, plan_keeping(*[(0, 1, 2, 3)] * 3)) is None
     assert removed_importance(dense, plan_keeping((), (), ())) is None
     for layer in dense.layers:
-        layer.attention.output.weight.zero_()
+        layer.attentions[0].output.weight.zero_()
     assert removed_importance(dense, plan_keeping((0,), (0,), (0,))) is None
 
 
@@ -163,7 +162,7 @@ def test_no_ratio_where_one_side_is_empty_or_zero():
 def test_zeros_by_kind_of_matrix(make):
     layer = bind(make()).layers[0]
     generator = torch.Generator().manual_seed(0)
-    attention, mlp = layer.attention, layer.mlp
+    attention, mlp = layer.attentions[0], layer.mlps[0]
     parts = [[attention.query.weight], [attention.key.weight], [attention.value.weight], attention.units.writes]
     parts += [[factor.weight for factor in mlp.factors], mlp.units.writes]
     groups = dict(zip(MATRIX_KINDS, parts, strict=True))

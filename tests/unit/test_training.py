@@ -66,7 +66,7 @@ def test_the_target_is_met_exactly(sparsity):
 
 def test_every_layer_keeps_its_share():
     _, pruner, _ = run(0.7, layer_floor=1.0)
-    assert len({len(layer.neurons) for layer in pruner.plan().layers}) <= 2
+    assert len({len(pruner.plan().kept(mlp.units)) for mlp in pruner.anatomy.mlps}) <= 2
 
 
 def test_the_same_seed_gives_the_same_model():
@@ -87,7 +87,7 @@ def test_training_leaves_the_model_in_fp32():
 def test_strong_penalties_leave_zeros_and_no_penalty_leaves_none():
     for strength, expected in ((0.0, False), (5.0, True)):
         model, pruner, _ = run(0.3, alpha=strength, beta=strength)
-        attention = bind(model).layers[0].attention
+        attention = bind(model).layers[0].attentions[0]
         zeros = [(matrix.weight == 0).sum() for matrix in attention.projections]
         removed = ~pruner.masks.kept(0)
         masked = int(removed.sum()) * (2 + 1 + 1) * 8 * 32

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.engine.export.modeling_neuroprune import FORMAT, MANIFEST_FILE, MANIFEST_FORMAT
+from core.engine.export.modeling_neuroprune import FORMAT, MANIFEST_FILE, MANIFEST_FORMAT, in_newest_format
 from core.engine.tasks import TASKS
 from core.errors import VerificationError
 
@@ -33,6 +33,12 @@ class Manifest(_Part):
     files: dict[str, ManifestEntry]
 
 
+class _Bias(_Part):
+    argument: str
+    table: str | None
+    has_table: str | None
+
+
 class _Attention(_Part):
     core: str
     query: str
@@ -41,36 +47,53 @@ class _Attention(_Part):
     output: str
     head_counts: list[str]
     widths: list[str]
-    key_value_head_counts: list[str] = []
-    further_projections: list[str] = []
-    further_inputs: list[str] = []
+    key_value_head_counts: list[str]
+    further_projections: list[str]
+    further_inputs: list[str]
+    cross: bool
+    returns: Count
+    norm: str | None
+    bias: _Bias | None
+    by_head: str | None
+    residual: str | None
 
 
 class _Mlp(_Part):
-    inputs: list[str]
+    inputs: Annotated[list[str], Field(min_length=1)]
     output: str
 
 
-class _Family(_Part):
+class _Stack(_Part):
     layers: str
-    attention: _Attention
-    mlp: _Mlp
+    attentions: list[_Attention]
+    mlps: list[_Mlp]
 
 
-class _Widths(_Part):
+class _Family(_Part):
+    stacks: list[_Stack]
+
+
+class _Heads(_Part):
     heads: Count
     key_value_heads: Count
-    neurons: Count
+    head_dim: Annotated[int, Field(gt=0)]
     inputs: Count | None = None
+
+
+class _Neurons(_Part):
+    neurons: Count
+
+
+class _Layer(_Part):
+    attentions: list[_Heads]
+    mlps: list[_Neurons]
 
 
 class Description(_Part):
     """The `neuroprune` entry of `config.json`; where each layer keeps its parts is `core.families`' to explain."""
 
-    format: Literal[1]
     family: _Family
-    head_dim: Annotated[int, Field(gt=0)]
-    layers: list[_Widths]
+    layers: list[_Layer]
     architecture: str
     task: str
 
@@ -90,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
         VerificationError: it is missing, of an unknown format, or not a manifest.
     """
     content = _read_object(folder / MANIFEST_FILE)
-    _check_format(content, MANIFEST_FORMAT, MANIFEST_FILE)
+    _check_format(content, range(1, MANIFEST_FORMAT + 1), MANIFEST_FILE)
     return _parse(Manifest, content, MANIFEST_FILE)
 
 
@@ -106,8 +129,12 @@ def read_description(folder: Path) -> Description | None:
     entry = content["neuroprune"]
     if not isinstance(entry, dict):
         raise VerificationError("config.json describes no pruned model: its entry 'neuroprune' is no JSON object.")
-    _check_format(entry, FORMAT, "config.json, entry 'neuroprune',")
-    description = _parse(_Config, content, CONFIG_FILE).neuroprune
+    _check_format(entry, range(1, FORMAT + 1), "config.json, entry 'neuroprune',")
+    try:
+        newest = in_newest_format(entry)
+    except (KeyError, TypeError) as error:
+        raise VerificationError(f"config.json is not as it was delivered; entry 'neuroprune': {error!r}.") from error
+    description = _parse(_Config, content | {"neuroprune": newest}, CONFIG_FILE).neuroprune
     if description.task not in TASKS:
         raise VerificationError(f"config.json names the task {description.task!r}; known are {', '.join(TASKS)}.")
     return description
@@ -122,10 +149,10 @@ def read_architecture(folder: Path) -> str:
     return _parse(_StockConfig, _read_object(folder / CONFIG_FILE), CONFIG_FILE).architectures[0]
 
 
-def _check_format(content: dict[str, object], known: int, what: str) -> None:
-    if content.get("format") != known:
+def _check_format(content: dict[str, object], known: range, what: str) -> None:
+    if content.get("format") not in known:
         raise VerificationError(
-            f"{what} has format {content.get('format')!r}; this version reads format {known}. "
+            f"{what} has format {content.get('format')!r}; this version reads format {' and '.join(map(str, known))}. "
             "Use the version that wrote the bundle, or a newer one."
         )
 

@@ -151,18 +151,20 @@ def convert(model: PreTrainedModel) -> Converted:
     if config.tie_word_embeddings:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
     heads, key_value_heads, neurons = [], [], []
+    (stack,) = family.stacks
+    (attention,), (mlp,) = stack.attentions, stack.mlps
     for index in range(config.num_hidden_layers):
-        layer = f"{model.base_model_prefix}.{family.layers}.{index}."
-        _read_all_dimensions(state, layer, family.attention, config.hidden_size)
-        _fill_attention(state, layer, family.attention, head_dim)
-        _fill_mlp(state, layer, family.mlp)
-        heads.append(len(state[f"{layer}{family.attention.query}.weight"]) // head_dim)
-        key_value_heads.append(len(state[f"{layer}{family.attention.key}.weight"]) // head_dim)
-        neurons.append(len(state[f"{layer}{family.mlp.inputs[0]}.weight"]))
+        layer = f"{model.base_model_prefix}.{stack.layers}.{index}."
+        _read_all_dimensions(state, layer, attention, config.hidden_size)
+        _fill_attention(state, layer, attention, head_dim)
+        _fill_mlp(state, layer, mlp)
+        heads.append(len(state[f"{layer}{attention.query}.weight"]) // head_dim)
+        key_value_heads.append(len(state[f"{layer}{attention.key}.weight"]) // head_dim)
+        neurons.append(len(state[f"{layer}{mlp.inputs[0]}.weight"]))
         if architecture.rotates_neighbours:
-            _pair_neighbours(state, layer, family.attention, head_dim)
+            _pair_neighbours(state, layer, attention, head_dim)
         if architecture.fused:
-            _fuse(state, layer, family.attention, TENSOR_NAMES[MODEL_TENSOR.ATTN_QKV].format(bid=index))
+            _fuse(state, layer, attention, TENSOR_NAMES[MODEL_TENSOR.ATTN_QKV].format(bid=index))
     state |= _frequencies(model)
     return Converted(_renamed(state, architecture, config.num_hidden_layers), heads, key_value_heads, neurons)
 

@@ -3,36 +3,40 @@
 This file is part of every bundle and needs nothing but torch and transformers. `config.json` carries how many heads
 and neurons each layer kept, and where the architecture keeps them, so the same code serves every family:
 
-    {"format": 1, "family": {"layers": "encoder.layer", ...}, "head_dim": 32,
-     "layers": [{"heads": 6, "key_value_heads": 6, "neurons": 700}, ...]}
+    {"format": 2, "family": {"stacks": [{"layers": "encoder.layer", ...}], ...},
+     "layers": [{"attentions": [{"heads": 6, "key_value_heads": 6, "head_dim": 32}], "mlps": [{"neurons": 700}]}, ...]}
 
-A layer whose attention reads but some of the hidden dimensions says how many, as "inputs"; which ones lie with the
-weights, as the buffer `read_dimensions`.
+The layers are those of all stacks, one stack after the other. An attention that reads but some of the hidden
+dimensions says how many, as "inputs"; which ones lie with the weights, as the buffer `read_dimensions`. Format 1 knew
+one stack, and one attention and one MLP a layer.
 
 The classes that `config.json` names, such as `PrunedBertModel`, are made from transformers' own when asked for.
 """
 
 import copy
 import hashlib
+import inspect
 import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MODELING_FILE = "modeling_neuroprune.py"
 READ_DIMENSIONS = "read_dimensions"
+KEPT_HEADS = "kept_heads"
 
 
 class NoHeads(nn.Module):
@@ -41,24 +45,65 @@ class NoHeads(nn.Module):
     Keeps the cache's length right, so that generation counts positions as before.
     """
 
-    def __init__(self, core: nn.Module, output: str | None, layer: int) -> None:
+    def __init__(self, core: nn.Module, row: dict[str, Any], layer: int) -> None:
+        """For the attention `core` of this row, in layer `layer` of its stack."""
         super().__init__()
-        self.output_name = output
+        self.output, self.norm = (_inside(row["core"], row[name]) for name in ("output", "norm"))
         self.layer = layer
+        # What is read from another stack is not counted.
+        self.counts_positions = not row["cross"]
+        self.returns = row["returns"]
+        self.residual = None if row["residual"] is None else (row["residual"], _position(core, row["residual"]))
         for name, child in core.named_children():
             self.add_module(name, child)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """[batch, length, h] → [batch, length, h], or [batch, length, 0] where the output lies outside."""
         # Found by its type: what the argument is called differs between architectures.
         cache = next((argument for argument in kwargs.values() if isinstance(argument, Cache)), None)
-        if cache is not None:
-            batch, length = hidden_states.shape[:2]
-            # One zero a position and not none: a cache without any elements counts as one without any positions.
-            placeholder = hidden_states.new_zeros(batch, 1, length, 1)
-            cache.update(placeholder, placeholder, self.layer)
-        nothing_read = hidden_states[..., :0]
-        return (self.get_submodule(self.output_name)(nothing_read) if self.output_name else nothing_read), None
+        if cache is not None and self.counts_positions:
+            self._count(hidden_states, cache)
+        passed_on = hidden_states[..., :0]
+        if self.output is not None:
+            passed_on = self.get_submodule(self.output)(passed_on)
+        if self.residual is not None:
+            name, position = self.residual
+            passed_on = passed_on + (kwargs[name] if name in kwargs else args[position - 1])
+        if self.norm is not None:
+            passed_on = self.get_submodule(self.norm)(hidden_states + passed_on)
+        return passed_on, *[None] * (self.returns - 1)
+
+    def _count(self, hidden_states: torch.Tensor, cache: Cache) -> None:
+        batch, length = hidden_states.shape[:2]
+        # One zero a position and not none: a cache without any elements counts as one without any positions.
+        placeholder = hidden_states.new_zeros(batch, 1, length, 1)
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        own.update(placeholder, placeholder, self.layer)
+
+
+def _inside(core: str, path: str | None) -> str | None:
+    """The path from the core of an attention, None if it does not lie inside."""
+    return path.removeprefix(f"{core}.") if path is not None and path.startswith(f"{core}.") else None
+
+
+class HeadColumns(nn.Module):
+    """A stack's table of biases as one of its layers reads it: the columns of the heads that the layer kept.
+
+    The table lies in the first layer, as before pruning; the other layers refer to it.
+    """
+
+    def __init__(self, table: nn.Module, heads: int, *, is_first: bool) -> None:
+        super().__init__()
+        if is_first:
+            self.weight = table.weight
+        # In a tuple, so that the table is no part of the layers that refer to it.
+        self.table: tuple[Any] = (self if is_first else table,)
+        self.register_buffer(KEPT_HEADS, torch.arange(heads))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """[…] → […, heads]."""
+        columns = self.table[0].weight.index_select(1, self.get_buffer(KEPT_HEADS))
+        return nn.functional.embedding(indices, columns)
 
 
 class Constant(Conv1D):
@@ -125,48 +170,156 @@ def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
     """Give every layer the widths of `description`, in place; new weights are uninitialised.
 
     Raises:
-        ValueError: unknown format, or as many layers described as the model does not have.
+        ValueError: unknown format, or other layers described than the model has.
     """
-    if description.get("format") != FORMAT:
+    description = in_newest_format(description)
+    rows = description["family"]["stacks"]
+    stacks = [layers_of(model.base_model, row["layers"]) for row in rows]
+    count = sum(map(len, stacks))
+    if count != len(description["layers"]):
+        raise ValueError(f"The config describes {len(description['layers'])} layers, the model has {count}.")
+    described = iter(description["layers"])
+    for row, layers in zip(rows, stacks, strict=True):
+        for index in range(len(layers)):
+            _narrow_layer(layers, index, row, next(described))
+
+
+def in_newest_format(description: dict[str, Any]) -> dict[str, Any]:
+    """The same description in format 2.
+
+    Raises:
+        ValueError: unknown format.
+    """
+    if description.get("format") == FORMAT:
+        return description
+    if description.get("format") != 1:
         raise ValueError(
-            f"This bundle has format {description.get('format')!r}; this code reads format {FORMAT}. "
+            f"This bundle has format {description.get('format')!r}; this code reads format 1 to {FORMAT}. "
             "Use the version of the code that wrote the bundle, or a newer one."
         )
-    family = description["family"]
-    layers = list(model.base_model.get_submodule(family["layers"]).children())
-    if len(layers) != len(description["layers"]):
-        raise ValueError(f"The config describes {len(description['layers'])} layers, the model has {len(layers)}.")
-    for index, (layer, widths) in enumerate(zip(layers, description["layers"], strict=True)):
-        _narrow_attention(layer, index, family["attention"], widths, description["head_dim"])
-        _narrow_mlp(layer, family["mlp"], widths["neurons"])
+    family, head_dim = description["family"], description["head_dim"]
+    # With what format 1 did not know.
+    attention = {
+        "key_value_head_counts": [],
+        "further_projections": [],
+        "further_inputs": [],
+        "cross": False,
+        "returns": 2,
+        "norm": None,
+        "bias": None,
+        "by_head": None,
+        "residual": None,
+        **family["attention"],
+    }
+    stack = {"layers": family["layers"], "attentions": [attention], "mlps": [family["mlp"]]}
+    layers = [{"attentions": [{"head_dim": head_dim, **widths}], "mlps": [widths]} for widths in description["layers"]]
+    return {**description, "format": FORMAT, "family": {**family, "stacks": [stack]}, "layers": layers}
 
 
-def _narrow_attention(layer: nn.Module, index: int, row: dict[str, Any], widths: dict[str, int], head_dim: int) -> None:
-    query_width, key_value_width = widths["heads"] * head_dim, widths["key_value_heads"] * head_dim
-    inputs = widths.get("inputs")
+def layers_of(model: nn.Module, path: str) -> list[nn.Module]:
+    """The layers of the list that lies at `path`, in which `*` stands for every child.
+
+    Raises:
+        AttributeError: there is no such list.
+    """
+    modules = [model]
+    for step in path.split("."):
+        modules = list(chain(*([*m.children()] if step == "*" else [m.get_submodule(step)] for m in modules)))
+    return [layer for module in modules for layer in module.children()]
+
+
+def has(layer: nn.Module, path: str) -> bool:
+    """Whether there is such a module."""
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _narrow_layer(layers: list[nn.Module], index: int, row: dict[str, Any], widths: dict[str, Any]) -> None:
+    """Narrow one of a stack's layers."""
+    layer = layers[index]
+    attentions = [attention for attention in row["attentions"] if has(layer, attention["core"])]
+    mlps = [mlp for mlp in row["mlps"] if has(layer, mlp["inputs"][0])]
+    for attention, described in zip(attentions, widths["attentions"], strict=True):
+        _narrow_attention(layers, index, attention, described)
+    for mlp, described in zip(mlps, widths["mlps"], strict=True):
+        _narrow_mlp(layer, mlp, described["neurons"])
+
+
+def _narrow_attention(layers: list[nn.Module], index: int, row: dict[str, Any], widths: dict[str, int]) -> None:
+    layer, inputs = layers[index], widths.get("inputs")
+    query_width, key_value_width = (widths[heads] * widths["head_dim"] for heads in ("heads", "key_value_heads"))
     projections: Counter[str] = Counter()
     for name, width in (("query", query_width), ("key", key_value_width), ("value", key_value_width)):
         # Fused projections are one module.
         projections[row[name]] += width
-    present = dict(layer.named_modules())
-    for path in row.get("further_projections", ()):
-        if path in present:
-            projections[path] = query_width
+    projections.update({path: query_width for path in row["further_projections"] if has(layer, path)})
     for path, width in projections.items():
         _resize(layer, path, inputs, width)
     _resize(layer, row["output"], in_features=query_width)
     for path in row["head_counts"]:
         _set_attribute(layer, path, widths["heads"])
-    for path in row.get("key_value_head_counts", ()):
+    for path in row["key_value_head_counts"]:
         _set_attribute(layer, path, widths["key_value_heads"])
     for path in row["widths"]:
         _set_attribute(layer, path, query_width)
+    core = layer.get_submodule(row["core"])
     if not widths["heads"]:
-        core, output = row["core"], row["output"]
-        inside = output.removeprefix(core + ".") if output.startswith(core + ".") else None
-        layer.set_submodule(core, NoHeads(layer.get_submodule(core), inside, index))
-    elif inputs is not None:
-        _read_some(layer.get_submodule(row["core"]), inputs, row.get("further_inputs", ()))
+        layer.set_submodule(row["core"], NoHeads(core, row, index))
+        return
+    if inputs is not None:
+        _read_some(core, inputs, row["further_inputs"])
+    if row["by_head"] is not None:
+        _read_own_heads(core, row["by_head"], widths["heads"])
+    if row["bias"] is not None:
+        _make_own_bias(layers, index, core, row["bias"], widths["heads"])
+
+
+def _read_own_heads(core: nn.Module, argument: str, heads: int) -> None:
+    """Let an attention see the entries of its own heads, those of a buffer that is saved with the weights.
+
+    Args:
+        argument: Of its forward, by position or by name: [batch, heads, …, …] or [batch * heads, …, …].
+    """
+    core.register_buffer(KEPT_HEADS, torch.arange(heads))
+    hook = partial(_select_heads, argument=argument, position=_position(core, argument))
+    core.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _position(core: nn.Module, argument: str) -> int:
+    """Where among its arguments a module's forward takes this one."""
+    return list(inspect.signature(core.forward).parameters).index(argument)
+
+
+def _select_heads(
+    core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, argument: str, position: int
+) -> tuple[Any, Any]:
+    """Narrow one argument to the heads that the attention kept; the hidden states are the first one, by position."""
+    heads = core.get_buffer(KEPT_HEADS)
+    given = kwargs[argument] if argument in kwargs else args[position]
+    if given.ndim == 3:
+        own = given.unflatten(0, (args[0].shape[0], -1)).index_select(1, heads).flatten(0, 1)
+    else:
+        own = given.index_select(1, heads)
+    if argument in kwargs:
+        return args, {**kwargs, argument: own}
+    return (*args[:position], own, *args[position + 1 :]), kwargs
+
+
+def _make_own_bias(layers: list[nn.Module], index: int, core: nn.Module, bias: dict[str, Any], heads: int) -> None:
+    """Let an attention make the bias of its own heads: that of another layer has other heads."""
+    core.register_forward_pre_hook(partial(_forget, bias["argument"]), with_kwargs=True)
+    if bias["table"] is not None:
+        table = layers[0].get_submodule(bias["table"])
+        layers[index].set_submodule(bias["table"], HeadColumns(table, heads, is_first=index == 0))
+        _set_attribute(layers[index], bias["has_table"], True)
+
+
+def _forget(argument: str, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Call a module without one of its keyword arguments."""
+    return args, {name: value for name, value in kwargs.items() if name != argument}
 
 
 def _read_some(core: nn.Module, count: int, further: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel
 from core.engine.data import Batch
 from core.engine.tasks import Task
 from core.errors import VerificationError
+from core.families import family_of
 
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 """ONNX Runtime 1.32 vectorises LayerNormalization on CPUs, but not what this fusion puts in its place: BERT-base spends
@@ -38,8 +41,7 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
     """Write a model in eval mode as one .onnx file whose output is the task's.
 
     Args:
-        inputs: An example batch of at least two rows: [batch, length], at least two tokens, or, as images, of a fixed
-            size in all dimensions but the first.
+        inputs: An example batch, at least two rows and two tokens: [batch, length], or [batch, ...] of a fixed size.
         path: The file to write.
 
     Raises:
@@ -48,7 +50,7 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
     names = list(inputs)
     batch, length = Dim("batch"), Dim("length")
     dynamic = tuple({0: batch, 1: length} if tensor.ndim == 2 else {0: batch} for tensor in inputs.values())
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _exportable_attention(model):
         # The exporter warns about its own internals; what it wrote is compared with the model below all this.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -69,6 +71,22 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
                 f"The model cannot be exported to ONNX: {innermost(error)} "
                 "Without 'onnx' in export.formats the job does not need it."
             ) from error
+
+
+@contextmanager
+def _exportable_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let attentions with a bias by head multiply matrices one by one.
+
+    Of the fused operation with such a bias, the exporter mistakes the strides of the result.
+    """
+    stacks = family_of(model.config.model_type).stacks
+    usual = model.config._attn_implementation
+    if any(attention.bias is not None for stack in stacks for attention in stack.attentions):
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
 
 
 def innermost(error: BaseException) -> str:

@@ -25,7 +25,7 @@ class Pruner(ABC):
         self.last_scores = [torch.zeros(units.count) for units in anatomy.units]
         """Each unit's score when it was last judged: for a removed one, when it went. Zeros if units have no scores."""
         self.merged: list[tuple[int, int, int]] = []
-        """Heads whose outputs another took over: layer, removed, successor."""
+        """Heads whose outputs another took over: position in `anatomy.units`, removed, successor."""
 
     def calibrate(self, run: Callable[[int], None]) -> None:  # noqa: B027 most methods need no calibration
         """Look at the model's activations: `run(rows)` passes so many training rows through it, the same every time."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.engine.anatomy import Anatomy, Kind
 from core.engine.structures import uniform_head_groups
-from core.errors import UnreachableTargetError
+from core.errors import InvalidModelError, UnreachableTargetError
 
 TOLERANCE = 0.001
 """Share of the encoder's parameters by which a result may differ from the target: 0.1 percentage points."""
@@ -14,10 +14,10 @@ TOLERANCE = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A target bound to a model all of whose layers are alike: remove `sparsity` of `encoder_parameters`.
+    """A target bound to a model all of whose heads cost the same, and all neurons: remove `sparsity` of its layers.
 
     Heads go in proportion, unless their number is given, and in-rows as many as are asked for; neurons, which are
-    finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of a layer have
+    finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of an attention have
     `crossing` parameters in common.
 
     Where all layers are to end with one width, they lose the same number of heads and of neurons each, at least what
@@ -33,9 +33,10 @@ class Budget:
     """That may go."""
     neuron_cost: int
     removed_heads: int | None = None
-    layers: int = 1
-    inputs_a_layer: int = 0
-    """In-rows that go in every layer."""
+    attentions: int = 1
+    mlps: int = 1
+    inputs_each: int = 0
+    """In-rows that go in every attention."""
     input_cost: int = 0
     crossing: int = 0
     uniform_heads: tuple[int, ...] | None = None
@@ -62,28 +63,38 @@ class Budget:
             uniform: Whether all layers are to end with one width.
 
         Raises:
-            UnreachableTargetError: so many heads cannot stay, or even the nearest removal misses the target.
-            InvalidModelError: the family has no uniform structure.
+            UnreachableTargetError: so many heads cannot stay, or not everywhere are in-rows to go, or even the nearest
+                removal misses the target.
+            InvalidModelError: heads or neurons differ in size, or the family has no uniform structure.
         """
-        attention, mlp, layers = anatomy.layers[0].attention, anatomy.layers[0].mlp, len(anatomy.layers)
-        heads = sum(layer.attention.units.count for layer in anatomy.layers)
-        neurons = sum(layer.mlp.units.count for layer in anatomy.layers)
+        _check_costs(anatomy)
+        attention, mlp = anatomy.attentions[0], anatomy.mlps[0]
+        attentions, mlps = len(anatomy.attentions), len(anatomy.mlps)
+        heads = sum(attention.units.count for attention in anatomy.attentions)
+        neurons = sum(mlp.units.count for mlp in anatomy.mlps)
         groups = uniform_head_groups(anatomy) if uniform else None
         if heads_kept is not None:
-            _check_heads_kept(heads_kept, heads, None if groups is None else [layers * count for count in groups])
+            _check_heads_kept(heads_kept, heads, None if groups is None else [attentions * count for count in groups])
+        if in_rows and not all(attention.inputs.count for attention in anatomy.attentions):
+            # A head would cost more or less depending on where it is.
+            raise UnreachableTargetError(
+                f"{anatomy.family.title} models have attentions whose input dimensions cannot be removed.",
+                param="/method/in_rows",
+            )
         budget = cls(
             sparsity,
             anatomy.encoder_parameters,
-            heads if groups is None else heads - layers * groups[0],
+            heads if groups is None else heads - attentions * groups[0],
             attention.units.cost,
-            neurons if groups is None else neurons - layers,
+            neurons if groups is None else neurons - mlps,
             mlp.units.cost,
             None if heads_kept is None else heads - heads_kept,
-            layers,
+            attentions,
+            mlps,
             int(in_rows * attention.inputs.count + 0.5),
             attention.inputs.cost,
             attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
-            None if groups is None else tuple(heads - layers * count for count in groups),
+            None if groups is None else tuple(heads - attentions * count for count in groups),
         )
         budget._check(anatomy.family.title)
         return budget
@@ -95,14 +106,14 @@ class Budget:
         made up for by the other.
         """
         heads, neurons = self._end
-        inputs_a_layer = int(reached * self.inputs_a_layer + 0.5)
+        inputs_each = int(reached * self.inputs_each + 0.5)
         if reached >= 1:
-            return {"heads": heads, "neurons": neurons, "inputs": inputs_a_layer * self.layers}
+            return {"heads": heads, "neurons": neurons, "inputs": inputs_each * self.attentions}
         wanted = reached * self._wanted
-        share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_a_layer)
+        share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_each)
         heads_now = min(int(share + 0.5), heads)
-        neurons_now = min(self._neurons_beside(heads_now, inputs_a_layer, wanted), neurons)
-        return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_a_layer * self.layers}
+        neurons_now = min(self._neurons_beside(heads_now, inputs_each, wanted), neurons)
+        return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_each * self.attentions}
 
     def achieved(self, counts: dict[Kind, int]) -> float:
         """Share of the encoder's parameters that these numbers of units make up."""
@@ -138,47 +149,47 @@ class Budget:
     @property
     def _resolution(self) -> float:
         """Parameters by which whole neurons may miss the target: half of one; with one width, one of every layer."""
-        return self.layers * self.neuron_cost if self.uniform else 0.5 * self.neuron_cost
+        return self.mlps * self.neuron_cost if self.uniform else 0.5 * self.neuron_cost
 
     @property
     def _end(self) -> tuple[int, int]:
         """Heads and neurons of the removal nearest to the target; of equally near ones, heads nearest their share."""
         heads = self.removed_heads
         if heads is None:
-            heads = self.nearest_heads(self._share(self._wanted, self.inputs_a_layer))
+            heads = self.nearest_heads(self._share(self._wanted, self.inputs_each))
         return heads, self._neurons_in_the_end(heads)
 
     def _neurons_in_the_end(self, heads: int) -> int:
         if not self.uniform:
-            return self._neurons_beside(heads, self.inputs_a_layer, self._wanted)
-        left = max(0.0, self._wanted - self._attention_parameters(heads, self.inputs_a_layer))
-        return min(self.neurons, self.layers * math.ceil(left / (self.layers * self.neuron_cost)))
+            return self._neurons_beside(heads, self.inputs_each, self._wanted)
+        left = max(0.0, self._wanted - self._attention_parameters(heads, self.inputs_each))
+        return min(self.neurons, self.mlps * math.ceil(left / (self.mlps * self.neuron_cost)))
 
     def _missed_with(self, heads: int) -> float:
         """Parameters by which the target is missed with so many heads; one width must not remove less than it."""
         neurons = self._neurons_in_the_end(heads)
-        removed = self._attention_parameters(heads, self.inputs_a_layer) + neurons * self.neuron_cost
+        removed = self._attention_parameters(heads, self.inputs_each) + neurons * self.neuron_cost
         missed = removed - self._wanted
         return math.inf if self.uniform and missed < 0 else abs(missed)
 
     def _parameters(self, counts: dict[Kind, int]) -> int:
-        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.layers)
+        attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.attentions)
         return attention + counts["neurons"] * self.neuron_cost
 
-    def _attention_parameters(self, heads: int, inputs_a_layer: int) -> int:
-        """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its layer."""
-        inputs = inputs_a_layer * self.layers * self.input_cost
-        return heads * self.head_cost + inputs - heads * inputs_a_layer * self.crossing
+    def _attention_parameters(self, heads: int, inputs_each: int) -> int:
+        """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its attention."""
+        inputs = inputs_each * self.attentions * self.input_cost
+        return heads * self.head_cost + inputs - heads * inputs_each * self.crossing
 
-    def _share(self, wanted: float, inputs_a_layer: int) -> float:
+    def _share(self, wanted: float, inputs_each: int) -> float:
         """Heads that go in proportion to their parameters, not yet a whole number."""
-        inputs = self._attention_parameters(0, inputs_a_layer)
-        everything = self._attention_parameters(self.heads, inputs_a_layer) + self.neurons * self.neuron_cost
+        inputs = self._attention_parameters(0, inputs_each)
+        everything = self._attention_parameters(self.heads, inputs_each) + self.neurons * self.neuron_cost
         return min(self.heads, self.heads * max(0.0, wanted - inputs) / max(1, everything - inputs))
 
-    def _neurons_beside(self, heads: int, inputs_a_layer: int, wanted: float) -> int:
+    def _neurons_beside(self, heads: int, inputs_each: int, wanted: float) -> int:
         """Neurons that make up what so many heads and in-rows leave of `wanted` parameters."""
-        left = max(0.0, wanted - self._attention_parameters(heads, inputs_a_layer))
+        left = max(0.0, wanted - self._attention_parameters(heads, inputs_each))
         return min(self.neurons, int(left / self.neuron_cost + 0.5))
 
     def _check(self, family: str) -> None:
@@ -204,3 +215,14 @@ def _check_heads_kept(wanted: int, heads: int, allowed: Sequence[int] | None) ->
     else:
         return
     raise UnreachableTargetError(f"{wanted} heads cannot stay: {problem}.", param="/method/heads_kept")
+
+
+def _check_costs(anatomy: Anatomy) -> None:
+    for kind, parts in (("attention heads", anatomy.attentions), ("MLP neurons", anatomy.mlps)):
+        costs = sorted({part.units.cost for part in parts})
+        if len(costs) > 1:
+            raise InvalidModelError(
+                f"The model's {kind} differ in size, from {costs[0]} to {costs[-1]} parameters: that is not supported "
+                "yet.",
+                param="/model",
+            )

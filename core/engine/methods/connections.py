@@ -16,25 +16,31 @@ def release_unconnected(anatomy: Anatomy, masks: Masks) -> None:
     Without outgoing weights a unit has no effect. Without incoming ones it gives a constant, which moves into the
     bias that follows; where there is no such bias, the unit stays.
     """
-    activation = ACT2FN[getattr(anatomy.model.config, anatomy.family.mlp.activation)]
-    for index, layer in enumerate(anatomy.layers):
-        _release_heads(layer.attention, masks, anatomy.position(index, "heads"))
-        free, constants = _free_neurons(layer.mlp, activation)
-        if layer.mlp.output.bias is not None:
-            layer.mlp.output.bias.add_(layer.mlp.output.weight[:, free] @ constants[free])
-        masks.remove(anatomy.position(index, "neurons"), free.cpu().nonzero().flatten())
+    for attention in anatomy.attentions:
+        _release_heads(attention, masks)
+    for mlp in anatomy.mlps:
+        free, constants = _free_neurons(mlp, _activation(anatomy, mlp))
+        if mlp.output.bias is not None:
+            mlp.output.bias.add_(mlp.output.weight[:, free] @ constants[free])
+        masks.remove(mlp.units.position, free.cpu().nonzero().flatten())
 
 
-def _release_heads(attention: Attention, masks: Masks, position: int) -> None:
+def _release_heads(attention: Attention, masks: Masks) -> None:
     (output,) = attention.units.writes
     written = _connected(output)
     weight, bias = attention.value.weight, attention.value.bias
     silent = ~_connected(weight)
     if bias is not None and attention.output.bias is None:
         silent &= ~_connected(bias)
-    for head in ((~written | silent).cpu() & masks.kept(position)).nonzero().flatten().tolist():
+    for head in ((~written | silent).cpu() & masks.kept(attention.units.position)).nonzero().flatten().tolist():
         hand_over_(attention, head, None)
-        masks.remove(position, torch.tensor([head]))
+        masks.remove(attention.units.position, torch.tensor([head]))
+
+
+def _activation(anatomy: Anatomy, mlp: Mlp) -> torch.nn.Module:
+    name = mlp.row.fixed_activation or getattr(anatomy.model.config, mlp.row.activation)
+    module: torch.nn.Module = ACT2FN[name]
+    return module
 
 
 def _free_neurons(mlp: Mlp, activation: torch.nn.Module) -> tuple[Tensor, Tensor]:

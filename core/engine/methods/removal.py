@@ -77,8 +77,7 @@ class UnitRemoval(Removal):
         ):
             kept = masks.kept(position)
             new = (chosen & kept).nonzero().flatten()
-            layer = self.pruner.anatomy.units[position].layer
-            self.pruner.merged += [(layer, *pair) for pair in criterion.hand_over(position, new, kept)]
+            self.pruner.merged += [(position, *pair) for pair in criterion.hand_over(position, new, kept)]
             masks.remove(position, new)
 
     def _scores(self, position: int, criterion: Criterion) -> Tensor:

@@ -16,44 +16,48 @@ KEPT, MERGED, REMOVED = "#1f5f8b", "#e2a03f", "#dfe3e6"
 
 
 def plot_structure(layers: list[dict[str, Any]], path: Path) -> None:
-    """Draw the report's `layers` entry: one row a layer, the first at the bottom."""
-    figure = Figure(figsize=(9, 1.6 + 0.32 * len(layers)), layout="constrained")
-    heads, neurons = figure.subplots(1, 2, sharey=True)
-    _draw_heads(heads, layers)
-    _draw_neurons(neurons, layers)
-    heads.set_yticks(range(len(layers)), [str(layer["layer"]) for layer in layers])
+    """Draw the report's `layers` entry: one row an attention or MLP, the first layer's at the bottom."""
+    attentions = [(layer["layer"], attention) for layer in layers for attention in layer["attentions"]]
+    mlps = [(layer["layer"], mlp["neurons"]) for layer in layers for mlp in layer["mlps"]]
+    figure = Figure(figsize=(9, 1.6 + 0.32 * max(len(attentions), len(mlps))), layout="constrained")
+    heads, neurons = figure.subplots(1, 2)
+    _draw_heads(heads, [attention["heads"] for _, attention in attentions])
+    _draw_neurons(neurons, [units for _, units in mlps])
+    labels = [f"{layer} cross" if attention["cross"] else str(layer) for layer, attention in attentions]
+    heads.set_yticks(range(len(labels)), labels)
     heads.set_ylabel("layer")
+    neurons.set_yticks(range(len(mlps)), [str(layer) for layer, _ in mlps])
     for axes in (heads, neurons):
         axes.spines[["top", "right"]].set_visible(False)
     names = {KEPT: "kept", REMOVED: "removed"}
-    if any(layer["heads"]["merged"] for layer in layers):
+    if any(attention["heads"]["merged"] for _, attention in attentions):
         names[MERGED] = "merged into another"
     handles = [Patch(color=color, label=name) for color, name in names.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def _draw_heads(axes: Axes, layers: list[dict[str, Any]]) -> None:
+def _draw_heads(axes: Axes, attentions: list[dict[str, Any]]) -> None:
     """One square a head (group), at its index in the dense model."""
-    for row, layer in enumerate(layers):
-        kept = set(layer["heads"]["kept_indices"])
-        merged = {merge["removed"] for merge in layer["heads"]["merged"]}
-        count = layer["heads"]["dense"]
+    for row, heads in enumerate(attentions):
+        kept = set(heads["kept_indices"])
+        merged = {merge["removed"] for merge in heads["merged"]}
+        count = heads["dense"]
         colors = [KEPT if i in kept else MERGED if i in merged else REMOVED for i in range(count)]
         axes.barh([row] * count, [0.8] * count, left=[i - 0.4 for i in range(count)], height=0.7, color=colors)
-    grouped = layers[0]["heads"]["query_heads_per_group"] > 1
+    grouped = attentions[0]["query_heads_per_group"] > 1
     axes.set_title("attention heads" + (" (groups sharing a key and value)" if grouped else ""), fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("index in the dense model")
 
 
-def _draw_neurons(axes: Axes, layers: list[dict[str, Any]]) -> None:
-    """How many of a layer's MLP neurons stay."""
-    rows = range(len(layers))
-    axes.barh(rows, [layer["neurons"]["dense"] for layer in layers], height=0.7, color=REMOVED)
-    axes.barh(rows, [layer["neurons"]["kept"] for layer in layers], height=0.7, color=KEPT)
-    for row, layer in enumerate(layers):
-        axes.annotate(f" {layer['neurons']['kept']}", (layer["neurons"]["kept"], row), va="center", fontsize=8)
+def _draw_neurons(axes: Axes, mlps: list[dict[str, Any]]) -> None:
+    """How many of an MLP's neurons stay."""
+    rows = range(len(mlps))
+    axes.barh(rows, [neurons["dense"] for neurons in mlps], height=0.7, color=REMOVED)
+    axes.barh(rows, [neurons["kept"] for neurons in mlps], height=0.7, color=KEPT)
+    for row, neurons in enumerate(mlps):
+        axes.annotate(f" {neurons['kept']}", (neurons["kept"], row), va="center", fontsize=8)
     axes.set_title("MLP neurons", fontsize=11)
     axes.set_xlabel("neurons")
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Layer, Units
+from core.engine.anatomy import Anatomy, Attention, Layer, Units
 from core.engine.methods import Pruner
 from core.engine.plan import Plan
 
@@ -13,35 +13,41 @@ from core.engine.plan import Plan
 def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]:
     """One entry a layer of what is kept; indices are those of the dense model. To be called before compaction."""
     plan = pruner.plan()
-    layers = []
-    for index, (layer, kept) in enumerate(zip(anatomy.layers, plan.layers, strict=True)):
-        attention, mlp = layer.attention, layer.mlp
-        layers.append(
-            {
-                "layer": index,
-                "heads": {
-                    **_counts(attention.units, kept.heads),
-                    "kept_indices": list(kept.heads),
-                    "query_heads_per_group": attention.queries_per_group,
-                    "merged": [
-                        {"removed": removed, "into": into} for at, removed, into in pruner.merged if at == index
-                    ],
-                    **_scores(pruner.last_scores[anatomy.position(index, "heads")], kept.heads),
-                },
-                "neurons": {
-                    **_counts(mlp.units, kept.neurons),
-                    "kept_indices": list(kept.neurons),
-                    **_scores(pruner.last_scores[anatomy.position(index, "neurons")], kept.neurons),
-                },
-                **_inputs(attention.inputs, kept.inputs),
-                "zero_weights_in_kept": _zero_weights(layer, plan),
-            }
-        )
-    return layers
+    names = {module: name for name, module in anatomy.model.base_model.named_modules()}
+    return [
+        {
+            "layer": index,
+            "module": names[layer.module],
+            "attentions": [_attention(attention, pruner, plan) for attention in layer.attentions],
+            "mlps": [{"neurons": _units(mlp.units, pruner, plan)} for mlp in layer.mlps],
+            "zero_weights_in_kept": _zero_weights(layer, plan),
+        }
+        for index, layer in enumerate(anatomy.layers)
+    ]
 
 
-def _counts(units: Units, kept: tuple[int, ...]) -> dict[str, int]:
-    return {"dense": units.count, "kept": len(kept), "removed_parameters": (units.count - len(kept)) * units.cost}
+def _attention(attention: Attention, pruner: Pruner, plan: Plan) -> dict[str, Any]:
+    merged = [(removed, into) for at, removed, into in pruner.merged if at == attention.units.position]
+    return {
+        "cross": attention.row.cross,
+        "heads": {
+            **_units(attention.units, pruner, plan),
+            "query_heads_per_group": attention.queries_per_group,
+            "merged": [{"removed": removed, "into": into} for removed, into in merged],
+        },
+        **_inputs(attention.inputs, plan.kept(attention.inputs)),
+    }
+
+
+def _units(units: Units, pruner: Pruner, plan: Plan) -> dict[str, Any]:
+    kept = plan.kept(units)
+    return {
+        "dense": units.count,
+        "kept": len(kept),
+        "removed_parameters": (units.count - len(kept)) * units.cost,
+        "kept_indices": list(kept),
+        **_scores(pruner.last_scores[units.position], kept),
+    }
 
 
 def _scores(scores: Tensor, kept: tuple[int, ...]) -> dict[str, float | None]:

@@ -29,11 +29,11 @@ def describe_topology(dense: Anatomy, pruned: Anatomy, plan: Plan, method: Metho
     options = method if isinstance(method, NeuroPrune) else NeuroPrune(name="neuroprune")
     # Were epsilon zero, zeros would be connections.
     epsilon = max(options.epsilon, torch.finfo(torch.float32).tiny)
-    everything = [torch.ones(layer.attention.groups, dtype=torch.bool) for layer in dense.layers]
+    everything = [torch.ones(attention.groups, dtype=torch.bool) for attention in dense.attentions]
     kept = []
-    for whole, layer in zip(everything, plan.layers, strict=True):
+    for whole, attention in zip(everything, dense.attentions, strict=True):
         kept.append(torch.zeros_like(whole))
-        kept[-1][list(layer.heads)] = True
+        kept[-1][list(plan.kept(attention.units))] = True
     return {
         "epsilon": epsilon,
         "theta": options.theta,
@@ -52,9 +52,9 @@ def describe_topology(dense: Anatomy, pruned: Anatomy, plan: Plan, method: Metho
 
 def _degree(anatomy: Anatomy, epsilon: float) -> dict[str, Any]:
     """Fractional degree of the MLP neurons, in percent; `rows` as the paper counts."""
-    by_layer = [neuron_degrees(layer.mlp, epsilon) for layer in anatomy.layers]
+    by_layer = [neuron_degrees(mlp, epsilon) for mlp in anatomy.mlps]
     neurons = together(by_layer)
-    rows_by_layer = [row_degrees(layer.mlp, epsilon) for layer in anatomy.layers]
+    rows_by_layer = [row_degrees(mlp, epsilon) for mlp in anatomy.mlps]
     tail = fit_tail(neurons.connections)
     return {
         "mean": neurons.mean,
@@ -70,8 +70,9 @@ def _degree(anatomy: Anatomy, epsilon: float) -> dict[str, Any]:
 
 
 def _graphs(anatomy: Anatomy, kept: list[torch.Tensor], theta: float) -> list[dict[str, int]]:
-    layers = zip(anatomy.layers, kept, strict=True)
-    return [asdict(head_graph(layer.attention, mask, theta)) for layer, mask in layers]
+    """One an attention."""
+    attentions = zip(anatomy.attentions, kept, strict=True)
+    return [asdict(head_graph(attention, mask, theta)) for attention, mask in attentions]
 
 
 def _zeros(anatomy: Anatomy) -> dict[str, list[float]]:

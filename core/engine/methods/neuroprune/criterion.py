@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Layer, Units
+from core.engine.anatomy import Anatomy, Mlp, Units
 from core.engine.methods.base import Criterion, by_mean, strengths
 from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
@@ -31,6 +31,10 @@ class NeuroPruneCriterion(Criterion):
         super().__init__(anatomy)
         self.options = options
         self.saliency = [torch.zeros(u.count) for u in anatomy.units]
+        self.attentions = {attention.units.position: attention for attention in anatomy.attentions}
+        """By the position of their heads."""
+        self.owners = [part for layer in anatomy.layers for part in layer.parts for _ in part.matrices]
+        """What each matrix is part of, by its position."""
 
     def observe(self) -> None:
         """First-order saliency: the squared change in loss if a unit were scaled away (Molchanov 2017)."""
@@ -48,42 +52,41 @@ class NeuroPruneCriterion(Criterion):
 
     def shrink(self, learning_rate: float) -> None:
         alpha, beta = self.options.strengths()
-        for layer in self.anatomy.layers:
-            if alpha:
-                for matrix in (*layer.mlp.inputs, layer.mlp.output):
-                    attach_preferentially_(matrix.weight, learning_rate * alpha, self.options.epsilon)
-            if beta:
-                sparsify_groups_([matrix.weight for matrix in layer.attention.projections], learning_rate * beta)
+        if alpha:
+            for matrix in (matrix for mlp in self.anatomy.mlps for matrix in mlp.matrices):
+                attach_preferentially_(matrix.weight, learning_rate * alpha, self.options.epsilon)
+        if beta:
+            for readers in (readers for attention in self.anatomy.attentions for readers in attention.readers):
+                sparsify_groups_([matrix.weight for matrix in readers], learning_rate * beta)
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
         worth = self.saliency[position].sqrt() if self.options.importance else self._connectivity(units)
         scores = by_mean(worth, kept)
         if units.kind == "heads" and self.options.redundancy:
-            successors = representatives(self.anatomy.layers[units.layer].attention, kept, self.options.theta)
+            successors = representatives(self.attentions[position], kept, self.options.theta)
             redundant = successors != torch.arange(len(successors))
             scores = torch.where(redundant, scores - scores.max() - 1, scores)
         return scores
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
-        layer, place = self._owner(position)
-        weight = self.anatomy.matrices[position].weight.abs()
-        projections = [matrix.weight for matrix in layer.attention.projections]
-        if place < len(projections):
-            # The norm of the in-row's group, as eq. 2 has it: sparse groups lose.
-            weight = weight * sum_of_columns(projections).sqrt()
-        elif place > len(projections):
-            degree = self._degrees(layer)
-            is_output = place == len(layer.matrices) - 1
+        matrix, owner = self.anatomy.matrices[position], self.owners[position]
+        weight = matrix.weight.abs()
+        if isinstance(owner, Mlp):
+            degree = self._degrees(owner)
+            is_output = matrix == owner.output
             # Gate and up may be fused: the rows of one after those of the other.
             weight = weight * (degree if is_output else degree.repeat(len(weight) // len(degree))[:, None])
+        elif matrix != owner.output:
+            readers = next(readers for readers in owner.readers if matrix in readers)
+            # The norm of the in-row's group, as eq. 2 has it: sparse groups lose.
+            weight = weight * sum_of_columns([reader.weight for reader in readers]).sqrt()
         return by_mean(weight, kept)
 
     def hand_over(self, position: int, removed: Tensor, kept: Tensor) -> list[tuple[int, int]]:
-        units = self.anatomy.units[position]
-        if units.kind != "heads":
+        attention = self.attentions.get(position)
+        if attention is None:
             return []
-        attention = self.anatomy.layers[units.layer].attention
         successors = torch.arange(len(kept))
         if self.options.redundancy:
             successors = representatives(attention, kept, self.options.theta)
@@ -107,13 +110,8 @@ class NeuroPruneCriterion(Criterion):
         read = strengths(units.reads)
         return read * strengths(units.writes) if units.writes else read
 
-    def _owner(self, position: int) -> tuple[Layer, int]:
-        """The layer of a matrix, and the matrix's place in it."""
-        size = len(self.anatomy.layers[0].matrices)
-        return self.anatomy.layers[position // size], position % size
-
-    def _degrees(self, layer: Layer) -> Tensor:
+    def _degrees(self, mlp: Mlp) -> Tensor:
         """Share of its possible connections that each MLP neuron has left, in and out, [N]; a lone one still counts."""
-        weights = [part.values.flatten(1) for part in layer.mlp.units.slices if part.name == "weight"]
+        weights = [part.values.flatten(1) for part in mlp.units.slices if part.name == "weight"]
         connections = torch.stack([(w.abs() >= self.options.epsilon).float().mean(1) for w in weights]).mean(0)
         return connections.clamp_min(torch.finfo(connections.dtype).tiny)

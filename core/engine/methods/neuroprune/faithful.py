@@ -26,11 +26,12 @@ class FaithfulNeuroPrune(Pruner):
         """alpha * sum of R_mlp + beta * sum of R_attn over the layers, with gradients."""
         alpha, beta = self.options.strengths()
         parts = []
-        for layer in self.anatomy.layers:
-            epsilon = self.options.epsilon
-            rows = [preferential_attachment(m.differentiable, epsilon) for m in (*layer.mlp.inputs, layer.mlp.output)]
+        for mlp in self.anatomy.mlps:
+            rows = [preferential_attachment(m.differentiable, self.options.epsilon) for m in mlp.matrices]
             parts.append(alpha * torch.stack(rows).sum())
-            parts.append(beta * group_sparsity([m.differentiable for m in layer.attention.projections]))
+        for attention in self.anatomy.attentions:
+            for readers in attention.readers:
+                parts.append(beta * group_sparsity([matrix.differentiable for matrix in readers]))
         return torch.stack(parts).sum()
 
     def step(self, step: int, learning_rate: float) -> None:
@@ -39,14 +40,14 @@ class FaithfulNeuroPrune(Pruner):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Algorithms 2 and 3 on every layer: each dominated head hands its output over and goes."""
-        for index, layer in enumerate(self.anatomy.layers):
-            position = self.anatomy.position(index, "heads")
-            successors = representatives(layer.attention, self.masks.kept(position), self.options.theta)
+        """Algorithms 2 and 3 on every attention: each dominated head hands its output over and goes."""
+        for attention in self.anatomy.attentions:
+            position = attention.units.position
+            successors = representatives(attention, self.masks.kept(position), self.options.theta)
             removed = (successors != torch.arange(len(successors))).nonzero().flatten()
             for head in removed.tolist():
-                hand_over_(layer.attention, head, int(successors[head]))
-                self.merged.append((index, head, int(successors[head])))
+                hand_over_(attention, head, int(successors[head]))
+                self.merged.append((position, head, int(successors[head])))
             self.masks.remove(position, removed)
 
     @torch.no_grad()
