@@ -37,15 +37,15 @@ class AttentionRow:
     `interleaved`, head by head, that is, query, key and value of the first head (with grouped-query attention: of the
     first group), then those of the second.
 
-    `further_projections` are projections besides, such as those of relative positions, with rows for each query head; a
-    layer has all, some or none of them. `further_inputs` names the arguments of the core's forward, besides the first,
+    `further_projections` are projections besides, such as those of relative positions, with rows for each query head;
+    a layer has all, some or none of them. `further_inputs` names arguments of the core's forward, besides the first,
     that any of the projections reads.
 
     `heads` and `key_value_heads` are the config's entries that say how many there are. `cross` is true where key and
     value read the output of another stack. `returns` is the length of the tuple that the core's forward returns.
-    `norm` is a norm inside of the core, if it adds what it reads and normalises the sum. `by_head` names an argument of
-    the core's forward with an entry for each query head, [batch, heads, …, …] or [batch * heads, …, …].
-    `residual` names one that it adds to the output.
+    `norm` is a norm inside of the core, if it adds what it reads and normalises the sum. `residual` names an argument
+    of the core's forward that it adds to the output. `by_head` names those, made outside of the layers, that have an
+    entry for each dense head: [batch, heads, …] or, with three dimensions, [batch * heads, …, …].
     """
 
     core: str
@@ -65,7 +65,7 @@ class AttentionRow:
     returns: int = 2
     norm: str | None = None
     bias: BiasRow | None = None
-    by_head: str | None = None
+    by_head: tuple[str, ...] = ()
     residual: str | None = None
 
 
@@ -145,6 +145,15 @@ class Family:
         """What a job may ask for in `export.formats`."""
         everywhere = ("safetensors", "onnx", "executorch")
         return everywhere if self.gguf is None else (*everywhere, "gguf")
+
+    def with_all_heads(self) -> "Family":
+        """The row of models that keep all of their heads: nothing is narrowed to some of them."""
+
+        def whole(attention: AttentionRow) -> AttentionRow:
+            return replace(attention, bias=None, by_head=())
+
+        stacks = (replace(stack, attentions=tuple(map(whole, stack.attentions))) for stack in self.stacks)
+        return replace(self, stacks=tuple(stacks))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -342,27 +351,6 @@ FAMILIES: tuple[Family, ...] = (
         tasks=_ENCODER_TASKS,
         uniform=UniformRow(neurons="hidden_dim"),
     ),
-    Family(
-        model_type="mpnet",
-        title="MPNet",
-        stacks=one_stack(
-            "encoder.layer",
-            AttentionRow(
-                core="attention.attn",
-                query="attention.attn.q",
-                key="attention.attn.k",
-                value="attention.attn.v",
-                output="attention.attn.o",
-                widths=("attention.attn.all_head_size",),
-                returns=1,
-                by_head="position_bias",
-            ),
-            _BERT_MLP,
-        ),
-        tasks=_ENCODER_TASKS,
-        positions_after_padding=True,
-        uniform=UniformRow(neurons="intermediate_size"),
-    ),
     _LLAMA,
     replace(_LLAMA, model_type="mistral", title="Mistral", uniform=_FREE_HEADS),
     replace(_LLAMA, model_type="qwen2", title="Qwen2", uniform=_FREE_HEADS),
@@ -475,7 +463,7 @@ FAMILIES: tuple[Family, ...] = (
                 output="self_attention.dense",
                 head_counts=("self_attention.num_heads",),
                 interleaved=True,
-                by_head="alibi",
+                by_head=("alibi",),
                 residual="residual",
             ),
             MlpRow(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h", fixed_activation="gelu_new"),
@@ -512,6 +500,28 @@ FAMILIES: tuple[Family, ...] = (
             MlpRow(inputs=("mlp.Wi", "mlp.Wi"), output="mlp.Wo", activation="hidden_activation"),
         ),
         tasks=_ENCODER_TASKS,
+        uniform=UniformRow(neurons="intermediate_size"),
+    ),
+    Family(
+        model_type="mpnet",
+        title="MPNet",
+        stacks=one_stack(
+            "encoder.layer",
+            AttentionRow(
+                core="attention.attn",
+                query="attention.attn.q",
+                key="attention.attn.k",
+                value="attention.attn.v",
+                output="attention.attn.o",
+                head_counts=("attention.attn.num_attention_heads",),
+                widths=("attention.attn.all_head_size",),
+                returns=1,
+                by_head=("position_bias",),
+            ),
+            _BERT_MLP,
+        ),
+        tasks=_ENCODER_TASKS,
+        positions_after_padding=True,
         uniform=UniformRow(neurons="intermediate_size"),
     ),
     Family(

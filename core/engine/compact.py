@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Attention, Slice, Units
+from core.engine.anatomy import Anatomy, Attention, Layout, Slice, Units
 from core.engine.export.modeling_neuroprune import FORMAT, KEPT_HEADS, READ_DIMENSIONS, narrow
 from core.engine.plan import Plan
 
@@ -19,7 +19,13 @@ def describe(anatomy: Anatomy, plan: Plan) -> dict[str, Any]:
         }
         for layer in anatomy.layers
     ]
-    return {"format": FORMAT, "family": anatomy.family.as_dict(), "layers": layers}
+    family = anatomy.family if _loses_heads(anatomy, plan) else anatomy.family.with_all_heads()
+    return {"format": FORMAT, "family": family.as_dict(), "layers": layers}
+
+
+def _loses_heads(anatomy: Anatomy, plan: Plan) -> bool:
+    """Whether what a model makes for all heads is to be narrowed to those that are left."""
+    return any(len(plan.kept(attention.units)) < attention.units.count for attention in anatomy.attentions)
 
 
 def _widths(attention: Attention, plan: Plan) -> dict[str, int]:
@@ -73,11 +79,15 @@ def _note_choice(anatomy: Anatomy, attention: Attention, plan: Plan) -> None:
     if _gathers(attention, plan):
         dimensions = layer.get_submodule(row.core).get_buffer(READ_DIMENSIONS)
         dimensions.copy_(torch.tensor(plan.kept(attention.inputs)))
-    heads = plan.kept(attention.units)
-    if heads and row.by_head is not None:
-        layer.get_submodule(row.core).get_buffer(KEPT_HEADS).copy_(torch.tensor(heads))
-    if heads and row.bias is not None and row.bias.table is not None:
-        layer.get_submodule(row.bias.table).get_buffer(KEPT_HEADS).copy_(torch.tensor(heads))
+    groups = torch.tensor(plan.kept(attention.units), dtype=torch.long)
+    if not len(groups) or not _loses_heads(anatomy, plan):
+        return
+    queries = attention.queries_per_group
+    heads = Layout(attention.groups, queries, 0, queries).index(groups)
+    if row.by_head:
+        layer.get_submodule(row.core).get_buffer(KEPT_HEADS).copy_(heads)
+    if row.bias is not None and row.bias.table is not None:
+        layer.get_submodule(row.bias.table).get_buffer(KEPT_HEADS).copy_(heads)
 
 
 Held = list[tuple[Units, Slice]]

@@ -179,12 +179,10 @@ def test_layers_of_one_width_keep_their_own_best():
     pruner = removing(anatomy, 0.5, layer_floor=0.0, uniform=True)
     pruner.criterion.unit_scores = lambda position, kept: 100.0 * position - torch.arange(len(kept))
     pruner.removal.advance(1.0, pruner.criterion)
-    plans = pruner.plan().layers
-    assert 0 < len(plans[0].heads) < 4
-    assert 0 < len(plans[0].neurons) < 48
-    for plan in plans:
-        assert plan.heads == plans[0].heads == tuple(range(len(plan.heads)))
-        assert plan.neurons == plans[0].neurons == tuple(range(len(plan.neurons)))
+    for kind, count in (("heads", 4), ("neurons", 48)):
+        first, *others = (pruner.plan().indices[i] for i in anatomy.positions(kind))
+        assert 0 < len(first) < count
+        assert {first, *others} == {tuple(range(len(first)))}
 
 
 def test_an_unreachable_target_says_what_is_possible():

@@ -55,11 +55,11 @@ def test_the_target_is_met_exactly_and_what_is_gone_stays_gone(case, make):
 def test_whole_units_can_go_to_one_width(case, family, task):
     """BERT's heads stay: its stock class cannot have fewer."""
     anatomy = bind(tiny_families.model(family, task))
-    parameters, cost = anatomy.encoder_parameters, anatomy.layers[0].mlp.units.cost
+    parameters, cost = anatomy.encoder_parameters, anatomy.mlps[0].units.cost
     pruner = build_pruner(anatomy, case.method(), 0.4, SCHEDULE, seed=0, uniform=True)
     train(pruner)
     pruner.finish()
-    heads, neurons = ({len(getattr(layer, kind)) for layer in pruner.plan().layers} for kind in ("heads", "neurons"))
+    heads, neurons = ({len(pruner.plan().indices[i]) for i in anatomy.positions(kind)} for kind in ("heads", "neurons"))
     assert (len(heads), len(neurons)) == (1, 1)
     assert (heads == {4}) == (family == "bert")
     assert 0 <= pruner.sparsity * parameters - int(0.4 * parameters) <= 3 * cost

@@ -54,7 +54,7 @@ class _Attention(_Part):
     returns: Count
     norm: str | None
     bias: _Bias | None
-    by_head: str | None
+    by_head: list[str]
     residual: str | None
 
 

@@ -207,7 +207,7 @@ def in_newest_format(description: dict[str, Any]) -> dict[str, Any]:
         "returns": 2,
         "norm": None,
         "bias": None,
-        "by_head": None,
+        "by_head": [],
         "residual": None,
         **family["attention"],
     }
@@ -271,21 +271,13 @@ def _narrow_attention(layers: list[nn.Module], index: int, row: dict[str, Any], 
         return
     if inputs is not None:
         _read_some(core, inputs, row["further_inputs"])
-    if row["by_head"] is not None:
-        _read_own_heads(core, row["by_head"], widths["heads"])
     if row["bias"] is not None:
         _make_own_bias(layers, index, core, row["bias"], widths["heads"])
-
-
-def _read_own_heads(core: nn.Module, argument: str, heads: int) -> None:
-    """Let an attention see the entries of its own heads, those of a buffer that is saved with the weights.
-
-    Args:
-        argument: Of its forward, by position or by name: [batch, heads, …, …] or [batch * heads, …, …].
-    """
-    core.register_buffer(KEPT_HEADS, torch.arange(heads))
-    hook = partial(_select_heads, argument=argument, position=_position(core, argument))
-    core.register_forward_pre_hook(hook, with_kwargs=True)
+    if row["by_head"]:
+        core.register_buffer(KEPT_HEADS, torch.arange(widths["heads"]))
+    for argument in row["by_head"]:
+        hook = partial(_select_heads, argument, _position(core, argument))
+        core.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _position(core: nn.Module, argument: str) -> int:
@@ -294,15 +286,18 @@ def _position(core: nn.Module, argument: str) -> int:
 
 
 def _select_heads(
-    core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, argument: str, position: int
+    argument: str, position: int, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """Narrow one argument to the heads that the attention kept; the hidden states are the first one, by position."""
-    heads = core.get_buffer(KEPT_HEADS)
+    """[batch, all heads, …] → [batch, kept heads, …], one argument of an attention's forward.
+
+    Or [batch * all heads, …, …] → [batch * kept heads, …, …], where the hidden states are the first by position.
+    """
+    kept = core.get_buffer(KEPT_HEADS)
     given = kwargs[argument] if argument in kwargs else args[position]
     if given.ndim == 3:
-        own = given.unflatten(0, (args[0].shape[0], -1)).index_select(1, heads).flatten(0, 1)
+        own = given.unflatten(0, (args[0].shape[0], -1)).index_select(1, kept).flatten(0, 1)
     else:
-        own = given.index_select(1, heads)
+        own = given.index_select(1, kept)
     if argument in kwargs:
         return args, {**kwargs, argument: own}
     return (*args[:position], own, *args[position + 1 :]), kwargs
