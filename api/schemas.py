@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core.catalog import MethodEntry
 from core.errors import ErrorCode
-from core.families import Family
+from core.family import Family
 from core.jobs.records import ArtifactRecord, Event, EventType, FileRecord, Job, Purpose
 from core.jobs.spec import JobSpec
 from core.jobs.state import Status

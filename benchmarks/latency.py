@@ -26,13 +26,14 @@ from matplotlib.figure import Figure
 from transformers import BertConfig, BertModel, PreTrainedModel, set_seed
 
 from benchmarks.trials import Results
-from core.engine.anatomy import KINDS, bind
+from core.engine.anatomy import bind
 from core.engine.compact import compact
 from core.engine.export.onnx import export_onnx, open_session, run_session
 from core.engine.in_rows import GATHER_COST, gather_where_faster
 from core.engine.measure import Latency, Runs, full_batch, interleave
 from core.engine.plan import Plan
 from core.engine.tasks import TASKS
+from core.engine.units import KINDS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Results(Path(__file__).parent / "results" / "latency.jsonl")

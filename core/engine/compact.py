@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Attention, Layout, Slice, Units
+from core.engine.anatomy import Anatomy, Attention
 from core.engine.export.modeling_neuroprune import FORMAT, KEPT_HEADS, READ_DIMENSIONS, narrow
 from core.engine.plan import Plan
+from core.engine.units import Layout, Slice, Units
 
 
 def describe(anatomy: Anatomy, plan: Plan) -> dict[str, Any]:

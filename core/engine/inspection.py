@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from core.errors import InvalidModelError, NeuroPruneError
-from core.families import Family, StackRow, family_of
+from core.families import family_of
+from core.family import Family, StackRow
 
 Shapes = dict[str, tuple[int, ...]]
 

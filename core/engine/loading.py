@@ -21,7 +21,8 @@ from core.engine.inspection import (
 )
 from core.engine.tasks import Task
 from core.errors import InvalidModelError
-from core.families import FAMILIES, Family, family_of
+from core.families import FAMILIES, family_of
+from core.family import Family
 from core.progress import Reporter, Warned
 
 TOKENIZER_FILES = (

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Kind, Units
+from core.engine.anatomy import Anatomy
+from core.engine.units import Kind, Units
 
 
 @dataclass(frozen=True, slots=True)

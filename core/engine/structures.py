@@ -5,12 +5,13 @@ best units, as many as in all others, and its config says so with entries that t
 its shapes: what was pruned is zero.
 """
 
-from core.engine.anatomy import Anatomy, Kind
+from core.engine.anatomy import Anatomy
 from core.engine.compact import compact, describe, shrink
 from core.engine.in_rows import gather_where_faster
 from core.engine.plan import Plan
+from core.engine.units import Kind
 from core.errors import InvalidModelError
-from core.families import UniformRow
+from core.family import UniformRow
 from core.jobs.spec import Structure
 
 

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Attention, Layer, Mlp, Slice
+from core.engine.anatomy import Anatomy, Attention, Layer, Mlp
 from core.engine.methods.neuroprune.redundancy import distances, head_matrix, representatives
 from core.engine.plan import Plan
+from core.engine.units import Slice
 
 MATRIX_KINDS = ("query", "key", "value", "attention_output", "mlp_input", "mlp_output")
 HISTOGRAM_BINS = 20

@@ -15,12 +15,13 @@ import torch
 from transformers import AutoImageProcessor, GenerationMixin, PreTrainedModel, dynamic_module_utils
 
 from client.load import load
-from core.engine.anatomy import Units, bind, count_parameters
+from core.engine.anatomy import bind, count_parameters
 from core.engine.compact import compact
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx, open_session, run_session
 from core.engine.plan import Masks, Plan
 from core.engine.tasks import TASKS
+from core.engine.units import Units
 from core.engine.verify import TOLERANCE, differences, inspect, verify
 from core.errors import UnknownFamilyError, VerificationError
 from core.families import FAMILIES, family_of

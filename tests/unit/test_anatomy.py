@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.anatomy import Layout, bind
+from core.engine.anatomy import bind
+from core.engine.units import Layout
 from tests import tiny, tiny_families
 from tests.pruning import every_storage
 

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.pytorch_utils import Conv1D
 
-from core.engine.anatomy import Matrix, bind
+from core.engine.anatomy import bind
 from core.engine.methods.base import Criterion
 from core.engine.methods.removal import PatternRemoval, WeightRemoval, lowest_of_each, weights_to_remove
 from core.engine.plan import WeightMasks
+from core.engine.units import Matrix
 from core.errors import NumericalError, UnreachableTargetError
 from tests import tiny
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, T5EncoderModel
 
-from core.engine.anatomy import Matrix, bind, count_parameters
+from core.engine.anatomy import bind, count_parameters
 from core.engine.loading import check_architecture
 from core.engine.methods.budget import Budget
 from core.engine.report.plot import plot_structure
 from core.engine.report.structure import describe_structure
+from core.engine.units import Matrix
 from core.errors import InvalidModelError, UnreachableTargetError
 from tests import tiny, tiny_families
 from tests.pruning import Case, adamw, check_target, take_step, train

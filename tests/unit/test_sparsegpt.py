@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from core.engine.anatomy import Matrix, bind
+from core.engine.anatomy import bind
 from core.engine.methods.allocation import lowest
 from core.engine.methods.sparsegpt import SparseGPTPruner, compensate_, inverse_factor
+from core.engine.units import Matrix
 from core.errors import NumericalError
 from core.jobs import methods
 from tests import tiny

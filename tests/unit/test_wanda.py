@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.pytorch_utils import Conv1D
 
-from core.engine.anatomy import Matrix, bind
+from core.engine.anatomy import bind
 from core.engine.methods.one_shot import sum_over_tokens
 from core.engine.methods.wanda import WandaPruner, lowest_of_rows, wanda_scores
+from core.engine.units import Matrix
 from core.jobs import methods
 from tests import tiny
 

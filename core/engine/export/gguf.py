@@ -29,7 +29,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from core.engine.export.modeling_neuroprune import READ_DIMENSIONS
 from core.engine.export.vocabulary import read_vocabulary
 from core.errors import InvalidInputError, VerificationError
-from core.families import FAMILIES, AttentionRow, MlpRow, family_of
+from core.families import FAMILIES, family_of
+from core.family import AttentionRow, MlpRow
 
 ACTIVATION = "silu"
 """What both architectures have in their MLPs."""

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Slice
+from core.engine.anatomy import Anatomy
 from core.engine.plan import Masks, Plan
+from core.engine.units import Slice
 
 
 class Pruner(ABC):

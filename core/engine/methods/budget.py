@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.engine.anatomy import Anatomy, Kind
+from core.engine.anatomy import Anatomy
 from core.engine.structures import uniform_head_groups
+from core.engine.units import Kind
 from core.errors import InvalidModelError, UnreachableTargetError
 
 TOLERANCE = 0.001

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from core.engine.anatomy import Anatomy, Attention, Mlp, Slice
+from core.engine.anatomy import Anatomy, Attention, Mlp
 from core.engine.methods.neuroprune.redundancy import hand_over_
 from core.engine.plan import Masks
+from core.engine.units import Slice
 
 
 @torch.no_grad()

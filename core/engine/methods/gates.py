@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Slice, Units
+from core.engine.units import Slice, Units
 
 
 class Gateable(Protocol):

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import KINDS, Anatomy, Kind
+from core.engine.anatomy import Anatomy
 from core.engine.methods.allocation import allocate, check_scores
 from core.engine.methods.base import Criterion, Pruner
 from core.engine.methods.budget import Budget
 from core.engine.plan import WeightMasks
+from core.engine.units import KINDS, Kind
 from core.errors import UnreachableTargetError
 
 

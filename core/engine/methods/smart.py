@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Kind
+from core.engine.anatomy import Anatomy
 from core.engine.methods.base import Criterion, Pruner
 from core.engine.methods.budget import Budget
 from core.engine.methods.connections import release_unconnected
@@ -23,6 +23,7 @@ from core.engine.methods.importance import ImportanceCriterion
 from core.engine.methods.removal import Removal, UnitRemoval, WeightRemoval
 from core.engine.methods.schedule import Schedule
 from core.engine.methods.topk import score_gradient, soft_top_k
+from core.engine.units import Kind
 from core.errors import VerificationError
 from core.jobs.methods import Smart
 

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Attention, Layer, Units
+from core.engine.anatomy import Anatomy, Attention, Layer
 from core.engine.methods import Pruner
 from core.engine.plan import Plan
+from core.engine.units import Units
 
 
 def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]:

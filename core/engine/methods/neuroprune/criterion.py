@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Mlp, Units
+from core.engine.anatomy import Anatomy, Mlp
 from core.engine.methods.base import Criterion, by_mean, strengths
 from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
+from core.engine.units import Units
 from core.jobs.methods import NeuroPrune
 
 SALIENCY_DECAY = 0.95

@@ -7,11 +7,12 @@ connection, so it is set to zero in the end; units left without connections leav
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Matrix
+from core.engine.anatomy import Anatomy
 from core.engine.methods.base import Pruner
 from core.engine.methods.connections import release_unconnected
 from core.engine.methods.neuroprune.penalties import group_sparsity, preferential_attachment
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
+from core.engine.units import Matrix
 from core.jobs.methods import NeuroPrune
 
 
