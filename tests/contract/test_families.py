@@ -25,6 +25,7 @@ from core.engine.units import Units
 from core.engine.verify import TOLERANCE, differences, inspect, verify
 from core.errors import UnknownFamilyError, VerificationError
 from core.families import FAMILIES, family_of
+from core.family import Family
 from core.jobs.spec import Training
 from tests import tiny_families, tiny_tasks
 from tests.tiny_tasks import TINY_TASKS
@@ -41,17 +42,33 @@ class Case:
         return tiny_families.model(self.family, self.task)
 
 
+THOROUGHLY_TRIED = ("bert", "llama")
+"""One family of either kind, for what takes long and depends on the task more than on the family."""
+
+
+def tasks_of(family: Family, kind: str) -> tuple[str, ...]:
+    """With what a kind of a family is tried: a task for each class of models; further kinds with one in all."""
+    tasks = family.tasks or (tiny_families.TRIED[family.model_type],)
+    if kind != family.model_type:
+        return tasks[:1]
+    if kind in THOROUGHLY_TRIED:
+        return tasks
+    by_class: dict[type, str] = {}
+    for task in tasks:
+        by_class.setdefault((TASKS | TINY_TASKS)[task].auto_class, task)
+    return tuple(by_class.values())
+
+
 CASES = [
     Case(kind, task)
     for family in FAMILIES
     for kind in tiny_families.kinds(family.model_type)
-    for task in family.tasks or (tiny_families.TRIED[kind.partition("/")[0]],)
+    for task in tasks_of(family, kind)
 ]
 """All that the table claims, and families that serve no task yet."""
 
 FIRST = [case for index, case in enumerate(CASES) if case.family not in {other.family for other in CASES[:index]}]
-THOROUGH = [case for case in CASES if case.family in ("bert", "llama")]
-"""One family of either kind, for what takes long and depends on the task more than on the family."""
+THOROUGH = [case for case in CASES if case.family in THOROUGHLY_TRIED]
 
 LAYERS = 3
 """Of every stack."""
