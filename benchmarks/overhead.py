@@ -25,7 +25,7 @@ from benchmarks.trials import Results, dense_model
 from core.engine.anatomy import bind, count_parameters
 from core.engine.evaluate import Teacher
 from core.engine.methods import Schedule, build_pruner
-from core.engine.pipeline import Prepared
+from core.engine.preparation import Prepared
 from core.engine.training import StepReport, train
 from core.jobs.spec import JobSpec
 

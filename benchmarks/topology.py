@@ -26,7 +26,7 @@ from core.engine.anatomy import Anatomy, bind
 from core.engine.evaluate import evaluate
 from core.engine.heavy_tail import fit_tail
 from core.engine.methods import Schedule, build_pruner
-from core.engine.pipeline import prune
+from core.engine.pruning import prune
 from core.engine.topology import neuron_degrees, row_degrees, together
 from core.engine.training import StepReport, total_steps
 

@@ -14,7 +14,8 @@ from typing import Any
 from core.engine.anatomy import bind
 from core.engine.evaluate import evaluate
 from core.engine.methods import Schedule, build_pruner
-from core.engine.pipeline import Inputs, Prepared, prepare, prune
+from core.engine.preparation import Inputs, Prepared, prepare
+from core.engine.pruning import prune
 from core.engine.training import StepReport, total_steps, train
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec

@@ -10,7 +10,7 @@ from torch import nn
 from core.engine.anatomy import bind
 from core.engine.evaluate import HiddenTeacher, Teacher
 from core.engine.methods import Schedule, build_pruner
-from core.engine.pipeline import prune
+from core.engine.pruning import prune
 from core.engine.tasks import TASKS
 from core.jobs import methods, spec
 from tests import tiny

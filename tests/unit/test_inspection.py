@@ -11,6 +11,7 @@ from core.engine import pipeline
 from core.engine.anatomy import bind
 from core.engine.data import Features
 from core.engine.loading import fitting_length
+from core.engine.preparation import Inputs
 from core.engine.trial import check_runs
 from core.errors import InvalidDataError, InvalidModelError
 from core.families import FAMILIES
@@ -50,7 +51,7 @@ def load(folder, task="sentence-embedding", texts=None, labels=None, **training)
         if isinstance(message, Warned):
             warnings.append(message.message)
 
-    inputs = pipeline.Inputs(model=folder, train=data)
+    inputs = Inputs(model=folder, train=data)
     with pytest.raises(EndOfLoadingError):
         pipeline.run(resolve(JobSpec.model_validate(spec)), inputs, folder.parent / "bundle", report)
     return warnings

@@ -1,0 +1,177 @@
+"""From a pruned model to a verified bundle.
+
+compacting → evaluating → exporting → verifying
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.engine.anatomy import Anatomy, bind
+from core.engine.data import Batch, Features
+from core.engine.evaluate import Evaluation, evaluate
+from core.engine.export.bundle import compressed_bytes, write_compressed, write_manifest, write_model, write_probe
+from core.engine.export.executorch import export_executorch
+from core.engine.export.gguf import export_gguf
+from core.engine.export.onnx import export_onnx
+from core.engine.loading import move
+from core.engine.measure import Performance, Side, measure
+from core.engine.methods import Pruner
+from core.engine.preparation import Inputs, Prepared
+from core.engine.report.card import model_card
+from core.engine.report.document import Measured, build_report, write_report
+from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
+from core.engine.report.structure import describe_structure
+from core.engine.report.topology import describe_topology
+from core.engine.structures import give_structure
+from core.engine.tasks import Task
+from core.engine.tasks.base import model_inputs
+from core.engine.tracker import Tracker
+from core.engine.verify import TOLERANCE, verify
+from core.errors import VerificationError
+from core.jobs.spec import JobSpec, Structure
+from core.progress import Reporter, Warned
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The model before pruning: what pruned ones learn from and are compared with. Its files lie in `folder`."""
+
+    anatomy: Anatomy
+    evaluation: Evaluation
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Makes bundles of one job's pruned models."""
+
+    spec: JobSpec
+    inputs: Inputs
+    prepared: Prepared
+    dense: Dense
+    tracker: Tracker
+    report: Reporter
+
+    def deliver(self, pruner: Pruner, output: Path) -> dict[str, Any]:
+        """Remove for good what the pruner took, write the bundle into `output`, flat, and verify it.
+
+        Args:
+            pruner: Finished; its model is compacted in place.
+            output: An empty folder.
+
+        Returns:
+            The bundle's report.
+
+        Raises:
+            VerificationError: the bundle does not reproduce the pruned model.
+        """
+        prepared, dense, anatomy = self.prepared, self.dense, pruner.anatomy
+        model = anatomy.model
+        with self.tracker.phase("compacting"):
+            structure = describe_structure(anatomy, pruner)
+            masked_parameters = pruner.masks.removed_parameters()
+            topology = describe_topology(dense.anatomy, anatomy, pruner.plan(), self.spec.method)
+            probe = probe_inputs(prepared.task, prepared.held_out)
+            outputs, difference = compact_and_compare(self.spec.structure, prepared.task, pruner, probe)
+        with self.tracker.phase("evaluating"):
+            pruned = evaluate(prepared.task, model, prepared.held_out, dense.evaluation.summaries)
+        with self.tracker.phase("exporting"):
+            sides = {"dense": Side(dense.anatomy.model, dense.folder), "pruned": Side(model, output)}
+            performance = self._export(sides, probe, outputs)
+        with self.tracker.phase("verifying"):
+            findings = verify(output, dense.folder)
+        measured = Measured(
+            baseline=dense.evaluation.metrics,
+            pruned=pruned.metrics,
+            dense=dense.anatomy.model,
+            model=model,
+            encoder_parameters_dense=dense.anatomy.encoder_parameters,
+            encoder_parameters_pruned=bind(model).encoder_parameters,
+            masked_parameters=masked_parameters,
+            performance=performance,
+            compressed_bytes=compressed_bytes(output),
+            peak_memory_bytes=findings.peak_memory_bytes,
+            differences={"compaction": difference, **findings.differences},
+            structure=structure,
+            topology=topology,
+            train_rows=len(prepared.train),
+            held_out_rows=len(prepared.held_out),
+            seconds=self.tracker.seconds,
+        )
+        return self._write_documents(measured, output)
+
+    def _export(self, sides: dict[str, Side], inputs: Batch, outputs: Tensor) -> Performance:
+        """Write the model in all its formats, with a probe, and measure it beside the dense one."""
+        task, formats, (dense, pruned) = self.prepared.task, self.spec.export.formats, sides.values()
+        move(dense.model, "cpu")
+        dense.model.train(False)
+        dense.model.save_pretrained(dense.folder)
+        write_model(pruned.model, self.prepared.tokenizer, task, pruned.folder)
+        write_probe(type(task), inputs, outputs, pruned.folder)
+        if self.spec.structure == "masked":
+            write_compressed(pruned.folder)
+        if "onnx" in formats:
+            for side in sides.values():
+                export_onnx(type(task), side.model, inputs, side.folder / "model.onnx")
+        if "gguf" in formats:
+            export_gguf(pruned.model, self.prepared.tokenizer, pruned.folder / "model.gguf")
+        if "executorch" in formats:
+            length = task.training.max_length
+            export_executorch(type(task), pruned.model, inputs, length, pruned.folder / "model.pte")
+        performance = measure(type(task), sides, inputs)
+        write_manifest(pruned.folder)
+        return performance
+
+    def _write_documents(self, measured: Measured, output: Path) -> dict[str, Any]:
+        """Report, plot, model card, and the manifest anew; returns the report."""
+        spec = self.spec.model_copy(update={"training": self.prepared.task.training})
+        document = build_report(spec, self.inputs.names.get(self.inputs.model, self.inputs.model.name), measured)
+        for name in sorted(measured.baseline.keys() - document["metrics"].keys()):
+            self.report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
+        write_report(document, output)
+        plot_structure(measured.structure, output / STRUCTURE_PLOT)
+        if document["target"]["achieved"] > 0:
+            plot_topology(measured.topology, output / TOPOLOGY_PLOT)
+        (output / "README.md").write_text(model_card(document))
+        write_manifest(output)
+        return document
+
+
+def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs: Batch) -> tuple[Tensor, float]:
+    """Remove for good, as far as the structure allows, on the CPU and in fp32.
+
+    Returns:
+        What the masked model answered to the inputs, and by how much the compacted model differs.
+
+    Raises:
+        VerificationError: by too much.
+    """
+    model = pruner.anatomy.model
+    move(model, "cpu")
+    model.train(False)
+    with torch.inference_mode():
+        masked = task.outputs(model, inputs)
+        give_structure(structure, pruner.anatomy, pruner.plan())
+        difference = float((task.outputs(model, inputs) - masked).abs().max())
+    if not difference <= TOLERANCE["loader"]:
+        raise VerificationError(f"The compacted model's outputs differ from the masked model's by {difference:.1e}.")
+    return masked, difference
+
+
+def probe_inputs(task: Task, held_out: Features) -> Batch:
+    """A few held-out rows, two at least; short ones where there is an output for every token.
+
+    At least two tokens wide, by padding if need be: what is one in an example, ONNX export takes for a constant.
+    """
+    wanted = 8 if task.outputs_per_row else 2
+    rows = [held_out[i * len(held_out) // wanted] for i in range(wanted)]
+    batch = model_inputs(task.collate(rows))
+    if batch["input_ids"].shape[1] == 1:
+        fill = {"input_ids": task.tokenizer.pad_token_id or 0}
+        batch = {name: F.pad(tensor, (0, 1), value=fill.get(name, 0)) for name, tensor in batch.items()}
+    return batch if task.outputs_per_row else {name: tensor[:, :16].contiguous() for name, tensor in batch.items()}

@@ -1,0 +1,61 @@
+"""One training run under a pruner: calibrate, train while it removes, finish."""
+
+from contextlib import ExitStack, closing
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from core.engine.anatomy import bind
+from core.engine.data import Features
+from core.engine.evaluate import HiddenTeacher, Teacher
+from core.engine.methods import Pruner
+from core.engine.tasks import Task
+from core.engine.training import StepListener, train
+
+
+def prune(
+    task: Task, pruner: Pruner, dense: PreTrainedModel, features: Features, steps: int, listen: StepListener
+) -> None:
+    """Calibrate, train while the pruner removes, and finish.
+
+    Args:
+        task: What the model is for.
+        pruner: Bound to the model that is pruned, in place.
+        dense: What that model learns from.
+        features: The training rows.
+        steps: Optimiser steps; 0 for methods that need none.
+        listen: Hears of every step.
+    """
+    model, training = pruner.anatomy.model, task.training
+    pruner.calibrate(partial(_run_calibration, task, model, features))
+    if steps:
+        learns_from_teacher = training.distillation is None or training.distillation > 0
+        teacher = Teacher(task, dense, features) if learns_from_teacher else None
+        with ExitStack() as stack:
+            hidden_teacher = None
+            if training.hidden_distillation:
+                hidden_teacher = stack.enter_context(closing(HiddenTeacher(task, bind(dense), pruner.anatomy)))
+            train(
+                task,
+                model,
+                features,
+                steps=steps,
+                teacher=teacher,
+                hidden_teacher=hidden_teacher,
+                pruner=pruner,
+                listen=listen,
+            )
+    pruner.finish()
+
+
+@torch.no_grad()
+def _run_calibration(task: Task, model: PreTrainedModel, features: Features, rows: int) -> None:
+    """Pass so many rows, drawn with the seed, through the model in eval mode."""
+    was_training = model.training
+    model.train(False)
+    drawn = torch.randperm(len(features), generator=torch.Generator().manual_seed(task.training.seed))[:rows]
+    for chunk in torch.split(drawn, task.training.per_device_eval_batch_size):
+        batch = task.collate([features[i] for i in chunk.tolist()])
+        task.outputs(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+    model.train(was_training)
