@@ -23,6 +23,9 @@ VERSION = "1.0.0"
 MAX_BODY_BYTES = 2**20
 """Of everything but uploads."""
 
+STORAGE_ATTEMPTS = 2
+"""Times a request to a remote store is sent; somebody waits for the answer."""
+
 DESCRIPTION = """\
 Post a transformer, a task and a target; get back a smaller, faster model and the proof.
 
@@ -44,7 +47,7 @@ def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | 
     services = Services(
         settings=settings,
         store=JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts),
-        storage=Storage(settings.storage_url),
+        storage=Storage(settings.storage_url, attempts=STORAGE_ATTEMPTS),
         dispatcher=broker,
     )
 

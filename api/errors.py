@@ -22,6 +22,7 @@ from core.errors import (
     NeuroPruneError,
     NotFoundError,
     StorageError,
+    StorageFullError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -165,7 +166,8 @@ _STATUSES: tuple[tuple[type[NeuroPruneError], int, str], ...] = (
     (NotFoundError, 404, "not_found"),
     (ConflictError, 409, "conflict"),
     (InvalidInputError, 422, "invalid_input"),
-    (StorageError, 507, "storage_full"),
+    (StorageFullError, 507, "storage_full"),
+    (StorageError, 503, "storage_unavailable"),
 )
 
 

@@ -12,7 +12,8 @@ NeuroPruneError
 │   └── LeaseLostError           another attempt owns the job now: change nothing
 ├── VerificationError            a bundle does not reproduce the model it was made from
 ├── NumericalError               training ran into NaN or infinity
-├── StorageError                 the artifact store refused
+├── StorageError                 the artifact store refused, or did not answer
+│   └── StorageFullError         it, or the disk, has no room
 └── ConfigurationError           the service itself is set up wrongly
 """
 
@@ -33,6 +34,7 @@ ErrorCode = Literal[
     "worker_lost",
     "cancelled",
     "storage_full",
+    "storage_unavailable",
     "internal",
 ]
 """The closed list of reasons for which a job fails."""
@@ -119,7 +121,13 @@ class NumericalError(NeuroPruneError):
 
 
 class StorageError(NeuroPruneError):
-    """The artifact store refused to read or write."""
+    """The artifact store refused to read or write, or did not answer; another attempt may succeed."""
+
+    code: ErrorCode = "storage_unavailable"
+
+
+class StorageFullError(StorageError):
+    """There is no room for what was to be written."""
 
     code: ErrorCode = "storage_full"
 

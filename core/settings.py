@@ -20,7 +20,8 @@ class Settings(BaseSettings):
         "redis+socket:///.neuroprune/r.sock", description="Celery broker: redis://… or redis+socket:///…"
     )
     storage_url: str = Field(
-        ".neuroprune/storage", description="Where uploads and artifacts live: a folder, or an fsspec URL."
+        ".neuroprune/storage",
+        description="Where uploads and artifacts live: a folder, or s3://bucket/prefix (AWS_… variables lead there).",
     )
     work_dir: Path = Field(
         Path(".neuroprune/work"), description="Scratch space of running jobs; emptied when they end."

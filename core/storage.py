@@ -1,8 +1,11 @@
-"""Where uploads and artifacts lie: named byte strings in a folder, or on anything that fsspec speaks.
+"""Where uploads and artifacts lie: named byte strings in a folder, or in a bucket on S3.
 
-A key is a relative path such as `artifacts/<job>/1/report.json`. An object appears under its key whole or not at all.
+A key is a relative path such as `artifacts/<job>/1/report.json`. An object appears under its key whole or not at all:
+it is written under a temporary name first. What S3 needs (endpoint, region, credentials) it takes from the `AWS_…`
+variables of the environment, as everything that speaks to S3 does.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -17,9 +20,19 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from core.errors import NotFoundError, StorageError
+from core.errors import NeuroPruneError, NotFoundError, StorageError, StorageFullError
 
 CHUNK_BYTES = 2**20
+READ_AHEAD_BYTES = 8 * 2**20
+"""Of a remote object at once; each costs a request."""
+ATTEMPTS = 6
+"""Times a request to a remote store is sent; the pauses between them double, up to about 20 s in all."""
+
+_CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 30
+_BROKEN_TRANSFERS = 3
+"""Times a request is repeated, with all its attempts, whose answer was cut off or whose connection broke."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=-]*")
 
 
@@ -35,31 +48,38 @@ class Storage:
     """One store.
 
     Args:
-        url: a folder, or an fsspec URL.
+        url: a folder, `s3://bucket/prefix`, or another URL of fsspec's.
+        attempts: times a request to a remote store is sent before it counts as failed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, attempts: int = ATTEMPTS) -> None:
+        is_s3 = url.startswith("s3://")
         self._files: Any
-        self._files, root = fsspec.core.url_to_fs(url)
+        self._files, root = fsspec.core.url_to_fs(url, **(_s3_options(attempts) if is_s3 else {}))
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
+        self._failures = _s3_failures() if is_s3 else (OSError,)
+        if is_s3:
+            self._files.retries = min(attempts, _BROKEN_TRANSFERS)
 
     def put(self, key: str, source: BinaryIO) -> StoredObject:
         """Store everything from where `source` stands, hashing on the way; replaces what was there.
 
         Raises:
+            StorageFullError: there is no room for it.
             StorageError: it could not be written; the key is as it was before.
         """
         path = self._path(key)
         temporary = f"{path}.{secrets.token_hex(8)}.partial"
-        with _as_storage_error(key):
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with self._as_storage_error(key, missing=StorageError):
+            if self._is_local:
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
                 stored = self._write(temporary, source)
                 self._files.mv(temporary, path)
             except BaseException:
-                with suppress(OSError):
-                    self._files.rm(temporary)
+                with suppress(*self._failures):
+                    self._files.rm_file(temporary)
                 raise
         return stored
 
@@ -74,8 +94,8 @@ class Storage:
         Raises:
             NotFoundError: no such object.
         """
-        with _as_storage_error(key):
-            return cast(BinaryIO, self._files.open(self._path(key), "rb"))
+        with self._as_storage_error(key):
+            return cast(BinaryIO, self._files.open(self._path(key), "rb", block_size=READ_AHEAD_BYTES))
 
     def read_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
         """The bytes `start` … `end` (exclusive) in chunks.
@@ -83,7 +103,7 @@ class Storage:
         Raises:
             NotFoundError: no such object; at the call, not at the first chunk.
         """
-        return _chunks(self.open(key), key, start, end)
+        return self._chunks(self.open(key), key, start, end)
 
     def check_writable(self) -> None:
         """Write, and so raise StorageError if that is impossible."""
@@ -91,12 +111,12 @@ class Storage:
 
     def fetch(self, key: str, path: Path) -> StoredObject:
         """Copy the object into a new file; the digest tells whether it is the one that was put."""
-        with self.open(key) as source, path.open("xb") as target:
+        with self.open(key) as source, path.open("xb") as target, self._as_storage_error(key):
             return _copy(source, target)
 
     def delete_prefix(self, prefix: str) -> None:
         """Delete an object, or all below a prefix; nothing there is fine."""
-        with _as_storage_error(prefix), suppress(FileNotFoundError):
+        with self._as_storage_error(prefix), suppress(FileNotFoundError):
             self._files.rm(self._path(prefix), recursive=True)
 
     def local_path(self, key: str) -> Path | None:
@@ -117,14 +137,47 @@ class Storage:
                 os.fsync(target.fileno())
         return stored
 
+    def _chunks(self, source: BinaryIO, key: str, start: int, end: int) -> Iterator[bytes]:
+        with source, self._as_storage_error(key):
+            source.seek(start)
+            left = end - start
+            while left > 0 and (chunk := source.read(min(left, CHUNK_BYTES))):
+                left -= len(chunk)
+                yield chunk
 
-def _chunks(source: BinaryIO, key: str, start: int, end: int) -> Iterator[bytes]:
-    with source, _as_storage_error(key):
-        source.seek(start)
-        left = end - start
-        while left > 0 and (chunk := source.read(min(left, CHUNK_BYTES))):
-            left -= len(chunk)
-            yield chunk
+    @contextmanager
+    def _as_storage_error(self, key: str, missing: type[NeuroPruneError] = NotFoundError) -> Iterator[None]:
+        """Translate what the file system raises; `missing` is what a missing file or bucket means."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise missing(f"There is nothing stored under {key!r}.") from error
+        except self._failures as error:
+            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                raise StorageFullError(f"There is no room for {key!r}.") from error
+            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+            raise StorageError(f"The store could not handle {key!r}: {reason}.") from error
+
+
+def _s3_options(attempts: int) -> dict[str, Any]:
+    """No listings from memory: other processes write, too. A slow answer is none, and a failed request is repeated."""
+    return {
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+        "config_kwargs": {
+            "connect_timeout": _CONNECT_SECONDS,
+            "read_timeout": _ANSWER_SECONDS,
+            "retries": {"mode": "standard", "total_max_attempts": attempts},
+        },
+    }
+
+
+def _s3_failures() -> tuple[type[Exception], ...]:
+    """What s3fs lets through; imported here because they take long, and only S3 needs them."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    return (OSError, BotoCoreError, ClientError)
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> StoredObject:
@@ -135,13 +188,3 @@ def _copy(source: BinaryIO, target: BinaryIO) -> StoredObject:
         size += len(chunk)
         target.write(chunk)
     return StoredObject(size, digest.hexdigest())
-
-
-@contextmanager
-def _as_storage_error(key: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is nothing stored under {key!r}.") from error
-    except OSError as error:
-        raise StorageError(f"The store could not handle {key!r}: {error.strerror or error}.") from error

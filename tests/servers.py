@@ -1,10 +1,11 @@
-"""Real servers for tests: PostgreSQL in a private folder, the API on a free port."""
+"""Real servers for tests: PostgreSQL in a private folder, the API and an S3 of moto's on free ports."""
 
 import os
 import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -51,6 +52,47 @@ def postgresql(binaries: Path) -> Iterator[str]:
             server.wait(START_SECONDS)
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def s3(bucket: str) -> Iterator[dict[str, str]]:
+    """An object store in a process of its own, which forgets all when it ends; the environment that leads to it."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+            _wait_until(lambda: _answers(client))
+            client.put(f"/{bucket}").raise_for_status()
+        yield s3_environment(address)
+    finally:
+        server.terminate()
+        server.wait(START_SECONDS)
+
+
+def s3_environment(address: str) -> dict[str, str]:
+    """What a process needs to use the object store at this address."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/").is_success
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
-from core.errors import ErrorCode, NeuroPruneError
+from core.errors import ErrorCode, NeuroPruneError, StorageError
 from core.progress import Artifact, Failed, PhaseStarted, StepDone, Succeeded, Warned, encode
 from core.settings import get_settings
 from core.storage import Storage
@@ -95,7 +95,8 @@ def upload(output: Path, storage: Storage, prefix: str) -> list[Artifact]:
 def failure(error: Exception, phase: str) -> Failed:
     """What the user is told; of an unforeseen error no more than where it happened."""
     if isinstance(error, NeuroPruneError):
-        return Failed(code=error.code, message=error.message, param=error.param)
+        retryable = isinstance(error, StorageError)
+        return Failed(code=error.code, message=error.message, param=error.param, retryable=retryable)
     if code := _out_of_memory(error):
         where = "GPU" if code == "out_of_memory_gpu" else "main"
         advice = "a smaller per_device_train_batch_size or max_length needs less"

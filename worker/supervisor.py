@@ -137,6 +137,8 @@ class Supervisor:
                     child.wait(_EXIT_SECONDS)
                     if isinstance(message, Failed):
                         logger.error("job %s: %s; its last words:\n%s", lease.job_id, message.message, child.log_tail())
+                        if message.code == "storage_unavailable":  # not the job's fault, and it may pass
+                            return Lost(message.message)
                     return message
                 relay.take(message)
             if ended:

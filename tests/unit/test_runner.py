@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import InvalidDataError, InvalidInputError, InvalidModelError, StorageError
+from core.errors import InvalidDataError, InvalidInputError, InvalidModelError, StorageError, StorageFullError
 from core.jobs.spec import JobSpec
 from core.progress import Failed, decode
 from core.settings import Settings, get_settings
@@ -153,6 +153,8 @@ OutOfMemoryError.__module__ = "torch"
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), "out_of_memory_host", "smaller"),
         (OutOfMemoryError("CUDA out of memory"), "out_of_memory_gpu", "GPU"),
         (OSError(errno.ENOSPC, "No space left"), "storage_full", "disk is full"),
+        (StorageFullError("There is no room."), "storage_full", "no room"),
+        (StorageError("The store does not answer."), "storage_unavailable", "not answer"),
         (KeyError("secret"), "internal", "while pruning"),
     ],
 )

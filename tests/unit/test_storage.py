@@ -1,17 +1,44 @@
-"""The store of byte strings."""
+"""The store of byte strings: one contract, on a folder, in memory and on S3."""
 
+import errno
 import hashlib
 import io
+import itertools
 
+import httpx
 import pytest
 
-from core.errors import NotFoundError, StorageError
-from core.storage import CHUNK_BYTES, Storage
+from core.errors import NotFoundError, StorageError, StorageFullError
+from core.storage import CHUNK_BYTES, READ_AHEAD_BYTES, Storage
+from tests.faulty import FaultyProxy
+from tests.servers import s3, s3_environment
+
+BUCKET = "store"
+_prefixes = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def object_store():
+    with s3(BUCKET) as environment:
+        yield environment
 
 
 @pytest.fixture
-def storage(tmp_path):
-    return Storage(str(tmp_path / "storage"))
+def s3_url(object_store, monkeypatch):
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{next(_prefixes)}"
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def storage(request, tmp_path):
+    match request.param:
+        case "folder":
+            return Storage(str(tmp_path / "storage"))
+        case "memory":
+            return Storage(f"memory://{next(_prefixes)}")
+        case _:
+            return Storage(request.getfixturevalue("s3_url"))
 
 
 def test_what_is_put_can_be_read(storage):
@@ -31,27 +58,78 @@ def test_ranges_come_in_chunks(storage):
     assert b"".join(storage.read_range("a", 2, 2)) == b""
 
 
+def test_objects_of_many_parts_are_whole(storage):
+    content = bytes(range(251)) * (3 * READ_AHEAD_BYTES // 251)
+    stored = storage.put("a/large", io.BytesIO(content))
+    digest = hashlib.sha256()
+    for chunk in storage.read_range("a/large", 0, len(content)):
+        digest.update(chunk)
+    assert digest.hexdigest() == stored.sha256
+    assert (
+        b"".join(storage.read_range("a/large", READ_AHEAD_BYTES - 2, READ_AHEAD_BYTES + 2))
+        == (content[READ_AHEAD_BYTES - 2 : READ_AHEAD_BYTES + 2])
+    )
+
+
+def test_put_replaces(storage):
+    storage.put("a/b", io.BytesIO(b"old and longer"))
+    storage.put("a/b", io.BytesIO(b"new"))
+    with storage.open("a/b") as file:
+        assert file.read() == b"new"
+
+
+def test_empty_objects_are_objects(storage):
+    assert storage.put("a/empty", io.BytesIO(b"")).size == 0
+    with storage.open("a/empty") as file:
+        assert file.read() == b""
+
+
 def test_put_file_and_fetch_copy(storage, tmp_path):
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"weights")
     assert storage.put_file("a/b", source) == storage.fetch("a/b", target)
     assert target.read_bytes() == b"weights"
-    assert storage.local_path("a/b").read_bytes() == b"weights"
+    path = storage.local_path("a/b")
+    assert path is None or path.read_bytes() == b"weights"
 
 
-def test_an_interrupted_put_leaves_the_old_object(storage, tmp_path):
-    class Broken(io.BytesIO):
-        def read(self, size=-1):
-            data = super().read(size)
-            if not data:
-                raise ConnectionError("cut off")
-            return data
+class _Broken(io.BytesIO):
+    """A source that ends in an error."""
 
+    def __init__(self, content, error):
+        super().__init__(content)
+        self._error = error
+
+    def read(self, size=-1):
+        data = super().read(size)
+        if not data:
+            raise self._error
+        return data
+
+
+@pytest.mark.parametrize("content", [b"new", bytes(60 * 2**20)], ids=["small", "several parts"])
+def test_an_interrupted_put_leaves_the_old_object(storage, content):
     storage.put("a/b", io.BytesIO(b"old"))
-    with pytest.raises(StorageError, match="could not handle 'a/b'"):
-        storage.put("a/b", Broken(b"new"))
+    with pytest.raises(StorageError, match="could not handle 'a/b': cut off"):
+        storage.put("a/b", _Broken(content, ConnectionError("cut off")))
     assert b"".join(storage.read_range("a/b", 0, 9)) == b"old"
-    assert [path.name for path in (tmp_path / "storage" / "a").iterdir()] == ["b"]
+    storage.delete_prefix("a/b")
+    storage.put("c", io.BytesIO(b""))
+    with pytest.raises(NotFoundError):
+        storage.open("a/b")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_store_says_so(storage, number):
+    with pytest.raises(StorageFullError, match="no room for 'a/b'"):
+        storage.put("a/b", _Broken(b"new", OSError(number, "full")))
+
+
+def test_an_interrupted_put_leaves_no_file(tmp_path):
+    storage = Storage(str(tmp_path))
+    with pytest.raises(StorageError):
+        storage.put("a/b", _Broken(b"new", ConnectionError("cut off")))
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_missing_objects_are_not_found_at_once(storage, tmp_path):
@@ -95,9 +173,40 @@ def test_unwritable_store_says_so(tmp_path):
     Storage(str(tmp_path / "fine")).check_writable()
 
 
-def test_a_store_in_memory_works_too(tmp_path):
-    storage = Storage("memory://bucket")
-    storage.put("a/b", io.BytesIO(b"xyz"))
-    assert b"".join(storage.read_range("a/b", 1, 3)) == b"yz"
-    assert storage.local_path("a/b") is None
-    storage.delete_prefix("a")
+def test_a_bucket_that_is_not_there_is_the_stores_fault(s3_url):
+    with pytest.raises(StorageError) as caught:
+        Storage("s3://nowhere/at/all").put("a", io.BytesIO(b"x"))
+    assert not isinstance(caught.value, NotFoundError)
+
+
+def test_a_store_that_does_not_answer_says_so(monkeypatch):
+    for name, value in s3_environment("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    for call in (Storage.check_writable, lambda storage: storage.open("a")):
+        with pytest.raises(StorageError, match="Could not connect"):
+            call(Storage("s3://store", attempts=1))
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "cut"])
+def test_faults_that_pass_are_borne(s3_url, object_store, monkeypatch, fault, tmp_path):
+    content = bytes(range(256)) * 1000
+    with FaultyProxy(object_store["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        storage = Storage(s3_url)
+        proxy.fail_next(1, fault)
+        stored = storage.put("a/b", io.BytesIO(content))
+        proxy.fail_next(1, fault)
+        assert storage.fetch("a/b", tmp_path / "copy") == stored
+        assert (tmp_path / "copy").read_bytes() == content
+        assert proxy.failed == 2
+
+
+def test_nothing_is_left_in_the_bucket_but_what_was_put(s3_url, object_store):
+    storage, prefix = Storage(s3_url), s3_url.rpartition("/")[2]
+    storage.put("a/b", io.BytesIO(b"x"))
+    with pytest.raises(StorageError):
+        storage.put("a/c", _Broken(bytes(60 * 2**20), ConnectionError("cut off")))
+    address = f"{object_store['AWS_ENDPOINT_URL']}/{BUCKET}"
+    listing = httpx.get(f"{address}?list-type=2&prefix={prefix}/", trust_env=False).text
+    assert listing.count("<Key>") == 1
+    assert "<Upload>" not in httpx.get(f"{address}?uploads", trust_env=False).text

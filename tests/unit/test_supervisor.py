@@ -153,6 +153,19 @@ def test_the_childs_own_failure_is_the_jobs(bench: Bench) -> None:
     )
 
 
+def test_a_store_that_does_not_answer_costs_an_attempt_and_not_the_job(bench: Bench) -> None:
+    script = """
+        say(type="failed", code="storage_unavailable", message="The store does not answer.", retryable=True)
+        sys.exit(1)
+        """
+    job = bench.supervise(bench.create(), script)
+    assert job.status is Status.QUEUED
+    job = bench.supervise(job.id, script)
+    assert job.error is not None
+    assert (job.status, job.error.code) == (Status.FAILED, "worker_lost")
+    assert "does not answer" in job.error.message
+
+
 def test_an_exit_without_a_word_is_an_internal_error_without_a_traceback(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
