@@ -95,6 +95,9 @@ Data = Annotated[BuiltinData | UploadedData | PathData, Field(discriminator="sou
 # ---- task ----------------------------------------------------------------------------------------------------------
 
 
+HEADLINE = "The metric that a budget is set in and that is shown first; all of the task's are reported."
+
+
 class SentenceEmbedding(Spec):
     """Keep the model's sentence embeddings (mean-pooled, normalised); needs no labels.
 
@@ -103,14 +106,16 @@ class SentenceEmbedding(Spec):
 
     name: Literal["sentence-embedding"]
     data: Data
+    metric: Literal["cosine_to_dense", "similarity_spearman"] = Field("cosine_to_dense", description=HEADLINE)
     text_column: Column = Field("text", description="Column that holds one sentence or paragraph a row.")
 
 
 class SequenceClassification(Spec):
-    """Assign one label to a text or a pair of texts. Metric: accuracy."""
+    """Assign one label to a text or a pair of texts. Metrics: accuracy, macro F1, Matthews' correlation."""
 
     name: Literal["sequence-classification"]
     data: UploadedData | PathData = Field(discriminator="source")
+    metric: Literal["accuracy", "macro_f1", "matthews"] = Field("accuracy", description=HEADLINE)
     text_column: Column = Field("text", description="Column of the (first) text.")
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
@@ -121,16 +126,20 @@ class Regression(Spec):
 
     name: Literal["regression"]
     data: UploadedData | PathData = Field(discriminator="source")
+    metric: Literal["pearson", "spearman"] = Field("pearson", description=HEADLINE)
     text_column: Column = Field("text", description="Column of the (first) text.")
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the number.")
 
 
 class CausalLM(Spec):
-    """Predict the next token. Metrics: nats per token and perplexity."""
+    """Predict the next token. Metrics: nats per token, perplexity, nats per character of the text."""
 
     name: Literal["causal-lm"]
     data: Data
+    metric: Literal["nats_per_token", "perplexity", "nats_per_character"] = Field(
+        "nats_per_token", description=HEADLINE
+    )
     text_column: Column = Field("text", description="Column that holds one document a row.")
 
 

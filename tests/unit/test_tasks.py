@@ -167,8 +167,35 @@ def test_pairs_are_encoded_together(name):
 def test_accuracy_counts_right_rows():
     ours = task("sequence-classification")
     batch = {"labels": torch.tensor([0, 1, 1])}
-    right = ours.summarise(torch.tensor([[2.0, 1], [2, 1], [1, 2]]), batch)
-    assert ours.metrics([right], [right])["accuracy"].value == pytest.approx(2 / 3)
+    answers = ours.summarise(torch.tensor([[2.0, 1], [2, 1], [1, 2]]), batch)
+    assert ours.metrics([answers], [answers])["accuracy"].value == pytest.approx(2 / 3)
+
+
+def test_f1_and_matthews_are_those_of_the_confusion_matrix():
+    ours = task("sequence-classification")
+    generator = torch.Generator().manual_seed(0)
+    answers = torch.randint(3, (200, 2), generator=generator)
+    metrics = ours.metrics([answers[:70], answers[70:]], [])
+    confusion = np.zeros((3, 3))
+    for given, label in answers.tolist():
+        confusion[label, given] += 1
+    right, labels, given = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    assert metrics["macro_f1"].value == pytest.approx(np.mean(2 * right / (labels + given)))
+    total = confusion.sum()
+    covariance = [total**2 - given @ given, total**2 - labels @ labels]
+    expected = (total * right.sum() - given @ labels) / math.sqrt(math.prod(covariance))
+    assert metrics["matthews"].value == pytest.approx(expected)
+
+
+def test_matthews_is_not_defined_by_one_class():
+    metrics = task("sequence-classification").metrics([torch.tensor([[0, 1], [1, 1]])], [])
+    assert math.isnan(metrics["matthews"].value)
+    assert metrics["accuracy"].value == 0.5
+
+
+def test_the_job_says_which_metric_comes_first():
+    assert task("sequence-classification").headline == "accuracy"
+    assert task("sequence-classification", metric="matthews").headline == "matthews"
 
 
 def numbers(labels):
@@ -281,7 +308,11 @@ def test_documents_are_packed_into_equal_blocks_with_their_start_tokens():
 def test_nats_per_token_is_the_mean_over_all_predicted_tokens():
     ours = task("causal-lm")
     features, model = ours.features(rows()), tiny.llama()
-    total, tokens = 0.0, 0
+    total, tokens, characters = 0.0, 0, 0.0
+    lengths = [len(row["text"]) / (len(row["text"].split()) + 1) for row in rows()]
+    per_token = [
+        length for length, row in zip(lengths, rows(), strict=True) for _ in range(len(row["text"].split()) + 1)
+    ]
     with torch.no_grad():
         for i in range(len(features)):
             ids = features[i]["input_ids"]
@@ -289,9 +320,21 @@ def test_nats_per_token_is_the_mean_over_all_predicted_tokens():
             for position in range(len(ids) - 1):
                 total -= float(logits[position, ids[position + 1]])
                 tokens += 1
+                characters += per_token[16 * i + position + 1]
     metrics = evaluate(ours, model, features).metrics
     assert metrics["nats_per_token"].value == pytest.approx(total / tokens, rel=1e-5)
     assert metrics["perplexity"].value == pytest.approx(math.exp(total / tokens), rel=1e-4)
+    assert metrics["nats_per_character"].value == pytest.approx(total / characters, rel=1e-5)
+
+
+def test_the_characters_of_a_text_are_spread_over_its_tokens():
+    """All of them but those of the one token that nothing predicts."""
+    ours = task("causal-lm")
+    ours.training = spec.Training(max_length=1000)
+    features = ours.features(rows())
+    first = rows()[0]["text"]
+    unpredicted = len(first) / (len(first.split()) + 1)
+    assert features[0]["characters"] == pytest.approx(sum(len(row["text"]) for row in rows()) - unpredicted)
 
 
 @pytest.mark.parametrize(("name", "make"), [("sentence-embedding", tiny.bert), ("causal-lm", tiny.llama)])

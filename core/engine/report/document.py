@@ -68,7 +68,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
         },
         "structure": spec.structure,
         "target": _target(spec, measured),
-        "headline_metric": task.headline,
+        "headline_metric": spec.task.metric,
         "metrics": {
             name: {
                 "dense": metric.value,

@@ -3,6 +3,7 @@
 Shapes: B rows in a batch, L tokens in the longest of them, V vocabulary, C classes, E embedding.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,8 +31,6 @@ class Task(ABC):
     name: ClassVar[str]
     auto_class: ClassVar[Any]
     """The transformers Auto class that builds a model for this task."""
-    headline: ClassVar[str]
-    """The metric to show where there is room for one."""
     outputs_per_row: ClassVar[bool]
     """Whether the outputs are small enough to be kept for all rows (a vector a row, not one a token)."""
     dropout: ClassVar[bool] = True
@@ -41,6 +40,12 @@ class Task(ABC):
         self.spec = task
         self.training = training
         self.tokenizer = tokenizer
+
+    @property
+    def headline(self) -> str:
+        """The metric that budgets are set in, and that is shown where there is room for one."""
+        metric: str = self.spec.metric
+        return metric
 
     def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
         """Changes to the model's config that follow from the data; if there are any, its task head starts anew.
@@ -122,3 +127,12 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     target = torch.softmax(teacher / temperature, dim=-1)
     divergence = torch.xlogy(target, target) - target * student
     return divergence.sum(-1).mean() * temperature**2
+
+
+def likelihood_metrics(nats: float, tokens: float, characters: float) -> dict[str, Metric]:
+    """How well a model predicts text: the cross entropy of so many tokens, which stand for so many characters."""
+    return {
+        "nats_per_token": Metric(nats / tokens, "nats", False),
+        "perplexity": Metric(math.exp(min(nats / tokens, 700.0)), "1", False),
+        "nats_per_character": Metric(nats / characters, "nats", False),
+    }

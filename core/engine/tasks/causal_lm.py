@@ -1,6 +1,6 @@
 """Next-token prediction on documents packed into blocks of equal length."""
 
-import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from core.engine.data import Batch, Features, Row, text_of
-from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
+from core.engine.data import Batch, Feature, Features, Row, text_of
+from core.engine.tasks.base import Metric, Task, likelihood_metrics, model_inputs, soft_cross_entropy
 from core.errors import InvalidDataError
 
 
@@ -18,22 +18,41 @@ class CausalLMTask(Task):
 
     name = "causal-lm"
     auto_class = AutoModelForCausalLM
-    headline = "nats_per_token"
     outputs_per_row = False
 
     def features(self, rows: list[Row]) -> Features:
-        """Documents in a row, each begun with its start token (or ended with the end token), cut into blocks."""
+        """Documents in a row, each begun with its start token (or ended with the end token), cut into blocks.
+
+        `characters` is how many of the text a block's predicted tokens stand for: each token of a document for the
+        same share of it.
+        """
         length = self.training.max_length
         texts = [text_of(row, self.spec.text_column) for row in rows]
         stream: list[int] = []
-        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            stream += self._delimited(ids)
+        characters: list[float] = []
+        for text, ids in zip(texts, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+            delimited = self._delimited(ids)
+            stream += delimited
+            characters += [len(text) / len(delimited)] * len(delimited)
         if len(stream) < 2:
             raise InvalidDataError("The text has fewer than two tokens.", param="/task/data")
-        blocks = [stream[i : i + length] for i in range(0, len(stream), length)]
-        if len(blocks) > 1 and len(blocks[-1]) < length:
-            blocks.pop()
-        return Features([{"input_ids": block, "attention_mask": [1] * len(block)} for block in blocks])
+        cuts = [*range(0, len(stream), length), len(stream)]
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] < length:
+            cuts.pop()
+        return Features(
+            [
+                {
+                    "input_ids": stream[start:end],
+                    "attention_mask": [1] * (end - start),
+                    "characters": sum(characters[start + 1 : end]),
+                }
+                for start, end in pairwise(cuts)
+            ]
+        )
+
+    def collate(self, features: list[Feature]) -> Batch:
+        """Adds `characters` [B]."""
+        return super().collate(features) | {"characters": torch.tensor([f["characters"] for f in features])}
 
     @staticmethod
     def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -48,17 +67,14 @@ class CausalLMTask(Task):
         return (1 - share) * hard + share * soft_cross_entropy(outputs[:, :-1], teacher[:, :-1], 1.0)
 
     def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Total nats and number of predicted tokens, [2], in double precision."""
+        """Total nats, number of predicted tokens, and the characters that these stand for, [3]."""
         target = batch["input_ids"][:, 1:].flatten()
         nats = F.cross_entropy(outputs[:, :-1].flatten(0, 1), target, reduction="sum")
-        return torch.tensor([nats.item(), target.numel()], dtype=torch.float64)
+        return torch.tensor([nats.item(), target.numel(), batch["characters"].sum().item()], dtype=torch.float64)
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
-        nats, tokens = torch.stack(summaries).sum(0).tolist()
-        return {
-            "nats_per_token": Metric(nats / tokens, "nats", False),
-            "perplexity": Metric(math.exp(min(nats / tokens, 700.0)), "1", False),
-        }
+        nats, tokens, characters = torch.stack(summaries).sum(0).tolist()
+        return likelihood_metrics(nats, tokens, characters)
 
     def _delimited(self, ids: list[int]) -> list[Any]:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id

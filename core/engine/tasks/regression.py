@@ -24,7 +24,6 @@ class RegressionTask(Task):
 
     name = "regression"
     auto_class = AutoModelForSequenceClassification
-    headline = "pearson"
     outputs_per_row = True
 
     def __init__(self, *args: Any) -> None:

@@ -25,7 +25,6 @@ class SentenceEmbeddingTask(Task):
 
     name = "sentence-embedding"
     auto_class = AutoModel
-    headline = "cosine_to_dense"
     outputs_per_row = True
     dropout = False
 

@@ -1,9 +1,11 @@
 """One label for a text or a pair of texts."""
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
@@ -20,7 +22,6 @@ class SequenceClassificationTask(Task):
 
     name = "sequence-classification"
     auto_class = AutoModelForSequenceClassification
-    headline = "accuracy"
     outputs_per_row = True
 
     def __init__(self, *args: Any) -> None:
@@ -67,11 +68,11 @@ class SequenceClassificationTask(Task):
         return (1 - share) * hard + share * soft_cross_entropy(outputs, teacher, DISTILLATION_TEMPERATURE)
 
     def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Whether each row was right, [B]."""
-        return (outputs.argmax(-1) == batch["labels"]).float()
+        """The class that each row was given, and its label, [B, 2]."""
+        return torch.stack([outputs.argmax(-1), batch["labels"]], dim=1)
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
-        return {"accuracy": Metric(torch.cat(summaries).mean().item(), "share of rows, 0 … 1", True)}
+        return classification_metrics(torch.cat(summaries))
 
     def _label(self, row: Row) -> Label:
         label = row.get(self.spec.label_column)
@@ -85,6 +86,22 @@ class SequenceClassificationTask(Task):
             known = _listed(list(self._classes)[:20])
             raise row.error(f"the label is {shown(label)}, which no training row has; known are {known}.")
         return self._classes[label]
+
+
+def classification_metrics(answers: Tensor) -> dict[str, Metric]:
+    """Accuracy, F1 averaged over the classes, and Matthews' correlation, which is NaN where all labels are the same.
+
+    Args:
+        answers: The class that each row was given, and its label, [rows, 2].
+    """
+    given, labels = answers.numpy().T
+    is_defined = len(set(labels.tolist())) > 1
+    matthews = float(matthews_corrcoef(labels, given)) if is_defined else math.nan
+    return {
+        "accuracy": Metric(float(accuracy_score(labels, given)), "share of rows, 0 … 1", True),
+        "macro_f1": Metric(float(f1_score(labels, given, average="macro", zero_division=0)), "F1, 0 … 1", True),
+        "matthews": Metric(matthews, "correlation, -1 … 1", True),
+    }
 
 
 def _listed(labels: list[Label]) -> str:
