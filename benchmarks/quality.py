@@ -114,8 +114,8 @@ CASES = {
     ),
     "rte": Case("MiniLM, RTE", minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=3, max_length=96), 3),
     "babyllama": Case("Llama 0.9M, TinyStories", babyllama, 1, one_shot=True),
-    "gpt2-tinystories": Case("GPT-2 3.4M, TinyStories", decoder("tinystories", 3), 1, one_shot=True),
-    "gpt2-shakespeare": Case("GPT-2 3.4M, Shakespeare", decoder("tinyshakespeare", 4), 1, one_shot=True),
+    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 3), 1, one_shot=True),
+    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4), 1, one_shot=True),
     "t5-multi30k": Case("T5 5M, Multi30k de-en", encoder_decoder("multi30k_de_en", "translation", 6, None), 1),
     "t5-scitldr": Case("T5 5M, SciTLDR", encoder_decoder("scitldr", "summarisation", 6, None), 1),
 }

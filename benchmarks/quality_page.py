@@ -1,6 +1,6 @@
 """Makes `docs/results.md` and `docs/figures/quality.svg` of what `benchmarks.quality` measured.
 
-    python -m benchmarks.quality_page
+python -m benchmarks.quality_page
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS
+from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS, Case, runs
 
 ROOT = Path(__file__).parent.parent
 FIGURE = ROOT / "docs" / "figures" / "quality.svg"
@@ -75,7 +75,9 @@ def _panel(axes: Any, results: list[Result], title: str) -> None:
         left = [100 * (1 - target) for target in targets]
         values = [mean(quality(r, "pruned") for r in of(found, target=target)) for target in targets]
         style = "o-" if method == "neuroprune" else "s"
-        axes.plot(left, values, style, color=COLORS[method], label=method, markersize=4, zorder=len(METHODS) - len(left))
+        axes.plot(
+            left, values, style, color=COLORS[method], label=method, markersize=4, zorder=len(METHODS) - len(left)
+        )
     dense = mean(quality(r, "dense") for r in results)
     axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
     unit = results[0]["headline"].replace("_", " ")
@@ -99,23 +101,23 @@ def document(results: list[Result]) -> str:
 
 
 def _introduction(results: list[Result]) -> str:
-    missing = sum(1 for name, case in CASES.items() for _ in _missing(results, name, case.seeds, case.one_shot))
-    total = sum(case.seeds * (3 * (1 + len(BASELINES)) + 3) + case.one_shot * case.seeds * 6 for case in CASES.values())
+    done, total = (sum(count(results, name, case) for name, case in CASES.items()) for count in (_done, _planned))
     text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
-        `python -m benchmarks.quality DATA` makes. {total - missing} of the matrix's {total} runs are done; cells
-        without a number were not run. All methods of a row start from the same dense model and get the same rows,
+        `python -m benchmarks.quality DATA` makes. {done} of the matrix's {total} runs are done; what is not in the
+        tables was not run. All methods start from the same dense model and get the same rows,
         steps, schedule, learning rate and distillation, and their default options; wanda and sparsegpt, which take
         single weights and do not train, are given for comparison. Whole heads and neurons leave the weights otherwise.
         Metrics are of the validation splits, shares and correlations times 100."""
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
-def _missing(results: list[Result], name: str, seeds: int, one_shot: bool) -> Iterable[tuple[str, float, int]]:
-    from benchmarks.quality import runs
+def _planned(_results: list[Result], _name: str, case: Case) -> int:
+    return sum(1 for _ in runs(case))
 
-    for method, target, seed in runs(CASES[name]):
-        if not of(results, case=name, method=method, target=target, seed=seed):
-            yield method, target, seed
+
+def _done(results: list[Result], name: str, case: Case) -> int:
+    found = of(results, case=name)
+    return sum(bool(of(found, method=m, target=target, seed=seed)) for m, target, seed in runs(case))
 
 
 def _summary(results: list[Result]) -> str:
@@ -149,7 +151,7 @@ def _about(found: list[Result]) -> str:
 
 
 def _table(found: list[Result]) -> str:
-    lines = ["| removed | method | metric | against dense | encoder parameters | speed, PyTorch | seconds of training |"]
+    lines = ["| removed | method | metric | against dense | encoder parameters | speed, PyTorch | seconds |"]
     lines.append("|---:|---|---:|---:|---:|---:|---:|")
     for target in sorted({r["target"] for r in found}):
         for method in METHODS:
