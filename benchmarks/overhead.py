@@ -56,7 +56,9 @@ def turn(prepared: Prepared, spec: JobSpec, teacher: Teacher, steps: int, *, pru
     schedule = Schedule(steps, spec.training.warmup_fraction, spec.training.recovery_fraction)
     pruner = build_pruner(bind(model), spec.method, SPARSITY, schedule, 0) if pruned else None
     paces = Paces()
-    train(prepared.task, model, prepared.train, steps=steps, teacher=teacher, pruner=pruner, listen=paces)
+    train(
+        prepared.task, model, prepared.train, steps=steps, stage="pruning", teacher=teacher, pruner=pruner, listen=paces
+    )
     return paces.seconds()
 
 

@@ -76,7 +76,14 @@ def dense_model(trial: Trial, seed: int, work: Path) -> Path:
     prepared = trial.prepared(spec, trial.model)
     if trial.dense_epochs:
         steps = total_steps(len(prepared.train), spec.training, trial.dense_epochs)
-        train(prepared.task, prepared.model, prepared.train, steps=steps, listen=_Progress(f"{folder.name} dense"))
+        train(
+            prepared.task,
+            prepared.model,
+            prepared.train,
+            steps=steps,
+            stage="dense",
+            listen=_Progress(f"{folder.name} dense"),
+        )
     prepared.tokenizer.save_pretrained(folder)
     prepared.model.save_pretrained(folder)
     return folder

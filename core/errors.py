@@ -15,6 +15,8 @@ NeuroPruneError
 ├── StorageError                 the artifact store refused, or did not answer
 │   └── StorageFullError         it, or the disk, has no room
 └── ConfigurationError           the service itself is set up wrongly
+
+`Interrupted` stands beside the tree, as KeyboardInterrupt does beside Exception: it is no error.
 """
 
 import reprlib
@@ -134,3 +136,7 @@ class StorageFullError(StorageError):
 
 class ConfigurationError(NeuroPruneError):
     """The service is set up wrongly; the operator has to act."""
+
+
+class Interrupted(BaseException):
+    """The job was told to stop and has stopped where it can go on later; nothing may take it for a failure."""

@@ -77,6 +77,27 @@ class Warned(_Message):
     message: Text
 
 
+class CheckpointFile(BaseModel):
+    """One file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size: int = Field(description="bytes")
+    sha256: str
+
+
+class Checkpointed(_Message):
+    """A state of the training is whole in the store, from which another attempt can go on."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    stage: str = Field(description="Of the job's trainings the one that it belongs to.")
+    step: int = Field(description="Optimiser steps of the stage that were done.")
+    finished: bool = Field(description="Whether the stage was over.")
+    key: str = Field(description="Prefix of the files in `core.storage`.")
+    files: list[CheckpointFile]
+
+
 class Artifact(BaseModel):
     """One file of a finished bundle."""
 
@@ -106,13 +127,16 @@ class Failed(_Message):
     retryable: bool = False
 
 
-Message = Annotated[
-    PhaseStarted | StepDone | Warned | Succeeded | Failed,
-    Field(discriminator="type"),
-]
-Reporter = Callable[[PhaseStarted | StepDone | Warned], None]
+Note = PhaseStarted | StepDone | Warned
+"""What the engine says while it works."""
+LastWord = Succeeded | Failed
+"""How a job's process says that it ended."""
+AnyMessage = Note | LastWord
 
-_adapter: TypeAdapter[PhaseStarted | StepDone | Warned | Succeeded | Failed] = TypeAdapter(Message)
+Message = Annotated[AnyMessage, Field(discriminator="type")]
+Reporter = Callable[[Note], None]
+
+_adapter: TypeAdapter[AnyMessage] = TypeAdapter(Message)
 
 
 def encode(message: BaseModel) -> bytes:
@@ -120,6 +144,6 @@ def encode(message: BaseModel) -> bytes:
     return message.model_dump_json().encode() + b"\n"
 
 
-def decode(line: bytes) -> PhaseStarted | StepDone | Warned | Succeeded | Failed:
+def decode(line: bytes) -> AnyMessage:
     """Inverse of `encode`; raises `pydantic.ValidationError` for anything else."""
     return _adapter.validate_json(line)

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from core.checkpoints import Checkpoints
 from core.engine.anatomy import Anatomy, bind
 from core.engine.delivery import Delivery, Dense
 from core.engine.evaluate import evaluate
@@ -26,7 +27,9 @@ UNTRAINED_HEAD_EPOCHS = 1.0
 """Plain fine-tuning before pruning where the task head is new and the user said nothing."""
 
 
-def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[str, Any]:
+def run(
+    spec: JobSpec, inputs: Inputs, output: Path, report: Reporter, checkpoints: Checkpoints | None = None
+) -> dict[str, Any]:
     """Do the job and write its bundle into `output`, flat.
 
     Args:
@@ -34,6 +37,7 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
         inputs: Its inputs, on this machine.
         output: An empty folder.
         report: Told of phases, progress and warnings.
+        checkpoints: Where trainings go on from and leave their state; None to do neither.
 
     Returns:
         The summary of the report that belongs into the job itself.
@@ -52,11 +56,28 @@ def run(spec: JobSpec, inputs: Inputs, output: Path, report: Reporter) -> dict[s
     with TemporaryDirectory() as dense_folder:
         with tracker.phase("baseline"):
             if dense_steps:
-                train(prepared.task, prepared.model, prepared.train, steps=dense_steps, listen=tracker.training_step)
+                train(
+                    prepared.task,
+                    prepared.model,
+                    prepared.train,
+                    steps=dense_steps,
+                    stage="dense",
+                    checkpoints=checkpoints,
+                    listen=tracker.training_step,
+                )
             baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
             dense = Dense(bind(copy.deepcopy(prepared.model)), baseline, Path(dense_folder))
         with tracker.phase("pruning"):
-            prune(prepared.task, pruner, dense.anatomy.model, prepared.train, pruning_steps, tracker.training_step)
+            prune(
+                prepared.task,
+                pruner,
+                dense.anatomy.model,
+                prepared.train,
+                pruning_steps,
+                tracker.training_step,
+                stage="pruning",
+                checkpoints=checkpoints,
+            )
         document = Delivery(spec, inputs, prepared, dense, tracker, report).deliver(pruner, output)
     return summary_of(document)
 

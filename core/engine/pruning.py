@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from core.checkpoints import Checkpoints
 from core.engine.anatomy import bind
 from core.engine.data import Features
 from core.engine.evaluate import HiddenTeacher, Teacher
@@ -15,7 +16,15 @@ from core.engine.training import StepListener, train
 
 
 def prune(
-    task: Task, pruner: Pruner, dense: PreTrainedModel, features: Features, steps: int, listen: StepListener
+    task: Task,
+    pruner: Pruner,
+    dense: PreTrainedModel,
+    features: Features,
+    steps: int,
+    listen: StepListener,
+    *,
+    stage: str = "pruning",
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Calibrate, train while the pruner removes, and finish.
 
@@ -26,6 +35,8 @@ def prune(
         features: The training rows.
         steps: Optimiser steps; 0 for methods that need none.
         listen: Hears of every step.
+        stage: Names the training within the job.
+        checkpoints: Where it goes on from and leaves its state; None to do neither.
     """
     model, training = pruner.anatomy.model, task.training
     pruner.calibrate(partial(_run_calibration, task, model, features))
@@ -41,6 +52,8 @@ def prune(
                 model,
                 features,
                 steps=steps,
+                stage=stage,
+                checkpoints=checkpoints,
                 teacher=teacher,
                 hidden_teacher=hidden_teacher,
                 pruner=pruner,

@@ -1,10 +1,12 @@
 """Training with the Hugging Face Trainer: densely, or while a pruner removes units."""
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +20,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from core.checkpoints import Checkpoints
+from core.engine import checkpointing
 from core.engine.data import Batch, Features
+from core.engine.epochs import EpochSampler
 from core.engine.evaluate import HiddenTeacher, Teacher
 from core.engine.methods import Pruner
 from core.engine.tasks import Task
@@ -52,18 +58,24 @@ def train(
     features: Features,
     *,
     steps: int,
+    stage: str,
+    checkpoints: Checkpoints | None = None,
     teacher: Teacher | None = None,
     hidden_teacher: HiddenTeacher | None = None,
     pruner: Pruner | None = None,
     listen: StepListener,
 ) -> None:
-    """Train in place for a number of optimiser steps.
+    """Train in place for a number of optimiser steps, or for those that are left of them.
+
+    A training that goes on from a checkpoint ends, on a CPU, with the same bits as one that never stopped.
 
     Args:
         task: Gives the loss.
         model: What is trained.
         features: The training rows.
         steps: How many optimiser steps.
+        stage: Names this training within the job; each has its own checkpoints.
+        checkpoints: Where it may go on from, and leaves its state; None to do neither.
         teacher: Answers that the model learns from, beside the labels or instead of them.
         hidden_teacher: Hidden states that it learns from as well.
         pruner: Removes from the model on the way.
@@ -71,21 +83,35 @@ def train(
 
     Raises:
         NumericalError: the loss is not finite.
+        Interrupted: the job was told to stop; its state is in a checkpoint.
     """
+    checkpoints = checkpoints or Checkpoints()
+    found = checkpoints.fetch(stage)
+    if found is not None and found.finished:
+        checkpointing.restore(found.folder, model, pruner)
+        return
     set_seed(task.training.seed)
-    with tempfile.TemporaryDirectory() as scratch, _dropout(model, task.dropout):
+    with (
+        checkpoints.stop_deferred(),
+        tempfile.TemporaryDirectory() as scratch,
+        _dropout(model, task.dropout),
+    ):
         trainer = _DistillingTrainer(
             model=model,
             args=_arguments(task.training, steps, scratch),
             train_dataset=features,
             data_collator=task.collate,
             processing_class=task.tokenizer,
-            callbacks=[_PruningCallback(pruner, steps, listen)],
+            callbacks=[_PruningCallback(pruner, steps, listen), _CheckpointCallback(stage, checkpoints)],
         )
-        trainer.task, trainer.teacher, trainer.hidden_teacher, trainer.pruner = task, teacher, hidden_teacher, pruner
-        trainer.train()
+        trainer.task, trainer.student, trainer.pruner = task, model, pruner
+        trainer.teacher, trainer.hidden_teacher = teacher, hidden_teacher
+        trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
         # Takes off the autocast that training put around forward: evaluation and export are in fp32.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        result = Path(scratch) / "result"
+        checkpointing.write(result, model, pruner)
+        checkpoints.save_end(stage, steps, result)
 
 
 @contextmanager
@@ -124,7 +150,6 @@ def _arguments(training: spec.Training, steps: int, scratch: str) -> TrainingArg
         lr_scheduler_type="linear",
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
-        train_sampling_strategy="group_by_length",
         bf16=uses_bf16(training),
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -141,6 +166,7 @@ class _DistillingTrainer(Trainer):
     """Takes the loss from the task, with the teacher's answers where there is one."""
 
     task: Task
+    student: PreTrainedModel
     teacher: Teacher | None
     hidden_teacher: HiddenTeacher | None
     pruner: Pruner | None
@@ -152,6 +178,21 @@ class _DistillingTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, _PruningCallback):
                 callback.trainer = self
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        """The order of the rows depends on the seed and the epoch alone, so that it can be taken up in the middle."""
+        rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        rows: Any = self.train_dataset
+        lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
+        return EpochSampler(lengths, rows_a_step, self.args.seed)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The part of a checkpoint that is the model's and the pruner's; the rest is the trainer's."""
+        assert output_dir is not None  # noqa: S101 checkpoints have a folder
+        checkpointing.write(Path(output_dir), self.student, self.pruner)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpointing.restore(Path(resume_from_checkpoint), self.student, self.pruner)
 
     def compute_loss(
         self,
@@ -210,3 +251,34 @@ class _PruningCallback(TrainerCallback):
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.pruner is not None:
             self.pruner.end_epoch()
+
+
+class _CheckpointCallback(TrainerCallback):
+    """Lets the trainer write a checkpoint where one is due, and hands it on.
+
+    After the last step of an epoch it is written only when the epoch's end has been seen by all callbacks, as a
+    training that goes on from there begins with the next epoch.
+    """
+
+    def __init__(self, stage: str, checkpoints: Checkpoints) -> None:
+        self.stage = stage
+        self.checkpoints = checkpoints
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert state.epoch is not None  # noqa: S101 training has begun
+        if not state.epoch.is_integer():
+            self._ask(state, control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._ask(state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert args.output_dir is not None  # noqa: S101 every training has a scratch folder
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        self.checkpoints.save(self.stage, state.global_step, folder)
+        shutil.rmtree(folder)
+
+    def _ask(self, state: TrainerState, control: TrainerControl) -> None:
+        # After the last step the result is kept instead.
+        if state.global_step < state.max_steps:
+            control.should_save = self.checkpoints.begin_if_due()

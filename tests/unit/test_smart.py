@@ -381,7 +381,15 @@ def test_it_trains_in_the_jobs_own_loop(granularity, precision):
     model, features = tiny.llama(), task.features([{"text": text} for text in tiny.sentences(60)])
     pruner = smart(model, granularity=granularity)
     losses = []
-    train(task, model, features, steps=STEPS, pruner=pruner, listen=lambda report: losses.append(report.loss))
+    train(
+        task,
+        model,
+        features,
+        steps=STEPS,
+        stage="pruning",
+        pruner=pruner,
+        listen=lambda report: losses.append(report.loss),
+    )
     pruner.finish()
     assert losses[-1] < losses[0]
     assert zeros(pruner.anatomy) >= 0.45 * pruner.anatomy.encoder_parameters

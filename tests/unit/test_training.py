@@ -43,7 +43,14 @@ def run(sparsity=0.5, precision="fp32", seed=0, **options):
                 assert not part.by_unit(part.parameter.detach())[removed].any()
 
     train(
-        task, model, features, steps=STEPS, teacher=Teacher(task, tiny.llama(), features), pruner=pruner, listen=listen
+        task,
+        model,
+        features,
+        steps=STEPS,
+        stage="pruning",
+        teacher=Teacher(task, tiny.llama(), features),
+        pruner=pruner,
+        listen=listen,
     )
     return model, pruner, heard
 
@@ -110,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     features = task.features([{"text": text} for text in tiny.sentences(20)])
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(NumericalError, match="became nan at step 1"):
-        train(task, model, features, steps=2, teacher=None, pruner=None, listen=lambda _: None)
+        train(task, model, features, steps=2, stage="pruning", teacher=None, pruner=None, listen=lambda _: None)
 
 
 def test_dropout_comes_back_when_training_fails():

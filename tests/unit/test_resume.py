@@ -1,0 +1,120 @@
+"""A training that was stopped and goes on ends with the same bits as one that never stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.checkpoints import Checkpoints, CheckpointStore
+from core.engine.anatomy import bind
+from core.engine.evaluate import HiddenTeacher, Teacher
+from core.engine.methods import Schedule, build_pruner
+from core.engine.tasks import TASKS
+from core.engine.training import train
+from core.errors import Interrupted
+from core.jobs import methods, spec
+from core.progress import Checkpointed, Warned
+from core.storage import Storage
+from tests import tiny
+
+DATA = {"source": "path", "train": "/data/train.jsonl"}
+STEPS = 12
+ROWS = 26
+"""7 batches of 4, so that accumulated steps end in the middle of an epoch and at its end."""
+
+NEUROPRUNE = methods.NeuroPrune(name="neuroprune")
+FAITHFUL = methods.NeuroPrune(name="neuroprune", mode="faithful", alpha=1e-3, beta=1e-3, theta=0.3)
+SMART = methods.Smart(name="smart")
+IMPORTANCE = methods.Importance(name="importance")
+UNSTRUCTURED = methods.Importance(name="importance", granularity="unstructured")
+
+
+class Job:
+    """One job of one training, whose attempts share a store; `stop_at` is the step at which an attempt is stopped."""
+
+    def __init__(self, folder: Path, method: methods.Method, **training: object) -> None:
+        self.folder = folder
+        self.method = method
+        self.training = spec.Training.model_validate(
+            {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_length": 16, "precision": "fp32", **training}
+        )
+        self.recorded: dict[str, Checkpointed] = {}
+        self.warnings: list[str] = []
+        self.attempts = 0
+
+    def attempt(self, stop_at: int | None = None):
+        """Train until the end or the stop; the model, its pruner, and the steps that were taken."""
+        self.attempts += 1
+        torch.manual_seed(self.attempts)  # whatever else a process has drawn must not matter
+        part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+        task = TASKS["causal-lm"](part, self.training, tiny.tokenizer())
+        dense, model = tiny.llama(), tiny.llama()
+        features = task.features([{"text": text} for text in tiny.sentences(ROWS)])
+        anatomy = bind(model)
+        sparsity = 0.5 if methods.takes_target(self.method) else None
+        pruner = build_pruner(anatomy, self.method, sparsity, Schedule(STEPS, 0.1, 0.4), seed=0)
+        checkpoints = Checkpoints(self.store(), interval_seconds=1e9)
+        taken = []
+
+        def listen(report):
+            taken.append(report.step)
+            if report.step == stop_at:
+                checkpoints.request_stop()
+
+        hidden_teacher = HiddenTeacher(task, bind(dense), anatomy) if self.training.hidden_distillation else None
+        train(
+            task,
+            model,
+            features,
+            steps=STEPS,
+            stage="pruning",
+            checkpoints=checkpoints,
+            teacher=Teacher(task, dense, features),
+            hidden_teacher=hidden_teacher,
+            pruner=pruner,
+            listen=listen,
+        )
+        pruner.finish()
+        return model, pruner, taken
+
+    def store(self) -> CheckpointStore:
+        prefix = f"checkpoints/job/{self.attempts}"
+        scratch = self.folder / f"scratch-{self.attempts}"
+        return CheckpointStore(Storage(str(self.folder)), prefix, dict(self.recorded), scratch, self.hear)
+
+    def hear(self, message: Checkpointed | Warned) -> None:
+        if isinstance(message, Checkpointed):
+            self.recorded[message.stage] = message
+        else:
+            self.warnings.append(message.message)
+
+
+def is_same(one, other) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "stops"),
+    [
+        pytest.param(NEUROPRUNE, {}, [1, 7, 11], id="neuroprune, twice in the first epoch's middle and end"),
+        pytest.param(SMART, {}, [3, 8], id="smart, while its gates are closed"),
+        pytest.param(IMPORTANCE, {"gradient_accumulation_steps": 2}, [4, 6], id="accumulated, at an epoch's end"),
+        pytest.param(UNSTRUCTURED, {"precision": "bf16"}, [5], id="bf16, single weights"),
+        pytest.param(FAITHFUL, {}, [7], id="as published, which removes at an epoch's end"),
+        pytest.param(NEUROPRUNE, {"hidden_distillation": 1.0}, [6], id="hidden states are distilled"),
+    ],
+)
+def test_a_stopped_training_ends_with_the_same_bits(tmp_path, method, training, stops):
+    expected, expected_pruner, steps = Job(tmp_path / "whole", method, **training).attempt()
+    assert steps == list(range(1, STEPS + 1))
+    job = Job(tmp_path / "stopped", method, **training)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            job.attempt(stop_at=stop)
+        assert job.recorded["pruning"].step == stop
+    model, pruner, steps = job.attempt()
+    assert steps == list(range(stops[-1] + 1, STEPS + 1))
+    assert is_same(model, expected)
+    assert pruner.plan() == expected_pruner.plan()
+    assert not job.warnings
