@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from api import errors
 from api.deps import JobDispatcher, Services
 from api.middleware import BodyLimit, RequestContext
-from api.routes import artifacts, catalog, events, files, health, jobs
+from api.routes import artifacts, catalog, events, files, health, jobs, metrics
 from core import logs
 from core.db import create_engine
 from core.dispatch import Dispatcher
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | 
     app = FastAPI(title="NeuroPrune", version=VERSION, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services
     errors.install(app)
-    for routes in (jobs, events, artifacts, files, catalog, health):
+    for routes in (jobs, events, artifacts, files, catalog, health, metrics):
         app.include_router(routes.router)
     upload_limit = settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES
     app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES, larger={"/v1/files": upload_limit})

@@ -5,7 +5,6 @@ It knows neither the database nor the broker, only its work folder, the store's 
 
 import argparse
 import errno
-import logging
 import mimetypes
 import os
 import sys
@@ -14,6 +13,9 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
+from structlog.contextvars import bind_contextvars
+
+from core import logs
 from core.errors import ErrorCode, NeuroPruneError, StorageError
 from core.progress import Artifact, Failed, PhaseStarted, StepDone, Succeeded, Warned, encode
 from core.settings import get_settings
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--progress-fd", type=int, required=True)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(get_settings().log_format)
     os.set_inheritable(options.progress_fd, False)
     with os.fdopen(options.progress_fd, "wb", buffering=0) as stream:
         return work(options.work_dir, Pipe(stream))
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(work_dir: Path, pipe: Pipe) -> int:
     """Do the job, and say how it ended; the exit status."""
     try:
-        pipe.write(run(Assignment.read(work_dir), work_dir, pipe))
+        assignment = Assignment.read(work_dir)
+        bind_contextvars(job_id=assignment.job_id, attempt=assignment.attempt)
+        pipe.write(run(assignment, work_dir, pipe))
     except Exception as error:  # whatever it is, the supervisor must learn of it
         traceback.print_exc()
         pipe.write(failure(error, pipe.phase))

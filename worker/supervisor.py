@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.exc import OperationalError
+from structlog.contextvars import bound_contextvars
 
 from core.dispatch import Dispatcher
 from core.errors import IllegalTransitionError, LeaseLostError, StorageError
@@ -84,13 +85,17 @@ class Supervisor:
         if lease is None:
             logger.info("job %s is not waiting any more", job_id)
             return
-        logger.info("job %s: attempt %d begins", job_id, lease.attempt)
+        with bound_contextvars(job_id=job_id, attempt=lease.attempt):
+            self._run(lease)
+
+    def _run(self, lease: Lease) -> None:
+        logger.info("job %s: attempt %d begins", lease.job_id, lease.attempt)
         outcome: Outcome | None = None
         try:
             outcome = self._attempt(lease)
             self._record(lease, outcome)
         except LeaseLostError as error:
-            logger.warning("job %s: attempt %d is fenced off: %s", job_id, lease.attempt, error)
+            logger.warning("job %s: attempt %d is fenced off: %s", lease.job_id, lease.attempt, error)
         finally:
             if not isinstance(outcome, Succeeded):
                 self._discard_artifacts(lease)

@@ -27,9 +27,14 @@ def healthz() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses=problems(503))
 def readyz(services: Provided, request: Request) -> Readiness | Response:
-    """Database, broker, storage and a worker are there; a 503 names those that are not."""
-    faults = []
+    """Database, schema, broker, storage and a worker are there; a 503 names those that are not.
+
+    Without a database, or without its schema, what it would say of the rest is not asked.
+    """
+    faults: list[Fault] = []
     for name, check in _CHECKS.items():
+        if any(fault.parameter in _NEEDS.get(name, ()) for fault in faults):
+            continue
         try:
             check(services)
         except (NeuroPruneError, sa.exc.SQLAlchemyError) as error:
@@ -42,8 +47,12 @@ def readyz(services: Provided, request: Request) -> Readiness | Response:
 
 
 def _check_database(services: Services) -> None:
+    services.store.answers()
+
+
+def _check_schema(services: Services) -> None:
     if not services.store.is_migrated():
-        raise NotReadyError("Its schema is not the newest; run the migrations.")
+        raise NotReadyError("It is not the one of this version; run the migrations.")
 
 
 def _check_broker(services: Services) -> None:
@@ -62,7 +71,9 @@ def _check_worker(services: Services) -> None:
 
 _CHECKS: dict[str, Callable[[Services], None]] = {
     "database": _check_database,
+    "schema": _check_schema,
     "broker": _check_broker,
     "storage": _check_storage,
     "worker": _check_worker,
 }
+_NEEDS = {"schema": ("database",), "worker": ("database", "schema")}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Annotated
 from urllib.parse import urlencode
 
+import structlog
 from fastapi import APIRouter, BackgroundTasks, Body, Header, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +20,8 @@ from api.schemas import JobObject, JobPage, JobQueue, JobRequest
 from core.jobs.records import Job
 from core.jobs.state import TERMINAL, Status
 from core.jobs.store import JobStore
+
+logger = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -77,6 +80,7 @@ def create_job(
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     else:
+        logger.info("job accepted", job_id=job.id)
         background.add_task(_dispatch, services.dispatcher, store, job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = "1"

@@ -9,12 +9,14 @@ from sqlalchemy.engine import Connection
 
 from core.db import artifacts, files, is_migrated, job_events, jobs, utcnow, workers
 from core.errors import ConflictError, InvalidInputError, NotFoundError
+from core.jobs import statistics
 from core.jobs.defaults import resolve
 from core.jobs.ids import new_job_id
 from core.jobs.leases import LeaseStore
 from core.jobs.records import ArtifactRecord, Event, FileRecord, Job, WorkerRecord
 from core.jobs.spec import JobSpec
 from core.jobs.state import TERMINAL, TRANSITIONS, Status
+from core.jobs.statistics import Statistics
 from core.jobs.transitions import append_event, transition
 
 IDEMPOTENCY_SECONDS = 24 * 3600
@@ -184,8 +186,18 @@ class JobStore(LeaseStore):
             rows = connection.execute(statement).mappings().all()
         return [WorkerRecord(row["name"], tuple(row["queues"]), row["seen_at"]) for row in rows]
 
+    def statistics(self) -> Statistics:
+        """How the service does."""
+        with self._engine.begin() as connection:
+            return statistics.count(connection)
+
+    def answers(self) -> None:
+        """Ask the database anything; what SQLAlchemy raises says that it does not answer."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.select(1))
+
     def is_migrated(self) -> bool:
-        """Whether the database answers and has the schema that this code was written for."""
+        """Whether the database has the schema that this code was written for."""
         with self._engine.begin() as connection:
             return is_migrated(connection)
 

@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+import sqlalchemy as sa
 
 from core.catalog import METHODS
 from core.families import FAMILIES
 from core.jobs.spec import JobSpec
+from core.jobs.store import JobStore
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 
@@ -23,7 +25,16 @@ def test_ready_once_a_worker_was_seen(service):
     service.store.worker_seen("w", ["cpu"])
     answer = service.http.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json()["checks"] == dict.fromkeys(["database", "broker", "storage", "worker"], "ok")
+    assert answer.json()["checks"] == dict.fromkeys(["database", "schema", "broker", "storage", "worker"], "ok")
+
+
+def test_a_database_that_does_not_answer_is_named(service, monkeypatch):
+    def refuse(self):
+        raise sa.exc.OperationalError("SELECT 1", {}, Exception("refused"))
+
+    monkeypatch.setattr(JobStore, "answers", refuse)
+    problem = assert_problem(service.http.get("/readyz"), 503, "not_ready", "database")
+    assert "does not answer" in problem["detail"]
 
 
 def test_every_missing_part_is_named(service, engine):
@@ -32,14 +43,15 @@ def test_every_missing_part_is_named(service, engine):
     shutil.rmtree(service.storage_root)
     service.storage_root.write_text("in the way")
     with engine.begin() as connection:
+        version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'old'")
     try:
         answer = service.http.get("/readyz")
     finally:
         with engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
         service.storage_root.unlink()
-    assert_problem(answer, 503, "not_ready", "database", "broker", "storage", "worker")
+    assert_problem(answer, 503, "not_ready", "schema", "broker", "storage")
 
 
 def test_catalogue_is_served(service):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -61,6 +62,18 @@ def test_migrations_make_the_tables_that_the_code_declares(engine):
 
 def test_upgrading_twice_changes_nothing(database):
     db.upgrade(database)
+
+
+def test_every_migration_can_be_taken_back(database):
+    command.downgrade(db._alembic(database), "base")
+    engine = db.create_engine(database)
+    try:
+        assert sa.inspect(engine).get_table_names() == ["alembic_version"]
+        db.upgrade(database)
+        with engine.begin() as connection:
+            assert db.is_migrated(connection)
+    finally:
+        engine.dispose()
 
 
 def test_an_empty_database_is_not_migrated(tmp_path):

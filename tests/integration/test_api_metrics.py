@@ -1,0 +1,59 @@
+"""What Prometheus scrapes, counted on both databases."""
+
+import pytest
+import sqlalchemy as sa
+from prometheus_client.parser import text_string_to_metric_families
+
+from core.db import jobs, utcnow
+from core.progress import Failed
+from tests.specs import demo_spec
+
+
+@pytest.fixture
+def scrape(service):
+    def figures():
+        answer = service.http.get("/metrics")
+        assert answer.status_code == 200
+        families = text_string_to_metric_families(answer.text)
+        return {
+            (sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples
+        }
+
+    return figures
+
+
+def test_a_service_without_jobs_has_figures_too(scrape):
+    figures = scrape()
+    assert figures["neuroprune_jobs", "queued"] == 0
+    assert figures["neuroprune_attempts_total",] == 0
+    assert figures["neuroprune_queue_oldest_age_seconds",] == 0
+    assert figures["neuroprune_workers",] == 0
+    assert ("neuroprune_lease_shortest_seconds",) not in figures
+
+
+def test_figures_follow_the_jobs(service, scrape, engine):
+    store = service.store
+    ids = [store.create(demo_spec(), name=None, labels={})[0].id for _ in range(5)]
+    service.succeed(ids[0], {})
+    failed = store.claim(ids[1], "w")
+    store.start(failed)
+    store.finish(failed, Failed(code="storage_full", message="full"))
+    store.request_cancel(ids[2])
+    store.claim(ids[3], "w")
+    store.worker_seen("w", ["cpu"])
+    with engine.begin() as connection:
+        connection.execute(sa.update(jobs).where(jobs.c.id == ids[4]).values(created_at=utcnow(-90)))
+        long_run = {"started_at": utcnow(-50), "finished_at": utcnow(-20)}
+        connection.execute(sa.update(jobs).where(jobs.c.id == ids[0]).values(**long_run))
+    figures = scrape()
+    wanted = {"queued": 1, "starting": 1, "succeeded": 1, "failed": 1, "cancelled": 1, "running": 0}
+    assert {status: figures["neuroprune_jobs", status] for status in wanted} == wanted
+    assert figures["neuroprune_jobs_active",] == 1
+    assert figures["neuroprune_failures_total", "storage_full"] == 1
+    assert figures["neuroprune_attempts_total",] == 3
+    assert figures["neuroprune_queue_oldest_age_seconds",] == pytest.approx(90, abs=10)
+    assert figures["neuroprune_lease_shortest_seconds",] == pytest.approx(60, abs=10)
+    assert figures["neuroprune_job_run_seconds_count", "succeeded"] == 1
+    assert figures["neuroprune_job_run_seconds_sum", "succeeded"] == pytest.approx(30, abs=0.5)
+    assert figures["neuroprune_job_wait_seconds_count",] == 3
+    assert figures["neuroprune_worker_silence_seconds", "w"] < 10
