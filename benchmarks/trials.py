@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from core.engine.anatomy import bind
 from core.engine.evaluate import evaluate
+from core.engine.inputs import Inputs
 from core.engine.measure import full_batch, interleave
 from core.engine.methods import Schedule, build_pruner
-from core.engine.preparation import Inputs, Prepared, prepare
+from core.engine.preparation import Prepared, prepare
 from core.engine.pruning import prune
 from core.engine.structures import give_structure
 from core.engine.tasks.base import model_inputs

@@ -75,11 +75,11 @@ def run(assignment: Assignment, work_dir: Path, report: Pipe) -> Succeeded:
     staged = stage(assignment, work_dir / "inputs", get_settings())
     # Here and not above: what is wrong with the inputs is known before torch is loaded, which takes seconds.
     from core.engine import pipeline
-    from core.engine.preparation import Inputs
+    from core.engine.inputs import Inputs
 
     output = work_dir / "output"
     output.mkdir()
-    inputs = Inputs(staged.model, staged.train, staged.validation, staged.names)
+    inputs = Inputs(staged.model, staged.train, staged.validation, staged.test, staged.names)
     metrics_summary = pipeline.run(assignment.spec, inputs, output, report)
     report(PhaseStarted(phase="uploading"))
     artifacts = upload(output, Storage(assignment.storage_url), assignment.artifact_prefix)

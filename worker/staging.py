@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.errors import InvalidInputError, InvalidModelError, StorageError, shown
 from core.jobs.records import Purpose
-from core.jobs.spec import BuiltinModel, Data, Model, PathData, PathModel, UploadedData
+from core.jobs.spec import BuiltinData, BuiltinModel, Data, Model, PathData, PathModel, UploadedData
 from core.settings import Settings
 from core.storage import Storage
 from core.uploads import suffix_of, unpack_model_archive
@@ -23,6 +23,7 @@ class Staged:
     model: Path
     train: Path | None
     validation: Path | None
+    test: Path | None
     names: Mapping[Path, str]
 
 
@@ -52,16 +53,19 @@ class Stage:
         self.names[folder] = self.names[archive][: -len(archive.name.removeprefix("upload"))]
         return folder
 
-    def rows(self, data: Data) -> tuple[Path | None, Path | None]:
-        """The files of training and of held-out rows."""
+    def rows(self, data: Data) -> dict[str, Path]:
+        """The files of rows, by the name of their split; none for builtin data."""
+        if isinstance(data, BuiltinData):
+            return {}
+        named = {"train": data.train, "validation": data.validation, "test": data.test}
+        return {split: self._split(data, split, name) for split, name in named.items() if name is not None}
+
+    def _split(self, data: PathData | UploadedData, split: str, name: str) -> Path:
         match data:
             case PathData():
-                held_out = data.validation and self._below_roots(data.validation, "/task/data/validation")
-                return self._below_roots(data.train, "/task/data/train"), held_out or None
+                return self._below_roots(name, f"/task/data/{split}")
             case UploadedData():
-                held_out = data.validation and self._fetch(data.validation, "validation", "dataset")
-                return self._fetch(data.train, "train", "dataset"), held_out or None
-        return None, None
+                return self._fetch(name, split, "dataset")
 
     def _fetch(self, file_id: str, role: str, purpose: Purpose) -> Path:
         """Copy an upload, under a plain name with the suffix that says its format."""
@@ -97,8 +101,9 @@ def stage(assignment: Assignment, folder: Path, settings: Settings) -> Staged:
         StorageError: an upload cannot be read, or is damaged.
     """
     place = Stage(assignment, folder, settings)
-    train, validation = place.rows(assignment.spec.task.data)
-    return Staged(place.model(assignment.spec.model), train, validation, place.names)
+    rows = place.rows(assignment.spec.task.data)
+    model = place.model(assignment.spec.model)
+    return Staged(model, rows.get("train"), rows.get("validation"), rows.get("test"), place.names)
 
 
 def _builtin_model() -> Path:

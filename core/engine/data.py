@@ -3,12 +3,10 @@
 import csv
 import gzip
 import json
-import random
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -134,63 +132,6 @@ def text_of(row: Row, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise row.lacks(column, "text")
     return value
-
-
-def hold_out(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split into training and held-out rows at random; both get at least one."""
-    if len(rows) < 2:
-        raise InvalidDataError("At least two rows are needed to hold some out.", param="/task/data/train")
-    shuffled = rows.copy()
-    random.Random(seed).shuffle(shuffled)  # noqa: S311
-    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    return shuffled[count:], shuffled[:count]
-
-
-def sample(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
-    """At most `limit` rows drawn at random, in their original order."""
-    if limit is None or limit >= len(rows):
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]  # noqa: S311
-
-
-def python_docs() -> tuple[list[Row], list[Row]]:
-    """Text of the language reference that CPython ships, as (training, held-out) rows.
-
-    Every eighth topic in alphabetical order is held out, whole, as sentences. The other topics give sentences, pairs
-    of neighbouring sentences, and clauses, so that there is enough to learn from; a sentence that a held-out topic
-    has too is left out of all three.
-    """
-    from pydoc_data.topics import topics
-
-    names = sorted(topics)
-    held_out = {s: None for name in names[::8] for paragraph in _paragraphs(topics[name]) for s in paragraph}
-    train: dict[str, None] = {}
-    for name in (name for i, name in enumerate(names) if i % 8):
-        for paragraph in _paragraphs(topics[name]):
-            kept = [sentence for sentence in paragraph if sentence not in held_out]
-            train |= dict.fromkeys(kept)
-            train |= dict.fromkeys(f"{one} {next_one}" for one, next_one in pairwise(kept))
-            train |= dict.fromkeys(clause for sentence in kept for clause in _clauses(sentence))
-    kept = [text for text in train if text not in held_out]
-    return _builtin_rows(kept), _builtin_rows(held_out)
-
-
-def _builtin_rows(texts: Iterable[str]) -> list[Row]:
-    source = Source("python-docs", "/task/data")
-    return [Row({"text": text}, source, number) for number, text in enumerate(texts, 1)]
-
-
-def _paragraphs(topic: str) -> Iterator[list[str]]:
-    """The prose sentences of each paragraph; grammar and code are mostly not letters, and left out."""
-    for paragraph in re.split(r"\n\s*\n", topic):
-        sentences = re.split(r"(?<=[.!?:;]) (?=[A-Z\"*`])", " ".join(paragraph.split()))
-        yield [s for s in sentences if len(s) >= 30 and sum(c.isalpha() for c in s) > 0.65 * len(s)]
-
-
-def _clauses(sentence: str) -> list[str]:
-    """Parts between commas that say something on their own; none for a sentence without commas."""
-    parts = re.split(r"(?<=,) ", sentence)
-    return [part for part in parts if len(part) >= 25] if len(parts) > 1 else []
 
 
 class Features(Dataset[Feature]):

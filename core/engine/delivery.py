@@ -18,10 +18,11 @@ from core.engine.export.bundle import compressed_bytes, write_compressed, write_
 from core.engine.export.executorch import export_executorch
 from core.engine.export.gguf import export_gguf
 from core.engine.export.onnx import export_onnx
+from core.engine.inputs import Inputs
 from core.engine.loading import move
 from core.engine.measure import Performance, Side, measure
 from core.engine.methods import Pruner
-from core.engine.preparation import Inputs, Prepared
+from core.engine.preparation import Prepared
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, write_report
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology

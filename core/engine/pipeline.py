@@ -14,8 +14,9 @@ from core.checkpoints import Checkpoints
 from core.engine.anatomy import Anatomy, bind
 from core.engine.delivery import Delivery, Dense
 from core.engine.evaluate import evaluate
+from core.engine.inputs import Inputs
 from core.engine.methods import Pruner, Schedule, build_pruner
-from core.engine.preparation import Inputs, Prepared, prepare
+from core.engine.preparation import Prepared, prepare
 from core.engine.pruning import prune
 from core.engine.report.document import summary_of
 from core.engine.tracker import Tracker

@@ -5,7 +5,7 @@ Every model here refuses unknown fields, and every field says its unit and its d
 `core.jobs.defaults.resolve` fills what the user left to us.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -51,43 +51,67 @@ Model = Annotated[BuiltinModel | UploadedModel | PathModel, Field(discriminator=
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 
-class _Split(Spec):
+class _Sampled(Spec):
     max_train_rows: int | None = Field(
         None, ge=1, description="Use only this many training rows, drawn with the seed; all by default."
     )
     max_validation_rows: int | None = Field(
-        None, ge=1, description="Use only the first so many held-out rows; all by default."
+        None, ge=1, description="Use only the first so many validation rows; all by default."
     )
+    max_test_rows: int | None = Field(None, ge=1, description="Use only the first so many test rows; all by default.")
 
 
-class BuiltinData(_Split):
+class BuiltinData(_Sampled):
     """Text that comes with the service."""
 
     source: Literal["builtin"]
     name: Literal["python-docs"] = Field(
-        description="python-docs: the language reference that CPython ships in pydoc_data, split by topic."
+        description="python-docs: the language reference that CPython ships in pydoc_data, split by topic. With a "
+        "target that is decided on the validation rows, every other held-out topic is for the test."
     )
 
 
-class UploadedData(_Split):
+class _HeldOut(_Sampled):
+    """Where splits come from that the data does not bring along.
+
+    Metrics are reported on the test rows where there are any, else on the validation rows. Rows with the same text
+    never part: a text of the test rows is left out of the validation rows, and one of either out of the training rows.
+    """
+
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Without `validation`: share of the training rows held out for it, 0 … 1."
+    )
+    test_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Without `test`: share of the training rows held out for it, 0 … 1. Default: none; for targets "
+        "that are decided on the validation rows, as `validation_fraction`.",
+    )
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.validation_fraction + (self.test_fraction or 0) >= 1:
+            raise ValueError("validation_fraction + test_fraction must be below 1")
+        return self
+
+
+class UploadedData(_HeldOut):
     """Uploaded rows: JSONL or CSV, optionally gzipped (.gz)."""
 
     source: Literal["upload"]
     train: FileId
-    validation: FileId | None = Field(
-        None,
-        description="Held-out rows. Without it, `validation_fraction` of the training rows are held out.",
-    )
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of rows held out, 0 … 1.")
+    validation: FileId | None = Field(None, description="Rows that decisions are taken on; held out by default.")
+    test: FileId | None = Field(None, description="Rows that nothing is decided on.")
 
 
-class PathData(_Split):
+class PathData(_HeldOut):
     """Rows in files on the service's own disk, below one of its configured roots."""
 
     source: Literal["path"]
     train: DiskPath = Field(description="Absolute path of a JSONL or CSV file, optionally .gz.")
-    validation: DiskPath | None = Field(None, description="Held-out rows, as for uploads.")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of rows held out, 0 … 1.")
+    validation: DiskPath | None = Field(None, description="Validation rows, as for uploads.")
+    test: DiskPath | None = Field(None, description="Test rows, as for uploads.")
 
 
 Data = Annotated[BuiltinData | UploadedData | PathData, Field(discriminator="source")]
@@ -109,6 +133,10 @@ class SentenceEmbedding(Spec):
     metric: Literal["cosine_to_dense", "similarity_spearman"] = Field("cosine_to_dense", description=HEADLINE)
     text_column: Column = Field("text", description="Column that holds one sentence or paragraph a row.")
 
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.text_column,)
+
 
 class SequenceClassification(Spec):
     """Assign one label to a text or a pair of texts. Metrics: accuracy, macro F1, Matthews' correlation."""
@@ -119,6 +147,10 @@ class SequenceClassification(Spec):
     text_column: Column = Field("text", description="Column of the (first) text.")
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
+
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.text_column, *([self.text_pair_column] if self.text_pair_column else []))
 
 
 class Regression(Spec):
@@ -131,6 +163,10 @@ class Regression(Spec):
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the number.")
 
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.text_column, *([self.text_pair_column] if self.text_pair_column else []))
+
 
 class CausalLM(Spec):
     """Predict the next token. Metrics: nats per token, perplexity, nats per character of the text."""
@@ -141,6 +177,10 @@ class CausalLM(Spec):
         "nats_per_token", description=HEADLINE
     )
     text_column: Column = Field("text", description="Column that holds one document a row.")
+
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.text_column,)
 
 
 Task = Annotated[SentenceEmbedding | SequenceClassification | Regression | CausalLM, Field(discriminator="name")]
@@ -312,7 +352,6 @@ class JobSpec(Spec):
             found["/model/file"] = self.model.file
         data = self.task.data
         if isinstance(data, UploadedData):
-            found["/task/data/train"] = data.train
-            if data.validation is not None:
-                found["/task/data/validation"] = data.validation
+            named = {"train": data.train, "validation": data.validation, "test": data.test}
+            found |= {f"/task/data/{split}": file for split, file in named.items() if file is not None}
         return found

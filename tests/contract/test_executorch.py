@@ -10,7 +10,8 @@ from core.engine.anatomy import bind
 from core.engine.compact import compact
 from core.engine.export import executorch
 from core.engine.export.executorch import check_executorch, export_executorch, run_executorch
-from core.engine.preparation import Inputs, prepare
+from core.engine.inputs import Inputs
+from core.engine.preparation import prepare
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE
 from core.errors import InvalidInputError, VerificationError

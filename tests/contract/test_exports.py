@@ -8,9 +8,9 @@ import torch
 
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
+from core.engine.inputs import Inputs
 from core.engine.memory import available
 from core.engine.pipeline import run
-from core.engine.preparation import Inputs
 from core.engine.tasks import TASKS
 from core.errors import VerificationError
 from core.jobs.defaults import resolve

@@ -18,8 +18,8 @@ from core.engine.anatomy import bind
 from core.engine.compact import compact
 from core.engine.export.gguf import check_gguf, export_gguf, gguf_difference
 from core.engine.export.vocabulary import PRE_TOKENIZERS, read_vocabulary
+from core.engine.inputs import Inputs
 from core.engine.pipeline import run
-from core.engine.preparation import Inputs
 from core.errors import InvalidInputError, VerificationError
 from core.families import FAMILIES
 from core.jobs.defaults import resolve

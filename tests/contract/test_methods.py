@@ -8,8 +8,8 @@ import torch
 from client.load import load
 from core.engine.anatomy import bind
 from core.engine.compact import compact
+from core.engine.inputs import Inputs
 from core.engine.pipeline import run
-from core.engine.preparation import Inputs
 from core.engine.pruning import prune
 from core.engine.tasks import TASKS
 from core.jobs import spec

@@ -10,9 +10,9 @@ from client.demo import comparison
 from client.load import load
 from core.engine.anatomy import bind
 from core.engine.compact import compact
+from core.engine.inputs import Inputs
 from core.engine.methods import Schedule, build_pruner
 from core.engine.pipeline import run
-from core.engine.preparation import Inputs
 from core.engine.report.structure import describe_structure
 from core.errors import InvalidDataError
 from core.jobs.defaults import resolve

@@ -15,11 +15,11 @@ from client.load import load
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.export.bundle import write_manifest
 from core.engine.export.onnx import export_onnx
+from core.engine.inputs import Inputs
 from core.engine.loading import check_architecture
 from core.engine.methods.budget import Budget
 from core.engine.pipeline import run
 from core.engine.plan import Plan
-from core.engine.preparation import Inputs
 from core.engine.structures import evened, give_structure, uniform_head_groups
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect

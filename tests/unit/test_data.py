@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from core.engine.data import Features, Row, Source, batches_by_length, hold_out, python_docs, read_rows, sample, text_of
+from core.engine.data import Features, Row, Source, batches_by_length, read_rows, text_of
 from core.errors import InvalidDataError, InvalidInputError
 
 TRAIN = Source("rows.jsonl", "/task/data/train")
@@ -53,9 +53,9 @@ def test_other_suffixes_are_refused(tmp_path):
 
 def test_rows_know_where_they_were_read(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a"}\n\n{"text": 5}\n' + b'{"text": "b"}\n' * 20)
-    shuffled = hold_out(read_rows(tmp_path / "rows.jsonl", TRAIN), 0.5, seed=1)
+    rows = read_rows(tmp_path / "rows.jsonl", TRAIN)
     with pytest.raises(InvalidDataError, match=r"rows\.jsonl, line 3: column 'text' holds 5; it must hold text"):
-        [text_of(row, "text") for part in shuffled for row in part]
+        [text_of(row, "text") for row in reversed(rows)]
 
 
 def test_lone_surrogates_are_replaced(tmp_path):
@@ -99,34 +99,6 @@ def test_a_row_without_text_is_named(row):
     with pytest.raises(InvalidDataError, match=r"rows\.jsonl, line 7: column 'text'") as caught:
         text_of(Row(row, TRAIN, 7), "text")
     assert caught.value.param == TRAIN.param
-
-
-def test_holding_out_is_a_partition_and_repeats():
-    rows = [{"text": str(i)} for i in range(50)]
-    train, held_out = hold_out(rows, 0.2, seed=1)
-    assert len(held_out) == 10
-    assert sorted(train + held_out, key=lambda r: int(r["text"])) == rows
-    assert (train, held_out) == hold_out(rows, 0.2, seed=1)
-    with pytest.raises(InvalidDataError):
-        hold_out(rows[:1], 0.2, seed=1)
-
-
-def test_sampling_keeps_order_and_repeats():
-    rows = [{"text": str(i)} for i in range(50)]
-    drawn = sample(rows, 10, seed=3)
-    assert len(drawn) == 10
-    assert drawn == sorted(drawn, key=lambda r: int(r["text"]))
-    assert drawn == sample(rows, 10, seed=3)
-    assert sample(rows, None, seed=3) is rows
-
-
-def test_python_docs_hold_out_whole_topics_without_leaking():
-    train, held_out = python_docs()
-    assert len(train) > 1000
-    assert len(held_out) > 100
-    texts = [row["text"] for row in train]
-    assert len(set(texts)) == len(texts)
-    assert not [row for row in held_out if any(row["text"] in text for text in texts)]
 
 
 def test_batches_by_length_hold_every_row_once():

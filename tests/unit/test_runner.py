@@ -66,7 +66,7 @@ def test_uploads_are_unpacked_and_staged_under_plain_names(assignment, tmp_path)
     assert (staged.train.name, staged.train.read_bytes()) == ("train.jsonl", ROW)
     assert staged.names[staged.train] == "rows.jsonl"
     assert staged.names[staged.model] == "model"
-    assert staged.validation is None
+    assert (staged.validation, staged.test) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Splits: the rows that a model learns from, those that decisions are taken on, and those that it is judged by.
+
+What is known of a held-out row must not be learnt from it: no text is in two splits.
+"""
+
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from core.engine.data import Row, read_rows
+from core.engine.inputs import Inputs
+from core.engine.python_docs import python_docs
+from core.errors import InvalidDataError
+from core.jobs.spec import BuiltinData, JobSpec
+from core.progress import Reporter, Warned
+
+Identity = Callable[[Row], Hashable]
+"""What two rows have in common that a model cannot tell apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Rows by what they are for."""
+
+    everything: list[Row]
+    """All that training rows were drawn from; it may hold held-out rows. For what must be known of the data as a
+    whole, such as its classes."""
+    train: list[Row]
+    validation: list[Row]
+    """What decisions are taken on."""
+    test: list[Row] | None
+    """What nothing was decided on."""
+
+    @property
+    def reported(self) -> list[Row]:
+        """The rows that metrics are reported on."""
+        return self.validation if self.test is None else self.test
+
+
+def split(spec: JobSpec, inputs: Inputs, report: Reporter, *, needs_test: bool) -> Splits:
+    """Read the job's data, and hold out of the training rows what it does not bring along.
+
+    Rows with the same text stay together: a text of the test split is left out of the others, one of the validation
+    split out of training.
+
+    Args:
+        spec: A resolved spec.
+        inputs: Its inputs, on this machine.
+        report: Told of rows that were left out.
+        needs_test: Whether to hold out a test split even if the data names none.
+
+    Raises:
+        InvalidDataError: a file cannot be read, or a split has no rows.
+    """
+    data, seed = spec.task.data, spec.training.seed
+    found = _builtin(needs_test=needs_test) if isinstance(data, BuiltinData) else _from_files(spec, inputs, needs_test)
+    test = found.test
+    validation = _apart(found.validation, "validation", {"test": test or []}, spec, report)
+    train = _apart(found.train, "training", {"validation": validation, "test": test or []}, spec, report)
+    return Splits(
+        found.everything,
+        sample(train, data.max_train_rows, seed),
+        validation[: data.max_validation_rows],
+        test and test[: data.max_test_rows],
+    )
+
+
+def hold_out(rows: list[Row], fraction: float, seed: int, identity: Identity) -> tuple[list[Row], list[Row]]:
+    """Part rows at random into those that are kept and a share that is held out; both get at least one.
+
+    Rows of one identity go to the same side; `fraction` is that of the identities.
+    """
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(identity(row), []).append(row)
+    if len(groups) < 2:
+        raise InvalidDataError(
+            "At least two rows with different texts are needed to hold some out.", param="/task/data/train"
+        )
+    shuffled = list(groups)
+    random.Random(seed).shuffle(shuffled)  # noqa: S311
+    count = min(max(1, round(len(shuffled) * fraction)), len(shuffled) - 1)
+    kept, held_out = ([row for key in keys for row in groups[key]] for keys in (shuffled[count:], shuffled[:count]))
+    return kept, held_out
+
+
+def sample(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
+    """At most `limit` rows drawn at random, in their original order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]  # noqa: S311
+
+
+def _builtin(*, needs_test: bool) -> Splits:
+    train, held_out = python_docs(held_out_parts=2 if needs_test else 1)
+    return Splits(train, train, held_out[0], held_out[1] if needs_test else None)
+
+
+def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
+    data, seed = spec.task.data, spec.training.seed
+    assert inputs.train is not None  # noqa: S101 only builtin data has no file
+    assert not isinstance(data, BuiltinData)  # noqa: S101 the caller has looked
+
+    def read(path: Path, split_name: str) -> list[Row]:
+        return read_rows(path, inputs.source(path, f"/task/data/{split_name}"))
+
+    identity = partial(_text_of, columns=spec.task.input_columns())
+    train = everything = read(inputs.train, "train")
+    if inputs.validation is not None:
+        validation, left = read(inputs.validation, "validation"), 1.0
+    else:
+        train, validation = hold_out(train, data.validation_fraction, seed, identity)
+        left = 1 - data.validation_fraction
+    test = None
+    if inputs.test is not None:
+        test = read(inputs.test, "test")
+    elif needs_test or data.test_fraction is not None:
+        train, test = hold_out(train, (data.test_fraction or data.validation_fraction) / left, seed, identity)
+    return Splits(everything, train, validation, test)
+
+
+def _apart(rows: list[Row], name: str, held_out: dict[str, list[Row]], spec: JobSpec, report: Reporter) -> list[Row]:
+    """The rows whose text is in none of the held-out splits; the others are counted in a warning."""
+    identity = partial(_text_of, columns=spec.task.input_columns())
+    for other, others in held_out.items():
+        known = {identity(row) for row in others}
+        fresh = [row for row in rows if identity(row) not in known]
+        dropped = len(rows) - len(fresh)
+        if not fresh:
+            raise rows[0].source.error(f"every one of its texts is in the {other} rows as well; no {name} row is left.")
+        if dropped:
+            report(Warned(message=f"{dropped} {name} rows are left out: the {other} rows have the same text."))
+        rows = fresh
+    return rows
+
+
+def _text_of(row: Row, columns: tuple[str, ...]) -> Hashable:
+    """What a model reads of a row. One that lacks a column is like no other: whoever reads it will say so."""
+    values = [row.get(column) for column in columns]
+    if None in values:
+        return id(row)
+    return tuple(value if isinstance(value, str) else repr(value) for value in values)
