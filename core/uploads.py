@@ -25,7 +25,7 @@ from core.jobs.records import Purpose
 
 SUFFIXES: dict[Purpose, tuple[str, ...]] = {
     "model": (".zip", ".tar.gz", ".tgz"),
-    "dataset": (".jsonl", ".csv", ".jsonl.gz", ".csv.gz"),
+    "dataset": (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz", ".parquet.gz"),
 }
 """File names that are accepted, by purpose."""
 
@@ -39,6 +39,8 @@ MAX_HEADER_BYTES = 100 * 10**6  # what the safetensors library itself accepts
 MAX_NAME_BYTES = 255  # what file systems take
 MAX_ROW_BYTES = 16 * 2**20
 ROWS_CHECKED = 100
+PARQUET_MAGIC = b"PAR1"
+PARQUET_TAIL_BYTES = 4 + len(PARQUET_MAGIC)  # the footer's length, then the magic
 
 
 def suffix_of(filename: str, purpose: Purpose) -> str:
@@ -268,16 +270,19 @@ def _check_safetensors(member: _Member) -> None:
 
 
 def check_dataset(path: Path, limit: int) -> None:
-    """The file opens, its first rows parse, and it is whole and below `limit` bytes once unpacked.
+    """The file opens, begins as its suffix promises, and is whole and below `limit` bytes once unpacked.
+
+    Of text the first rows are parsed; of Parquet only its frame is looked at, since its rows need a decoder that no
+    upload should reach in the API's process.
 
     Raises:
         InvalidDataError: it does not; the message names the line.
     """
     suffix = suffix_of(path.name, "dataset")
-    check_rows = _check_csv if suffix.startswith(".csv") else _check_jsonl
+    check = _CHECKS[suffix.removesuffix(".gz")]
     try:
         with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as source:
-            check_rows(_lines(cast(BinaryIO, source), limit))
+            check(cast(BinaryIO, source), limit)
             while source.read(CHUNK_BYTES):  # to the end, where gzip compares its checksum
                 _check_size(source.tell(), limit)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -304,9 +309,9 @@ def _lines(source: BinaryIO, limit: int) -> Iterator[str]:
             raise InvalidDataError(f"Line {number} is not UTF-8 text.") from error
 
 
-def _check_jsonl(lines: Iterator[str]) -> None:
+def _check_jsonl(source: BinaryIO, limit: int) -> None:
     rows = 0
-    for number, line in enumerate(islice(lines, ROWS_CHECKED), start=1):
+    for number, line in enumerate(islice(_lines(source, limit), ROWS_CHECKED), start=1):
         if not line.strip():
             continue
         try:
@@ -320,8 +325,8 @@ def _check_jsonl(lines: Iterator[str]) -> None:
         raise InvalidDataError("The file holds no rows.")
 
 
-def _check_csv(lines: Iterator[str]) -> None:
-    reader = csv.reader(lines, strict=True)
+def _check_csv(source: BinaryIO, limit: int) -> None:
+    reader = csv.reader(_lines(source, limit), strict=True)
     try:
         header = next(reader, [])
         if not header or not all(name.strip() for name in header):
@@ -337,3 +342,25 @@ def _check_csv(lines: Iterator[str]) -> None:
         raise InvalidDataError(f"Line {reader.line_num} is not CSV: {error}.") from error
     if not rows:
         raise InvalidDataError("The file holds no rows below its header.")
+
+
+def _check_parquet(source: BinaryIO, limit: int) -> None:
+    """`PAR1` at both ends, and before the last one a footer of the length that it says (Apache Parquet format)."""
+    head = source.read(len(PARQUET_MAGIC))
+    tail = head
+    size = len(head)
+    while chunk := source.read(CHUNK_BYTES):
+        size += len(chunk)
+        _check_size(size, limit)
+        tail = (tail + chunk)[-PARQUET_TAIL_BYTES:]
+    if head != PARQUET_MAGIC or tail[4:] != PARQUET_MAGIC or len(tail) < PARQUET_TAIL_BYTES:
+        raise InvalidDataError("The file is not Parquet, or is cut short: it must begin and end with PAR1.")
+    if int.from_bytes(tail[:4], "little") > size - len(PARQUET_MAGIC) - PARQUET_TAIL_BYTES:
+        raise InvalidDataError("The file is not Parquet: its footer would be longer than the file.")
+
+
+_CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
+    ".jsonl": _check_jsonl,
+    ".csv": _check_csv,
+    ".parquet": _check_parquet,
+}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from core.engine.data import Row, read_rows
+from core.engine.data import Row
 from core.engine.inputs import Inputs
 from core.engine.python_docs import python_docs
+from core.engine.readers import read_rows
 from core.errors import InvalidDataError
 from core.jobs.spec import BuiltinData, JobSpec
 from core.progress import Reporter, Warned

@@ -97,7 +97,7 @@ class _HeldOut(_Sampled):
 
 
 class UploadedData(_HeldOut):
-    """Uploaded rows: JSONL or CSV, optionally gzipped (.gz)."""
+    """Uploaded rows: JSONL, CSV or Parquet, optionally gzipped (.gz)."""
 
     source: Literal["upload"]
     train: FileId
@@ -109,7 +109,7 @@ class PathData(_HeldOut):
     """Rows in files on the service's own disk, below one of its configured roots."""
 
     source: Literal["path"]
-    train: DiskPath = Field(description="Absolute path of a JSONL or CSV file, optionally .gz.")
+    train: DiskPath = Field(description="Absolute path of a JSONL, CSV or Parquet file, optionally .gz.")
     validation: DiskPath | None = Field(None, description="Validation rows, as for uploads.")
     test: DiskPath | None = Field(None, description="Test rows, as for uploads.")
 

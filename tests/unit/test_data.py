@@ -5,16 +5,30 @@ import gzip
 import io
 import json
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from core.engine.data import Features, Row, Source, batches_by_length, read_rows, text_of
+from core.engine.data import Features, Row, Source, batches_by_length, text_of
+from core.engine.readers import read_rows
 from core.errors import InvalidDataError, InvalidInputError
 
 TRAIN = Source("rows.jsonl", "/task/data/train")
 ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"\nand broken', "label": "b"}]
 
 
+def parquet(table, **options):
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
+
+
 def write(path, rows):
+    if ".parquet" in path.suffixes:
+        content = parquet(pa.Table.from_pylist(rows))
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        return path
     file = io.StringIO(newline="")
     if ".csv" in path.suffixes:
         writer = csv.DictWriter(file, ["text", "label"])
@@ -27,7 +41,9 @@ def write(path, rows):
     return path
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.csv.gz"])
+@pytest.mark.parametrize(
+    "name", [f"rows.{kind}" for kind in ("jsonl", "jsonl.gz", "csv", "csv.gz", "parquet", "parquet.gz")]
+)
 def test_every_format_reads_the_same(tmp_path, name):
     assert read_rows(write(tmp_path / name, ROWS), TRAIN) == ROWS
 
@@ -47,7 +63,7 @@ def test_upper_case_csv_is_csv(tmp_path):
 
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"\.jsonl, \.csv") as caught:
-        read_rows(tmp_path / "rows.parquet", TRAIN)
+        read_rows(tmp_path / "rows.xlsx", TRAIN)
     assert caught.value.param == TRAIN.param
 
 
@@ -83,6 +99,9 @@ def test_errors_repeat_little_of_a_row(row):
         ("rows.jsonl.gz", b"not gzip", "cannot be read"),
         ("rows.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "cannot be read"),
         ("rows.csv", b"text,label\na,b,c\n", r"line 2: the header has 2 columns"),
+        ("rows.parquet", b"PAR1 no PAR1", "rows.parquet.*cannot be read as Parquet"),
+        ("rows.parquet", parquet(pa.table({"text": ["a"] * 9}))[:-9], "cannot be read as Parquet"),
+        ("rows.parquet", parquet(pa.table({"text": pa.array([], pa.string())})), "holds no rows"),
         ("rows.csv", b"text,label\na\n", r"line 2: the header has 2 columns"),
     ],
 )
@@ -92,6 +111,43 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     with pytest.raises(InvalidDataError, match=message) as caught:
         read_rows(path, Source(name, "/task/data/train"))
     assert caught.value.param == "/task/data/train"
+
+
+def test_rows_of_parquet_keep_their_types_and_say_which_they_are(tmp_path):
+    values = {"text": ["a", "b"], "image": [b"\x89PNG", None], "targets": [["x", "y"], []], "label": [1, 0]}
+    (tmp_path / "rows.parquet").write_bytes(parquet(pa.table(values)))
+    rows = read_rows(tmp_path / "rows.parquet", Source("mine.parquet", "/task/data/train"))
+    assert rows == [{column: cells[i] for column, cells in values.items()} for i in range(2)]
+    with pytest.raises(InvalidDataError, match=r"mine\.parquet, row 2: column 'label' holds 0; it must hold text"):
+        text_of(rows[1], "label")
+
+
+def test_class_names_are_read_from_what_datasets_writes(tmp_path):
+    names = ("negative", "positive")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))})
+    rows = {"text": ["a", "b"], "label": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    read = read_rows(tmp_path / "rows.parquet", TRAIN)
+    assert [row["label"] for row in read] == [1, 0]
+    assert read[0].source.class_names == {"label": names}
+
+
+@pytest.mark.parametrize(
+    "note", [b"no JSON", b"[]", b'{"info": {"features": {"label": 1, "x": {"_type": "ClassLabel"}}}}']
+)
+def test_other_notes_in_a_schema_say_nothing(tmp_path, note):
+    table = pa.table({"text": ["a"]}).replace_schema_metadata({b"huggingface": note})
+    (tmp_path / "rows.parquet").write_bytes(parquet(table))
+    assert read_rows(tmp_path / "rows.parquet", TRAIN)[0].source.class_names == {}
+
+
+def test_equal_values_cannot_blow_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.engine.parquet.MAX_TABLE_BYTES", 10**6)
+    content = parquet(pa.table({"text": ["x" * 10_000] * 1000}))
+    assert len(content) < 50_000
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(InvalidDataError, match=r"rows\.jsonl: unpacks to more than 1000000 bytes"):
+        read_rows(tmp_path / "rows.parquet", TRAIN)
 
 
 @pytest.mark.parametrize("row", [{}, {"text": 3}, {"text": " "}, {"text": None}])

@@ -51,7 +51,7 @@ def test_holding_out_is_a_partition_and_repeats():
     rows = named(50)
     train, held_out = hold_out(rows, 0.2, 1, text)
     assert len(held_out) == 10
-    assert sorted(train + held_out, key=lambda row: row.line) == rows
+    assert sorted(train + held_out, key=lambda row: row.number) == rows
     assert (train, held_out) == hold_out(rows, 0.2, 1, text)
     assert held_out != hold_out(rows, 0.2, 2, text)[1]
 
@@ -73,7 +73,7 @@ def test_sampling_keeps_order_and_repeats():
     rows = named(50)
     drawn = sample(rows, 10, seed=3)
     assert len(drawn) == 10
-    assert drawn == sorted(drawn, key=lambda row: row.line)
+    assert drawn == sorted(drawn, key=lambda row: row.number)
     assert drawn == sample(rows, 10, seed=3)
     assert sample(rows, None, seed=3) is rows
 

@@ -24,6 +24,7 @@ FORMATS = pytest.mark.parametrize(("suffix", "write"), [(".zip", write_zip), (".
         ("m.tgz", "model", ".tgz"),
         ("a.csv.gz", "dataset", ".csv.gz"),
         ("a.b.jsonl", "dataset", ".jsonl"),
+        ("a.Parquet.gz", "dataset", ".parquet.gz"),
     ],
 )
 def test_accepted_names(name, purpose, suffix):
@@ -187,6 +188,7 @@ def dataset(tmp_path, name, content):
         ("a.jsonl", b'{"text": "x"}\n' * 500),
         ("a.csv", 'text,label\n"one, with\nnewline",1\nzwölf,0\n'.encode()),
         ("a.csv", b"\xef\xbb\xbftext\r\none\r\n"),
+        ("a.parquet", b"PAR1" + b"pages" + b"footer" + b"\x06\0\0\0PAR1"),
     ],
 )
 def test_good_data_is_accepted(tmp_path, suffix, name, content):
@@ -208,6 +210,11 @@ def test_good_data_is_accepted(tmp_path, suffix, name, content):
         ("a.csv", b"text,label\n", "no rows below its header"),
         ("a.csv", b"text,label\none,1\ntwo\n", "Line 3 has 1 fields; the header names 2"),
         ("a.csv", b'text\n"open', "Line 2 is not CSV"),
+        ("a.parquet", b"", "not Parquet"),
+        ("a.parquet", b"PAR1", "not Parquet"),
+        ("a.parquet", b"PAR1" + b"pages", "cut short"),
+        ("a.parquet", b"PK\x03\x04" + b"footer" + b"\x06\0\0\0PAR1", "not Parquet"),
+        ("a.parquet", b"PAR1" + b"\0\0\0\1PAR1", "footer would be longer"),
     ],
 )
 def test_bad_data_is_refused_with_its_line(tmp_path, suffix, name, content, message):
