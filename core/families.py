@@ -7,6 +7,7 @@ from core.family import AttentionRow, BiasRow, Family, MlpRow, StackRow, Uniform
 
 _ENCODER_TASKS = ("sentence-embedding", "sequence-classification", "regression")
 _DECODER_TASKS = ("causal-lm", "sequence-classification", "regression")
+_ENCODER_DECODER_TASKS = ("seq2seq",)
 
 _FREE_HEADS = UniformRow(
     neurons="intermediate_size",
@@ -146,7 +147,7 @@ _BART = Family(
             depth=("decoder_layers",),
         ),
     ),
-    tasks=(),
+    tasks=_ENCODER_DECODER_TASKS,
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -397,12 +398,12 @@ FAMILIES: tuple[Family, ...] = (
                 depth=("num_decoder_layers",),
             ),
         ),
-        tasks=(),
+        tasks=_ENCODER_DECODER_TASKS,
         uniform=UniformRow(neurons="d_ff"),
     ),
     _BART,
     replace(_BART, model_type="marian", title="Marian"),
-    replace(_BART, model_type="whisper", title="Whisper"),
+    replace(_BART, model_type="whisper", title="Whisper", tasks=()),
     _VIT,
     replace(_VIT, model_type="deit", title="DeiT"),
 )

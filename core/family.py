@@ -141,8 +141,9 @@ class Family:
     @property
     def export_formats(self) -> tuple[str, ...]:
         """What a job may ask for in `export.formats`."""
-        everywhere = ("safetensors", "onnx", "executorch")
-        return everywhere if self.gguf is None else (*everywhere, "gguf")
+        reads_one_text = not any(attention.cross for stack in self.stacks for attention in stack.attentions)
+        further = {"executorch": reads_one_text, "gguf": self.gguf is not None}
+        return ("safetensors", "onnx", *(name for name, is_possible in further.items() if is_possible))
 
     def with_all_heads(self) -> "Family":
         """The row of models that keep all of their heads: nothing is narrowed to some of them."""

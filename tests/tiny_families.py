@@ -113,8 +113,7 @@ SIZES: dict[str, dict[str, Any]] = {
 and what else sets it apart.
 """
 
-TRIED = {"t5": "text-to-text", "bart": "text-to-text", "marian": "text-to-text", "whisper": "speech-to-text"}
-TRIED |= {"vit": "image-classification", "deit": "image-classification"}
+TRIED = {"whisper": "speech-to-text", "vit": "image-classification", "deit": "image-classification"}
 """With what to try a family that serves no task."""
 
 

@@ -1,10 +1,9 @@
-"""What families are tried with that serve no task of the service yet: their stock classes' logits."""
+"""What families are tried with: inputs of every kind, and tasks that the service does not have yet."""
 
 import torch
 from torch import Tensor
 from transformers import (
     AutoModelForImageClassification,
-    AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
     PreTrainedModel,
 )
@@ -13,28 +12,22 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from core.engine.data import Batch, Feature
 from core.engine.export.bundle import Processor
 from core.engine.tasks.causal_lm import CausalLMTask
+from core.engine.tasks.seq2seq import Seq2SeqTask
 from core.engine.tasks.sequence_classification import SequenceClassificationTask
 from tests import tiny
 
 IMAGE_SIZE = 8
 
 
-class TextToText(CausalLMTask):
-    """An encoder reads tokens, a decoder writes others."""
+class SpeechToText(CausalLMTask):
+    """An encoder reads features of sound, a decoder writes."""
 
-    name = "text-to-text"
-    auto_class = AutoModelForSeq2SeqLM
+    name = "speech-to-text"
+    auto_class = AutoModelForSpeechSeq2Seq
 
     @staticmethod
     def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
         return model(**batch, use_cache=False).logits
-
-
-class SpeechToText(TextToText):
-    """An encoder reads features of sound."""
-
-    name = "speech-to-text"
-    auto_class = AutoModelForSpeechSeq2Seq
 
 
 class ImageClassification(SequenceClassificationTask):
@@ -51,8 +44,8 @@ class ImageClassification(SequenceClassificationTask):
         return {"pixel_values": torch.stack([feature["pixel_values"] for feature in features])}
 
 
-OF_ENCODER_DECODERS = (TextToText.name, SpeechToText.name)
-TINY_TASKS = {task.name: task for task in (TextToText, SpeechToText, ImageClassification)}
+OF_ENCODER_DECODERS = (Seq2SeqTask.name, SpeechToText.name)
+TINY_TASKS = {task.name: task for task in (SpeechToText, ImageClassification)}
 
 
 def inputs(task: str, rows: int = 2, tokens: int = 10) -> Batch:
@@ -66,7 +59,7 @@ def inputs(task: str, rows: int = 2, tokens: int = 10) -> Batch:
     mask = torch.ones_like(ids)
     mask[-1, -4:] = 0
     text = {"input_ids": ids, "attention_mask": mask}
-    return text | {"decoder_input_ids": ids.flip(1)} if task == TextToText.name else text
+    return text | {"decoder_input_ids": ids.flip(1)} if task == Seq2SeqTask.name else text
 
 
 def processor(task: str) -> Processor:

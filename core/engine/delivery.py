@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from core.engine.anatomy import Anatomy, bind
 from core.engine.data import Batch, Features
@@ -30,7 +31,6 @@ from core.engine.report.structure import describe_structure
 from core.engine.report.topology import describe_topology
 from core.engine.structures import give_structure
 from core.engine.tasks import Task
-from core.engine.tasks.base import model_inputs
 from core.engine.tracker import Tracker
 from core.engine.verify import TOLERANCE, verify
 from core.errors import VerificationError
@@ -77,7 +77,7 @@ class Delivery:
             structure = describe_structure(anatomy, pruner)
             masked_parameters = pruner.masks.removed_parameters()
             topology = describe_topology(dense.anatomy, anatomy, pruner.plan(), self.spec.method)
-            probe = probe_inputs(prepared.task, prepared.held_out)
+            probe = probe_inputs(prepared.task, model, prepared.held_out)
             outputs, difference = compact_and_compare(self.spec.structure, prepared.task, pruner, probe)
         with self.tracker.phase("evaluating"):
             pruned = evaluate(prepared.task, model, prepared.held_out, dense.evaluation.summaries)
@@ -164,15 +164,16 @@ def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs
     return masked, difference
 
 
-def probe_inputs(task: Task, held_out: Features) -> Batch:
+def probe_inputs(task: Task, model: PreTrainedModel, held_out: Features) -> Batch:
     """A few held-out rows, two at least; short ones where there is an output for every token.
 
     At least two tokens wide, by padding if need be: what is one in an example, ONNX export takes for a constant.
     """
     wanted = 8 if task.outputs_per_row else 2
     rows = [held_out[i * len(held_out) // wanted] for i in range(wanted)]
-    batch = model_inputs(task.collate(rows))
-    if batch["input_ids"].shape[1] == 1:
-        fill = {"input_ids": task.tokenizer.pad_token_id or 0}
-        batch = {name: F.pad(tensor, (0, 1), value=fill.get(name, 0)) for name, tensor in batch.items()}
+    collated = {name: tensor.to(model.device) for name, tensor in task.collate(rows).items()}
+    batch = {name: tensor.cpu() for name, tensor in task.inputs(model, collated).items()}
+    for name in [name for name, tensor in batch.items() if tensor.ndim == 2 and tensor.shape[1] == 1]:
+        fill = task.tokenizer.pad_token_id or 0 if name.endswith("input_ids") else 0
+        batch[name] = F.pad(batch[name], (0, 1), value=fill)
     return batch if task.outputs_per_row else {name: tensor[:, :16].contiguous() for name, tensor in batch.items()}

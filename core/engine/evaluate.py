@@ -38,10 +38,12 @@ def evaluate(
     was_training = model.training
     model.train(False)
     summaries = [task.summarise(task.outputs(model, batch), batch).cpu() for batch in _batches(task, model, features)]
-    model.train(was_training)
     if not all(bool(summary.isfinite().all()) for summary in summaries):
         raise NumericalError(f"{task.headline} is not finite: the model answers held-out rows with NaN or infinity.")
-    return Evaluation(task.metrics(summaries, summaries if reference is None else reference), summaries)
+    metrics = task.metrics(summaries, summaries if reference is None else reference)
+    metrics |= task.writing_metrics(model, features)
+    model.train(was_training)
+    return Evaluation(metrics, summaries)
 
 
 def _batches(task: Task, model: PreTrainedModel, features: Features) -> Iterator[Batch]:
@@ -88,6 +90,7 @@ class HiddenTeacher:
 
     def __init__(self, task: Task, teacher: Anatomy, student: Anatomy) -> None:
         self._task = task
+        self._is_target = [any(attention.row.cross for attention in layer.attentions) for layer in teacher.layers]
         self._model = teacher.model
         self._model.train(False)
         self._teacher_states: list[Tensor] = []
@@ -103,11 +106,12 @@ class HiddenTeacher:
         self._teacher_states.clear()
         with torch.no_grad():
             self._task.outputs(self._model, batch)
-        mask = batch["attention_mask"].bool()
         distances = []
-        for ours, dense in zip(self._student_states, self._teacher_states, strict=True):
-            target = dense[mask].float()
-            distances.append((ours[mask].float() - target).square().mean() / target.square().mean())
+        for ours, dense, is_target in zip(self._student_states, self._teacher_states, self._is_target, strict=True):
+            real = self._task.real_tokens(batch, is_target=is_target)
+            ours, dense = (states if real is None else states[real] for states in (ours, dense))
+            target = dense.float()
+            distances.append((ours.float() - target).square().mean() / target.square().mean())
         self._student_states.clear()
         return torch.stack(distances).mean()
 

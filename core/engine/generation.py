@@ -25,6 +25,7 @@ def mend_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenize
         what = "all but the special tokens is"
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
         kept = {name: getattr(tokenizer, name) for name in tokens}
+        kept["decoder_start_token_id"] = getattr(model.config, "decoder_start_token_id", None)
         model.generation_config = GenerationConfig(**kept)  # type: ignore[no-untyped-call]
     report(Warned(message=f"generation_config.json contradicts itself; {what} left out. {reason}"))
 

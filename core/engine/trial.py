@@ -63,7 +63,7 @@ def _check_token_ids(model: PreTrainedModel, train: Features, held_out: Features
         return
     size = cast(Tensor, model.get_input_embeddings().weight).shape[0]
     rows = chain(train.features, held_out.features)
-    largest = max((token for row in rows for token in row["input_ids"]), default=0)
+    largest = max((token for row in rows for token in (*row["input_ids"], *row.get("target_ids", ()))), default=0)
     if largest >= size:
         raise InvalidModelError(
             f"The tokenizer gives token ids up to {largest}; the model's vocabulary has {size} (vocab_size). "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from core.jobs.methods import trains
-from core.jobs.spec import JobSpec
+from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,11 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4, distillation=0.5),
     "regression": TrainingDefaults(num_train_epochs=4, learning_rate=1e-4, distillation=0.5),
     "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.5),
+    "seq2seq": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
 }
+
+SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
+"""The headline by what is written."""
 
 
 def resolve(spec: JobSpec) -> JobSpec:
@@ -35,4 +39,7 @@ def resolve(spec: JobSpec) -> JobSpec:
             "distillation": defaults.distillation if asked is None else asked,
         }
     )
-    return spec.model_copy(update={"training": training})
+    task = spec.task
+    if isinstance(task, Seq2Seq):
+        task = task.model_copy(update={"metric": task.metric or SEQ2SEQ_METRICS[task.kind]})
+    return spec.model_copy(update={"training": training, "task": task})

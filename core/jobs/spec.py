@@ -183,7 +183,55 @@ class CausalLM(Spec):
         return (self.text_column,)
 
 
-Task = Annotated[SentenceEmbedding | SequenceClassification | Regression | CausalLM, Field(discriminator="name")]
+Seq2SeqMetric = Literal[
+    "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "nats_per_token", "perplexity", "nats_per_character"
+]
+
+
+class Seq2Seq(Spec):
+    """Write a text from a text: translate or summarise it, with an encoder-decoder.
+
+    Metrics: of what the model writes, BLEU and chrF for translations, ROUGE-1, 2 and L for summaries; of the
+    references, nats per token, perplexity and nats per character.
+    """
+
+    name: Literal["seq2seq"]
+    data: UploadedData | PathData = Field(discriminator="source")
+    kind: Literal["translation", "summarisation"] = Field(
+        description="What is written. translation: measured by BLEU and chrF. summarisation: by ROUGE."
+    )
+    metric: Seq2SeqMetric | None = Field(
+        None, description=f"{HEADLINE} Default: bleu for translation, rouge_l for summarisation."
+    )
+    source_column: Column = Field("source", description="Column of the text that is read.")
+    target_column: Column = Field(
+        "target",
+        description="Column of the text that is to be written, or of a list of texts: all of them are references, the "
+        "first is learnt.",
+    )
+    source_prefix: str = Field(
+        "", max_length=200, description='Put before every source, as in "translate German to English: " for T5.'
+    )
+    max_target_length: int = Field(
+        64, ge=2, le=4096, description="Tokens of a target; longer ones are cut, and the model writes no more."
+    )
+    num_beams: int = Field(1, ge=1, le=16, description="Beams in evaluation; 1 takes the likeliest token.")
+
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.source_column,)
+
+    @model_validator(mode="after")
+    def _metric_fits_kind(self) -> "Seq2Seq":
+        other = {"translation": ("rouge_1", "rouge_2", "rouge_l"), "summarisation": ("bleu", "chrf")}[self.kind]
+        if self.metric in other:
+            raise ValueError(f"metric {self.metric} is not measured for {self.kind}")
+        return self
+
+
+Task = Annotated[
+    SentenceEmbedding | SequenceClassification | Regression | CausalLM | Seq2Seq, Field(discriminator="name")
+]
 
 # ---- target, training, export --------------------------------------------------------------------------------------
 
@@ -343,6 +391,8 @@ class JobSpec(Spec):
     def _formats_fit_task(self) -> "JobSpec":
         if "gguf" in self.export.formats and not isinstance(self.task, CausalLM):
             raise ValueError(f"export.formats: gguf is for causal-lm, not for {self.task.name}")
+        if "executorch" in self.export.formats and isinstance(self.task, Seq2Seq):
+            raise ValueError("export.formats: executorch is for models that read one text, not for seq2seq")
         return self
 
     def file_ids(self) -> dict[str, str]:

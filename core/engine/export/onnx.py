@@ -48,8 +48,11 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
         VerificationError: the exporter cannot translate the model.
     """
     names = list(inputs)
-    batch, length = Dim("batch"), Dim("length")
-    dynamic = tuple({0: batch, 1: length} if tensor.ndim == 2 else {0: batch} for tensor in inputs.values())
+    batch, lengths = Dim("batch"), {True: Dim("target_length"), False: Dim("length")}
+    dynamic = tuple(
+        {0: batch, 1: lengths[name.startswith("decoder_")]} if tensor.ndim == 2 else {0: batch}
+        for name, tensor in inputs.items()
+    )
     with warnings.catch_warnings(), _exportable_attention(model):
         # The exporter warns about its own internals; what it wrote is compared with the model below all this.
         warnings.simplefilter("ignore")

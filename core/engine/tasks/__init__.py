@@ -4,10 +4,12 @@ from core.engine.tasks.base import Metric, Task
 from core.engine.tasks.causal_lm import CausalLMTask
 from core.engine.tasks.regression import RegressionTask
 from core.engine.tasks.sentence_embedding import SentenceEmbeddingTask
+from core.engine.tasks.seq2seq import Seq2SeqTask
 from core.engine.tasks.sequence_classification import SequenceClassificationTask
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (SentenceEmbeddingTask, SequenceClassificationTask, RegressionTask, CausalLMTask)
+    task.name: task
+    for task in (SentenceEmbeddingTask, SequenceClassificationTask, RegressionTask, CausalLMTask, Seq2SeqTask)
 }
 
 __all__ = ["TASKS", "Metric", "Task"]

@@ -59,13 +59,15 @@ class Task(ABC):
     def start_head(self, model: PreTrainedModel) -> None:  # noqa: B027 most heads start well from small random weights
         """Fit an untrained task head to the rows that `model_options` saw, in place."""
 
-    def encode(self, rows: list[Row], text_column: str, text_pair_column: str | None = None) -> list[Feature]:
-        """Tokenise a text of each row, or a pair of them together, cut to `max_length`.
+    def encode(
+        self, rows: list[Row], text_column: str, text_pair_column: str | None = None, prefix: str = ""
+    ) -> list[Feature]:
+        """Tokenise a text of each row after a prefix, or a pair of them together, cut to `max_length`.
 
         Raises:
             InvalidDataError: a row lacks a text.
         """
-        first = [text_of(row, text_column) for row in rows]
+        first = [prefix + text_of(row, text_column) for row in rows]
         second = [text_of(row, text_pair_column) for row in rows] if text_pair_column else None
         encoded = self.tokenizer(first, second, truncation=True, max_length=self.training.max_length, padding=False)
         return [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
@@ -86,6 +88,20 @@ class Task(ABC):
         if "labels" in features[0]:
             batch["labels"] = torch.tensor([f["labels"] for f in features])
         return batch
+
+    @staticmethod
+    def inputs(model: PreTrainedModel, batch: Batch) -> Batch:
+        """What the model reads of a batch."""
+        return model_inputs(batch)
+
+    @staticmethod
+    def real_tokens(batch: Batch, *, is_target: bool) -> Tensor | None:
+        """Which tokens are no padding, [B, L]; None if all are.
+
+        Args:
+            is_target: Whether it is about what a decoder reads, of a model that has an encoder besides.
+        """
+        return batch["attention_mask"].bool()
 
     @staticmethod
     @abstractmethod
@@ -109,8 +125,12 @@ class Task(ABC):
             reference: The dense model's, of the same batches.
         """
 
+    def writing_metrics(self, model: PreTrainedModel, features: Features) -> dict[str, Metric]:
+        """Quality of what a model writes by itself, for tasks in which it does."""
+        return {}
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 
 
 def model_inputs(batch: Batch) -> Batch:
