@@ -5,7 +5,7 @@ from dataclasses import replace
 from core.errors import UnknownFamilyError, shown
 from core.family import AttentionRow, BiasRow, Family, MlpRow, StackRow, UniformRow, one_stack
 
-_ENCODER_TASKS = ("sentence-embedding", "sequence-classification", "regression")
+_ENCODER_TASKS = ("sentence-embedding", "sequence-classification", "regression", "masked-lm")
 _DECODER_TASKS = ("causal-lm", "sequence-classification", "regression")
 _ENCODER_DECODER_TASKS = ("seq2seq",)
 

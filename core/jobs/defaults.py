@@ -20,6 +20,7 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4, distillation=0.5),
     "regression": TrainingDefaults(num_train_epochs=4, learning_rate=1e-4, distillation=0.5),
     "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.5),
+    "masked-lm": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
     "seq2seq": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
 }
 

@@ -183,6 +183,19 @@ class CausalLM(Spec):
         return (self.text_column,)
 
 
+class MaskedLM(Spec):
+    """Guess hidden tokens, 15 % of each text. Metrics: nats per hidden token, perplexity, accuracy of the guesses."""
+
+    name: Literal["masked-lm"]
+    data: Data
+    metric: Literal["nats_per_token", "perplexity", "accuracy"] = Field("nats_per_token", description=HEADLINE)
+    text_column: Column = Field("text", description="Column that holds one text a row.")
+
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.text_column,)
+
+
 Seq2SeqMetric = Literal[
     "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "nats_per_token", "perplexity", "nats_per_character"
 ]
@@ -230,7 +243,7 @@ class Seq2Seq(Spec):
 
 
 Task = Annotated[
-    SentenceEmbedding | SequenceClassification | Regression | CausalLM | Seq2Seq, Field(discriminator="name")
+    SentenceEmbedding | SequenceClassification | Regression | CausalLM | MaskedLM | Seq2Seq, Field(discriminator="name")
 ]
 
 # ---- target, training, export --------------------------------------------------------------------------------------

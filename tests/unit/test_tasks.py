@@ -12,7 +12,7 @@ from core.engine.data import Row, Source
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.tasks import TASKS, sentence_embedding
 from core.engine.tasks.base import soft_cross_entropy
-from core.errors import InvalidDataError, NumericalError
+from core.errors import InvalidDataError, InvalidModelError, NumericalError
 from core.jobs import spec
 from tests import tiny, tiny_families
 
@@ -26,6 +26,7 @@ def task(name, **options):
         "sequence-classification": spec.SequenceClassification,
         "regression": spec.Regression,
         "causal-lm": spec.CausalLM,
+        "masked-lm": spec.MaskedLM,
     }
     part = parts[name].model_validate({"name": name, "data": DATA, **options})
     return TASKS[name](part, spec.Training(max_length=16), tiny.tokenizer())
@@ -345,3 +346,63 @@ def test_a_teacher_answers_for_the_rows_it_is_asked_about(name, make):
     with torch.no_grad():
         expected = ours.outputs(model, batch)
     torch.testing.assert_close(Teacher(ours, model, features).answer(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def masked(count=200, **options):
+    """The task, its features, and the rows as the tokenizer has them."""
+    ours = task("masked-lm", **options)
+    ours.tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    texts = [{"text": text} for text in tiny.sentences(count)]
+    return ours, ours.features(texts), ours.encode(texts, "text")
+
+
+def test_a_share_of_each_rows_tokens_is_hidden_as_in_bert():
+    ours, features, plain = masked()
+    masks = replaced = total = 0
+    for i, row in enumerate(plain):
+        hidden = [p for p, label in enumerate(features[i]["target_ids"]) if label != -100]
+        assert len(hidden) == max(1, round(0.15 * len(row["input_ids"])))
+        for p, (was, now) in enumerate(zip(row["input_ids"], features[i]["input_ids"], strict=True)):
+            assert was == (features[i]["target_ids"][p] if p in hidden else now)
+            masks += now == ours.tokenizer.mask_token_id
+            replaced += now not in (was, ours.tokenizer.mask_token_id)
+        total += len(hidden)
+    assert masks / total == pytest.approx(0.8, abs=0.08)
+    assert replaced / total == pytest.approx(0.1, abs=0.06)
+
+
+def test_the_same_is_hidden_every_time_and_of_unknown_words_nothing():
+    (ours, features, _), (_, again, _) = masked(), masked()
+    assert features.features == again.features
+    assert ours.features([{"text": "xyz a"}])[0]["target_ids"][0] == -100
+    with pytest.raises(InvalidDataError, match="No row has a token"):
+        ours.features([{"text": "xyz"}])
+
+
+def test_hidden_tokens_alone_are_measured_and_learnt_and_all_are_distilled():
+    ours, features, _ = masked(6)
+    model = tiny_families.model("bert", "masked-lm")
+    model.resize_token_embeddings(len(ours.tokenizer))
+    total, right, tokens = 0.0, 0, 0
+    with torch.no_grad():
+        for i in range(6):
+            logits = model(torch.tensor([features[i]["input_ids"]])).logits[0].log_softmax(-1)
+            for guess, label in zip(logits, features[i]["target_ids"], strict=True):
+                if label != -100:
+                    total, right, tokens = total - float(guess[label]), right + (guess.argmax() == label), tokens + 1
+        batch = ours.collate([features[i] for i in range(6)])
+        answers = ours.outputs(model, batch)
+    metrics = evaluate(ours, model, features).metrics
+    assert metrics["nats_per_token"].value == pytest.approx(total / tokens, rel=1e-4)
+    assert metrics["accuracy"].value == pytest.approx(int(right) / tokens)
+    assert float(ours.loss(answers, batch, None)) == pytest.approx(total / tokens, rel=1e-4)
+    ours.training = spec.Training(distillation=1.0)
+    taught = answers.flip(-1)
+    real = batch["attention_mask"].bool()
+    expected = soft_cross_entropy(answers[real], taught[real], 1.0)
+    assert float(ours.loss(answers, batch, taught)) == pytest.approx(float(expected))
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused():
+    with pytest.raises(InvalidModelError, match="no mask token"):
+        task("masked-lm").features(rows())

@@ -2,6 +2,7 @@
 
 from core.engine.tasks.base import Metric, Task
 from core.engine.tasks.causal_lm import CausalLMTask
+from core.engine.tasks.masked_lm import MaskedLMTask
 from core.engine.tasks.regression import RegressionTask
 from core.engine.tasks.sentence_embedding import SentenceEmbeddingTask
 from core.engine.tasks.seq2seq import Seq2SeqTask
@@ -9,7 +10,14 @@ from core.engine.tasks.sequence_classification import SequenceClassificationTask
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (SentenceEmbeddingTask, SequenceClassificationTask, RegressionTask, CausalLMTask, Seq2SeqTask)
+    for task in (
+        SentenceEmbeddingTask,
+        SequenceClassificationTask,
+        RegressionTask,
+        CausalLMTask,
+        MaskedLMTask,
+        Seq2SeqTask,
+    )
 }
 
 __all__ = ["TASKS", "Metric", "Task"]

@@ -130,6 +130,9 @@ class Task(ABC):
         return {}
 
 
+NO_LABEL = -100
+"""At positions that are not to be predicted; PyTorch's losses skip it."""
+
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 
 
@@ -149,10 +152,14 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     return divergence.sum(-1).mean() * temperature**2
 
 
-def likelihood_metrics(nats: float, tokens: float, characters: float) -> dict[str, Metric]:
-    """How well a model predicts text: the cross entropy of so many tokens, which stand for so many characters."""
+def token_metrics(nats: float, tokens: float) -> dict[str, Metric]:
+    """How well a model predicts so many tokens, from their total cross entropy."""
     return {
         "nats_per_token": Metric(nats / tokens, "nats", False),
         "perplexity": Metric(math.exp(min(nats / tokens, 700.0)), "1", False),
-        "nats_per_character": Metric(nats / characters, "nats", False),
     }
+
+
+def text_metrics(nats: float, tokens: float, characters: float) -> dict[str, Metric]:
+    """The same of tokens that stand for so many characters."""
+    return token_metrics(nats, tokens) | {"nats_per_character": Metric(nats / characters, "nats", False)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.engine.data import Batch, Feature, Features, Row, text_of
-from core.engine.tasks.base import Metric, Task, likelihood_metrics, model_inputs, soft_cross_entropy
+from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy, text_metrics
 from core.errors import InvalidDataError
 
 
@@ -74,7 +74,7 @@ class CausalLMTask(Task):
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
         nats, tokens, characters = torch.stack(summaries).sum(0).tolist()
-        return likelihood_metrics(nats, tokens, characters)
+        return text_metrics(nats, tokens, characters)
 
     def _delimited(self, ids: list[int]) -> list[Any]:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id

@@ -12,11 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedMode
 
 from core.engine.data import Batch, Feature, Features, Row, batches_by_length, pad
 from core.engine.inspection import most_tokens
-from core.engine.tasks.base import Metric, Task, likelihood_metrics, model_inputs, soft_cross_entropy
+from core.engine.tasks.base import NO_LABEL, Metric, Task, model_inputs, soft_cross_entropy, text_metrics
 from core.errors import InvalidInputError
-
-NO_LABEL = -100
-"""Where a target is over; PyTorch's losses skip it."""
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 """Our name of a metric → the package's."""
@@ -104,7 +101,7 @@ class Seq2SeqTask(Task):
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
         nats, tokens, characters = torch.stack(summaries).sum(0).tolist()
-        return likelihood_metrics(nats, tokens, characters)
+        return text_metrics(nats, tokens, characters)
 
     def writing_metrics(self, model: PreTrainedModel, features: Features) -> dict[str, Metric]:
         """BLEU and chrF of translations, ROUGE of summaries; the model writes until its end token, without sampling."""
