@@ -4,11 +4,11 @@ Pydantic's locations also name the branch of a union that was taken (`task`, `se
 Those names are in no body, so the location is followed along the models, which know where their unions are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
 from core.errors import SHOWN_CHARACTERS
@@ -74,8 +74,15 @@ def _below(field: FieldInfo) -> tuple[type[BaseModel] | None, Mapping[str, type[
     models = [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
     if isinstance(field.discriminator, str):
         return None, {tag: each for each in models for tag in _tags(each, field.discriminator)}
-    return (models[0] if models else None), {}
+    return (models[0] if models else None), {tag: each for union in candidates for tag, each in _tagged(union)}
 
 
 def _tags(model: type[BaseModel], discriminator: str) -> tuple[str, ...]:
     return get_args(model.model_fields[discriminator].annotation)
+
+
+def _tagged(union: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The members of a union that carry pydantic's tags."""
+    for member in get_args(get_args(union)[0]) if get_origin(union) is Annotated else ():
+        model, *metadata = get_args(member) or (member,)
+        yield from ((mark.tag, model) for mark in metadata if isinstance(mark, Tag))

@@ -28,8 +28,10 @@ from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, write_report
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
 from core.engine.report.structure import describe_structure
+from core.engine.report.target import check_met
 from core.engine.report.topology import describe_topology
 from core.engine.structures import give_structure
+from core.engine.targets import Reached
 from core.engine.tasks import Task
 from core.engine.tracker import Tracker
 from core.engine.verify import TOLERANCE, verify
@@ -58,20 +60,20 @@ class Delivery:
     tracker: Tracker
     report: Reporter
 
-    def deliver(self, pruner: Pruner, output: Path) -> dict[str, Any]:
+    def deliver(self, reached: Reached, output: Path) -> dict[str, Any]:
         """Remove for good what the pruner took, write the bundle into `output`, flat, and verify it.
 
         Args:
-            pruner: Finished; its model is compacted in place.
+            reached: Its model is compacted in place.
             output: An empty folder.
 
         Returns:
             The bundle's report.
 
         Raises:
-            VerificationError: the bundle does not reproduce the pruned model.
+            VerificationError: the bundle does not reproduce the pruned model, or is larger than was asked for.
         """
-        prepared, dense, anatomy = self.prepared, self.dense, pruner.anatomy
+        prepared, dense, pruner, anatomy = self.prepared, self.dense, reached.pruner, reached.pruner.anatomy
         model = anatomy.model
         with self.tracker.phase("compacting"):
             structure = describe_structure(anatomy, pruner)
@@ -102,23 +104,22 @@ class Delivery:
             topology=topology,
             train_rows=len(prepared.train),
             held_out_rows=len(prepared.held_out),
-            seconds=self.tracker.seconds,
+            seconds=dict(self.tracker.seconds),
+            target_facts=reached.facts,
         )
         return self._write_documents(measured, output)
 
     def _export(self, sides: dict[str, Side], inputs: Batch, outputs: Tensor) -> Performance:
         """Write the model in all its formats, with a probe, and measure it beside the dense one."""
         task, formats, (dense, pruned) = self.prepared.task, self.spec.export.formats, sides.values()
-        move(dense.model, "cpu")
-        dense.model.train(False)
-        dense.model.save_pretrained(dense.folder)
+        if not any(dense.folder.iterdir()):
+            self._write_dense(dense, inputs)
         write_model(pruned.model, self.prepared.tokenizer, task, pruned.folder)
         write_probe(type(task), inputs, outputs, pruned.folder)
         if self.spec.structure == "masked":
             write_compressed(pruned.folder)
         if "onnx" in formats:
-            for side in sides.values():
-                export_onnx(type(task), side.model, inputs, side.folder / "model.onnx")
+            export_onnx(type(task), pruned.model, inputs, pruned.folder / "model.onnx")
         if "gguf" in formats:
             export_gguf(pruned.model, self.prepared.tokenizer, pruned.folder / "model.gguf")
         if "executorch" in formats:
@@ -128,15 +129,24 @@ class Delivery:
         write_manifest(pruned.folder)
         return performance
 
+    def _write_dense(self, dense: Side, inputs: Batch) -> None:
+        """Write the dense model as it is measured, once for all bundles of the job."""
+        move(dense.model, "cpu")
+        dense.model.train(False)
+        dense.model.save_pretrained(dense.folder)
+        if "onnx" in self.spec.export.formats:
+            export_onnx(type(self.prepared.task), dense.model, inputs, dense.folder / "model.onnx")
+
     def _write_documents(self, measured: Measured, output: Path) -> dict[str, Any]:
         """Report, plot, model card, and the manifest anew; returns the report."""
         spec = self.spec.model_copy(update={"training": self.prepared.task.training})
         document = build_report(spec, self.inputs.names.get(self.inputs.model, self.inputs.model.name), measured)
         for name in sorted(measured.baseline.keys() - document["metrics"].keys()):
             self.report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
+        check_met(spec.target, document)
         write_report(document, output)
         plot_structure(measured.structure, output / STRUCTURE_PLOT)
-        if document["target"]["achieved"] > 0:
+        if document["sparsity"]["achieved"] > 0:
             plot_topology(measured.topology, output / TOPOLOGY_PLOT)
         (output / "README.md").write_text(model_card(document))
         write_manifest(output)

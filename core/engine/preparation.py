@@ -22,6 +22,7 @@ from core.engine.splits import split
 from core.engine.tasks import TASKS, Task
 from core.engine.trial import check_runs, check_vocabulary
 from core.jobs.spec import JobSpec
+from core.jobs.targets import is_decided_on_validation
 from core.progress import Reporter
 
 
@@ -34,7 +35,10 @@ class Prepared:
     model: PreTrainedModel
     head_is_new: bool
     train: Features
+    validation: Features
+    """What decisions are taken on."""
     held_out: Features
+    """What is reported on: the test rows, or the validation rows where there are no others."""
 
 
 def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
@@ -46,7 +50,7 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     if "executorch" in spec.export.formats:
         check_executorch()
     check_architecture(inputs.model, spec.task.name)
-    rows = split(spec, inputs, report, needs_test=False)
+    rows = split(spec, inputs, report, needs_test=is_decided_on_validation(spec.target))
     config = load_config(inputs.model)
     tokenizer = load_tokenizer(inputs.model)
     length = fitting_length(spec.training.max_length, config, tokenizer, report)
@@ -55,8 +59,9 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     mend_generation_config(model, tokenizer, report)
     if "gguf" in spec.export.formats:
         check_gguf(model, tokenizer)
-    train_features, held_out_features = task.features(rows.train), task.features(rows.reported)
+    train_features, validation_features = task.features(rows.train), task.features(rows.validation)
+    held_out_features = validation_features if rows.test is None else task.features(rows.reported)
     check_vocabulary(tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return Prepared(task, tokenizer, model, head_is_new, train_features, held_out_features)
+    return Prepared(task, tokenizer, model, head_is_new, train_features, validation_features, held_out_features)

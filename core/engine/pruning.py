@@ -25,6 +25,7 @@ def prune(
     *,
     stage: str = "pruning",
     checkpoints: Checkpoints | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """Calibrate, train while the pruner removes, and finish.
 
@@ -37,12 +38,14 @@ def prune(
         listen: Hears of every step.
         stage: Names the training within the job.
         checkpoints: Where it goes on from and leaves its state; None to do neither.
+        teacher: The dense model's answers to the training rows, if they are known already.
     """
     model, training = pruner.anatomy.model, task.training
     pruner.calibrate(partial(_run_calibration, task, model, features))
     if steps:
         learns_from_teacher = training.distillation is None or training.distillation > 0
-        teacher = Teacher(task, dense, features) if learns_from_teacher else None
+        if learns_from_teacher and teacher is None:
+            teacher = Teacher(task, dense, features)
         with ExitStack() as stack:
             hidden_teacher = None
             if training.hidden_distillation:

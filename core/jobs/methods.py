@@ -229,6 +229,16 @@ def trains(method: Any) -> bool:
     return not isinstance(method, _OneShot)
 
 
+def removes_units(method: Any) -> bool:
+    """Whether whole heads and neurons are what goes, so that the weights get fewer."""
+    return bool(method.granularity == "structured")
+
+
+def goes_on(method: Any) -> bool:
+    """Whether a model that the method has pruned can be pruned further in another run of training."""
+    return isinstance(method, _Gradual)
+
+
 def check_uniform(method: Any) -> None:
     """Refuse options with which layers cannot all have one width.
 

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from core.jobs.base import Spec
 from core.jobs.methods import Method, NeuroPrune, check_uniform, takes_target, trains
+from core.jobs.targets import Target, check_target
 
 DiskPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """A path on the service's own disk; NUL ends a path in the system's calls, and they take no longer ones."""
@@ -246,22 +247,8 @@ Task = Annotated[
     SentenceEmbedding | SequenceClassification | Regression | CausalLM | MaskedLM | Seq2Seq, Field(discriminator="name")
 ]
 
-# ---- target, training, export --------------------------------------------------------------------------------------
+# ---- structure, training, export -----------------------------------------------------------------------------------
 
-
-class SparsityTarget(Spec):
-    """Remove this share of the parameters in the transformer layers (embeddings and task head not counted)."""
-
-    sparsity: float = Field(
-        ge=0,
-        le=0.95,
-        description="Share removed, 0 … 0.95. Whole units: met within 0.1 percentage points, or half a neuron if that "
-        "is more; with structure uniform, the nearest width that removes at least this share, so up to one neuron of "
-        "every layer more. Single weights: this share becomes zero, and units left without connections leave on top.",
-    )
-
-
-Target = SparsityTarget
 
 Structure = Literal["ragged", "uniform", "masked"]
 """What becomes of the layers' shapes."""
@@ -390,6 +377,8 @@ class JobSpec(Spec):
             raise ValueError(f"target: method {self.method.name} needs one, such as {{'sparsity': 0.5}}")
         if not takes_target(self.method) and self.target is not None:
             raise ValueError(f"target must be left out: with these options of {self.method.name} it follows from them")
+        if self.target is not None:
+            check_target(self.target, self.method, self.structure, self.export.formats)
         if trains(self.method) and self.training.num_train_epochs == 0:
             raise ValueError(f"training.num_train_epochs must be above 0: {self.method.name} prunes while it trains")
         return self

@@ -105,7 +105,7 @@ def test_a_regression_is_pruned_to_a_bundle_that_loads_everywhere(job, tmp_path)
     assert sum(attention["heads"] for attention in layers) == 7
     # With 32 dimensions a gather costs more than it saves: the in-rows stay, as zeros.
     assert not any("inputs" in attention for attention in layers)
-    assert report["target"]["zero"] > 0
+    assert report["sparsity"]["zero"] > 0
 
 
 @pytest.mark.parametrize(("make", "task"), [(tiny.bert_regression, "regression"), (tiny.llama, "causal-lm")])

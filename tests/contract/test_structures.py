@@ -148,7 +148,7 @@ def test_what_a_uniform_model_cannot_be_is_refused():
     bert, llama = bind(BERT.model()), bind(LLAMA.model())
     with pytest.raises(UnreachableTargetError, match=r"uniform BERT model can lose gone .* Its heads stay") as caught:
         Budget.of(bert, 0.8, uniform=True)
-    assert caught.value.param == "/target/sparsity"
+    assert caught.value.param == "/target"
     for anatomy, heads, allowed in ((bert, 6, "12"), (llama, 9, "3, 6, 12")):
         with pytest.raises(UnreachableTargetError, match=rf"{heads} heads cannot stay: .* may keep {allowed}\."):
             Budget.of(anatomy, 0.3, heads_kept=heads, uniform=True)
@@ -176,7 +176,7 @@ def do(model_type: str, task: str, folder: Path, **options) -> dict:
 
 def test_a_uniform_job_removes_at_least_what_was_asked_for(tmp_path):
     report = do("qwen2", "causal-lm", tmp_path, structure="uniform", target={"sparsity": 0.5})
-    target, layers = report["target"], report["layers"]
+    target, layers = report["sparsity"], report["layers"]
     assert report["structure"] == "uniform"
     assert 0.5 <= target["achieved"] <= 0.5 + 3 * 96 / report["parameters"]["encoder"]["dense"]
     assert target["achieved"] == pytest.approx(target["removed"], abs=1e-3)
@@ -193,7 +193,7 @@ def test_a_uniform_job_removes_at_least_what_was_asked_for(tmp_path):
 def test_a_masked_job_is_offered_compressed(tmp_path):
     method = {"name": "magnitude", "granularity": "unstructured"}
     report = do("bert", "sentence-embedding", tmp_path, structure="masked", method=method, target={"sparsity": 0.9})
-    target, size, bundle = report["target"], report["size_bytes"], tmp_path / "bundle"
+    target, size, bundle = report["sparsity"], report["size_bytes"], tmp_path / "bundle"
     stack = bind(load(bundle)).stack
     zeros = sum(int((parameter == 0).sum()) for parameter in stack.parameters())
     assert target["removed"] == 0

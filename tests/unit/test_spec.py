@@ -63,7 +63,11 @@ def test_request_is_a_spec_and_names():
     ("change", "pointer", "message"),
     [
         ({"target": {"sparsity": 0.99}}, "/target/sparsity", "less than or equal to 0.95"),
-        ({"target": {}}, "/target/sparsity", "Required"),
+        ({"target": {}}, "/target", "exactly one of: sparsity, parameters, size_bytes"),
+        ({"target": {"sparsity": 0.5, "parameters": 1000}}, "/target", "exactly one of"),
+        ({"target": "small"}, "/target", "exactly one of"),
+        ({"target": {"parameters": 1000, "colour": 1}}, "/target/colour", "allowed here: parameters"),
+        ({"target": {"size_bytes": 0.5}}, "/target/size_bytes", "integer"),
         ({"target": {"sparsity": float("nan")}}, "/target/sparsity", "finite"),
         ({"task": {"name": "sentence-embedding", "data": DEMO["task"]["data"], "text_column": 3}},
          "/task/text_column", "string"),

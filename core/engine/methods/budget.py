@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.engine.anatomy import Anatomy
+from core.engine.plan import Masks
 from core.engine.structures import uniform_head_groups
 from core.engine.units import Kind
 from core.errors import InvalidModelError, UnreachableTargetError
@@ -23,6 +24,8 @@ class Budget:
 
     Where all layers are to end with one width, they lose the same number of heads and of neurons each, at least what
     the target asks for, and keep one of either at least.
+
+    Of a model that was pruned before, all numbers are those of the dense one: what is gone counts, and stays gone.
     """
 
     sparsity: float
@@ -43,6 +46,12 @@ class Budget:
     uniform_heads: tuple[int, ...] | None = None
     """Numbers of heads that may be gone in the end where all layers are to have one width; None where they may differ.
     """
+    at_least: bool = False
+    """Whether no less than the target may go, where whole units do not meet it exactly."""
+    heads_gone: int = 0
+    """Before: so many heads are gone at least, and neurons and in-rows likewise."""
+    neurons_gone: int = 0
+    inputs_gone_each: int = 0
 
     @classmethod
     def of(
@@ -53,6 +62,8 @@ class Budget:
         in_rows: float = 0.0,
         *,
         uniform: bool = False,
+        at_least: bool = False,
+        gone: Masks | None = None,
     ) -> "Budget":
         """The budget of a model.
 
@@ -62,6 +73,8 @@ class Budget:
             heads_kept: How many heads stay in the whole model; None for as many as their part of the budget leaves.
             in_rows: Share of each attention's input dimensions that go.
             uniform: Whether all layers are to end with one width.
+            at_least: Whether no less than that share may go.
+            gone: What is gone before.
 
         Raises:
             UnreachableTargetError: so many heads cannot stay, or not everywhere are in-rows to go, or even the nearest
@@ -96,6 +109,10 @@ class Budget:
             attention.inputs.cost,
             attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
             None if groups is None else tuple(heads - attentions * count for count in groups),
+            at_least or uniform,
+            0 if gone is None else sum(gone.removed("heads")),
+            0 if gone is None else sum(gone.removed("neurons")),
+            0 if gone is None else max(gone.removed("inputs")),
         )
         budget._check(anatomy.family.title)
         return budget
@@ -107,13 +124,13 @@ class Budget:
         made up for by the other.
         """
         heads, neurons = self._end
-        inputs_each = int(reached * self.inputs_each + 0.5)
+        inputs_each = max(int(reached * self.inputs_each + 0.5), self.inputs_gone_each)
         if reached >= 1:
             return {"heads": heads, "neurons": neurons, "inputs": inputs_each * self.attentions}
         wanted = reached * self._wanted
         share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_each)
-        heads_now = min(int(share + 0.5), heads)
-        neurons_now = min(self._neurons_beside(heads_now, inputs_each, wanted), neurons)
+        heads_now = max(self.heads_gone, min(int(share + 0.5), heads))
+        neurons_now = max(self.neurons_gone, min(self._neurons_beside(heads_now, inputs_each, wanted), neurons))
         return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_each * self.attentions}
 
     def achieved(self, counts: dict[Kind, int]) -> float:
@@ -125,16 +142,22 @@ class Budget:
         missed = removed - self._wanted
         # In a very small model, whole units come no nearer than the resolution.
         most = max(TOLERANCE * self.encoder_parameters, self._resolution)
-        return (0 if self.uniform else -most) <= missed <= most
+        return (0 if self.at_least else -most) <= missed <= most
 
     @property
     def uniform(self) -> bool:
         """Whether all layers end with one width."""
         return self.uniform_heads is not None
 
+    @property
+    def most(self) -> int:
+        """Parameters that are gone when all heads and neurons are that may go."""
+        return self._attention_parameters(self.heads, 0) + self.neurons * self.neuron_cost
+
     def nearest_heads(self, heads: float) -> int:
         """How many heads go in the end: of all numbers with which the target is met best, the nearest to `heads`."""
-        numbers = range(self.heads + 1) if self.uniform_heads is None else self.uniform_heads
+        everywhere = range(self.heads + 1) if self.uniform_heads is None else self.uniform_heads
+        numbers = [number for number in everywhere if number >= self.heads_gone]
 
         def distance(number: int) -> tuple[float, float]:
             return max(self._missed_with(number), self._resolution), abs(number - heads)
@@ -145,12 +168,17 @@ class Budget:
     def _wanted(self) -> float:
         """Parameters that are to go; where no fewer may go, a whole number."""
         wanted = self.sparsity * self.encoder_parameters
-        return int(wanted) if self.uniform else wanted
+        return round(wanted) if self.at_least else wanted
 
     @property
     def _resolution(self) -> float:
-        """Parameters by which whole neurons may miss the target: half of one; with one width, one of every layer."""
-        return self.mlps * self.neuron_cost if self.uniform else 0.5 * self.neuron_cost
+        """Parameters by which whole neurons may miss the target: half a step; a whole one if no less may go."""
+        return self._neuron_step * self.neuron_cost * (1.0 if self.at_least else 0.5)
+
+    @property
+    def _neuron_step(self) -> int:
+        """Neurons that go together: with one width, one of every layer."""
+        return self.mlps if self.uniform else 1
 
     @property
     def _end(self) -> tuple[int, int]:
@@ -161,17 +189,18 @@ class Budget:
         return heads, self._neurons_in_the_end(heads)
 
     def _neurons_in_the_end(self, heads: int) -> int:
-        if not self.uniform:
-            return self._neurons_beside(heads, self.inputs_each, self._wanted)
+        if not self.at_least:
+            return max(self.neurons_gone, self._neurons_beside(heads, self.inputs_each, self._wanted))
         left = max(0.0, self._wanted - self._attention_parameters(heads, self.inputs_each))
-        return min(self.neurons, self.mlps * math.ceil(left / (self.mlps * self.neuron_cost)))
+        step = self._neuron_step
+        return max(self.neurons_gone, min(self.neurons, step * math.ceil(left / (step * self.neuron_cost))))
 
     def _missed_with(self, heads: int) -> float:
-        """Parameters by which the target is missed with so many heads; one width must not remove less than it."""
+        """Parameters by which the target is missed with so many heads; infinity where no less than it may go."""
         neurons = self._neurons_in_the_end(heads)
         removed = self._attention_parameters(heads, self.inputs_each) + neurons * self.neuron_cost
         missed = removed - self._wanted
-        return math.inf if self.uniform and missed < 0 else abs(missed)
+        return math.inf if self.at_least and missed < 0 else abs(missed)
 
     def _parameters(self, counts: dict[Kind, int]) -> int:
         attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.attentions)
@@ -197,13 +226,13 @@ class Budget:
         counts = self.counts(1.0)
         if self.is_met_by(self._parameters(counts)):
             return
-        most = (self._attention_parameters(self.heads, 0) + self.neurons * self.neuron_cost) / self.encoder_parameters
+        most = self.most / self.encoder_parameters
         everything = f"all that a uniform {family} model can lose" if self.uniform else "all heads and neurons"
         hint = "" if self.heads else " Its heads stay: their width follows from their number."
         raise UnreachableTargetError(
             f"A sparsity of {self.sparsity:.4f} cannot be met; nearest is {self.achieved(counts):.4f}, and with "
             f"{everything} gone it would be {most:.4f}.{hint}",
-            param="/target/sparsity",
+            param="/target",
         )
 
 

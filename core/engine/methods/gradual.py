@@ -45,6 +45,7 @@ class GradualPruner(Pruner):
             self.unshrunk = 0.0
         if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
             self.removal.advance(self.schedule.reached(step), self.criterion)
+        self.masks.hold()
         self.removal.hold()
 
     def finish(self) -> None:
@@ -80,12 +81,16 @@ def gradual(
     heads_kept: int | None = None,
     in_rows: float = 0.0,
     uniform: bool = False,
+    at_least: bool = False,
+    previous: Pruner | None = None,
 ) -> GradualPruner:
     """A gradual pruner that removes at the given granularity.
 
     Args:
         sparsity: Share of the transformer layers' parameters; None with a pattern, from which it follows.
         uniform: Whether all layers are to end with one width, if whole units go.
+        at_least: Whether no less than that share may go, if whole units do.
+        previous: Has brought the same model to a lower target by the same method; this one goes on from there.
 
     Raises:
         UnreachableTargetError: the model cannot be pruned to this target.
@@ -97,8 +102,11 @@ def gradual(
         return pruner
     assert sparsity is not None  # noqa: S101 the contract asks for a target without a pattern
     if granularity == "structured":
-        budget = Budget.of(anatomy, sparsity, heads_kept, in_rows, uniform=uniform)
+        gone = previous.masks if previous is not None else None
+        budget = Budget.of(anatomy, sparsity, heads_kept, in_rows, uniform=uniform, at_least=at_least, gone=gone)
         pruner.removal = UnitRemoval(pruner, budget, layer_floor)
     else:
         pruner.removal = WeightRemoval(anatomy, sparsity, layer_floor)
+    if previous is not None:
+        pruner.load_state_dict(previous.state_dict())
     return pruner

@@ -24,6 +24,8 @@ def build_pruner(
     seed: int,
     *,
     uniform: bool = False,
+    at_least: bool = False,
+    previous: Pruner | None = None,
 ) -> Pruner:
     """The pruner of a job.
 
@@ -34,6 +36,8 @@ def build_pruner(
         schedule: When what goes.
         seed: Of random choices.
         uniform: Whether all layers are to end with one width; only for methods that remove whole units.
+        at_least: Whether no less than that share may go, where whole units do not meet it exactly.
+        previous: Has brought the same model to a lower target; this one goes on from there. Only for gradual methods.
 
     Raises:
         UnreachableTargetError: the model cannot be pruned to this target.
@@ -53,10 +57,12 @@ def build_pruner(
                 heads_kept=method.heads_kept,
                 in_rows=method.in_rows,
                 uniform=uniform,
+                at_least=at_least,
+                previous=previous,
             )
         case methods.Smart():
             assert sparsity is not None  # noqa: S101 the contract asks for a target
-            return SmartPruner(anatomy, sparsity, schedule, method, uniform=uniform)
+            return SmartPruner(anatomy, sparsity, schedule, method, uniform=uniform, at_least=at_least)
         case methods.Wanda():
             return WandaPruner(anatomy, sparsity, method)
         case methods.SparseGPT():
@@ -70,6 +76,8 @@ def build_pruner(
                 granularity=method.granularity,
                 layer_floor=method.layer_floor,
                 uniform=uniform,
+                at_least=at_least,
+                previous=previous,
             )
 
 

@@ -22,9 +22,8 @@ class Removal(ABC):
     def advance(self, reached: float, criterion: Criterion) -> None:
         """Remove until this share (0 … 1) of the target is gone."""
 
-    @abstractmethod
-    def hold(self) -> None:
-        """Zero again what was removed."""
+    def hold(self) -> None:  # noqa: B027 whole units are held by the pruner's masks
+        """Zero again the single weights that were removed."""
 
     @property
     @abstractmethod
@@ -55,9 +54,6 @@ class UnitRemoval(Removal):
     def advance(self, reached: float, criterion: Criterion) -> None:
         for kind in KINDS:
             self._remove(kind, self.budget.counts(reached)[kind], criterion)
-
-    def hold(self) -> None:
-        self.pruner.masks.hold()
 
     @property
     def sparsity(self) -> float:
@@ -119,7 +115,7 @@ class WeightRemoval(_MaskedWeights):
 
     def advance(self, reached: float, criterion: Criterion) -> None:
         count = self.count if reached >= 1 else int(reached * self.count)
-        if count == self.masks.removed:
+        if count <= self.masks.removed:
             return
         scores = []
         for position, kept in enumerate(self.masks.kept):
@@ -173,7 +169,7 @@ def weights_to_remove(anatomy: Anatomy, sparsity: float) -> int:
         raise UnreachableTargetError(
             f"A sparsity of {sparsity:.4f} cannot be met; with all weights of the projections gone it would be "
             f"{weights / anatomy.encoder_parameters:.4f}.",
-            param="/target/sparsity",
+            param="/target",
         )
     return count
 

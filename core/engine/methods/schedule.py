@@ -7,12 +7,14 @@ from dataclasses import dataclass
 class Schedule:
     """Gradual pruning (Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878) between two of the training steps.
 
-    Steps count optimiser steps, from 1.
+    Steps count optimiser steps, from 1. Of a model that was pruned before, the share `start` of the target is gone at
+    first.
     """
 
     total_steps: int
     warmup_fraction: float
     recovery_fraction: float
+    start: float = 0.0
 
     @property
     def first_step(self) -> int:
@@ -25,10 +27,10 @@ class Schedule:
         return max(1, self.total_steps - int(self.total_steps * self.recovery_fraction))
 
     def reached(self, step: int) -> float:
-        """Share of the target that is gone after `step`, 0 … 1; exactly 1 from `last_step` on."""
+        """Share of the target that is gone after `step`, `start` … 1; exactly 1 from `last_step` on."""
         if step >= self.last_step:
             return 1.0
         if step <= self.first_step:
-            return 0.0
+            return self.start
         left = 1 - (step - self.first_step) / (self.last_step - self.first_step)
-        return 1 - left**3
+        return 1 - (1 - self.start) * left**3

@@ -37,7 +37,14 @@ class SmartPruner(Pruner):
     """See the module's docstring."""
 
     def __init__(
-        self, anatomy: Anatomy, sparsity: float, schedule: Schedule, options: Smart, *, uniform: bool = False
+        self,
+        anatomy: Anatomy,
+        sparsity: float,
+        schedule: Schedule,
+        options: Smart,
+        *,
+        uniform: bool = False,
+        at_least: bool = False,
     ) -> None:
         """A pruner at the start of its first stage.
 
@@ -54,7 +61,7 @@ class SmartPruner(Pruner):
         self.candidates: _Candidates = (
             _Weights(anatomy, sparsity)
             if by_weight
-            else _WholeUnits(self, Budget.of(anatomy, sparsity, uniform=uniform))
+            else _WholeUnits(self, Budget.of(anatomy, sparsity, uniform=uniform, at_least=at_least))
         )
         self.gates = Gates(self.candidates.parts, self.candidates.shapes)
         device = self.candidates.parts[0].weight.device
@@ -84,6 +91,7 @@ class SmartPruner(Pruner):
             self.stage = "hold"
         if self.stage == "search":
             self._gate(step)
+        self.masks.hold()
         self.candidates.removal.hold()
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ def model_card(report: dict[str, Any]) -> str:
         f"| {name.replace('_', ' ')} ({metric['unit']}) | {_number(metric['dense'])} | {_number(metric['pruned'])} |"
         for name, metric in report["metrics"].items()
     ]
-    parameters, method = report["parameters"], report["method"]
+    parameters, method, sparsity = report["parameters"], report["method"], report["sparsity"]
     for part in ("encoder", "total"):
         rows.append(f"| {part} parameters | {parameters[part]['dense']:,} | {parameters[part]['pruned']:,} |")
     size = report["size_bytes"]
@@ -30,10 +30,10 @@ def model_card(report: dict[str, Any]) -> str:
             "tags: [neuroprune, pruned]",
             "---",
             "",
-            f"# {report['model']['name']}, {report['target']['achieved']:.1%} of its encoder {_how(report['target'])}",
+            f"# {report['model']['name']}, {sparsity['achieved']:.1%} of its encoder {_how(sparsity)}",
             "",
             f"Pruned for {report['task']['name']} by NeuroPrune, method `{_method(method)}` ({method['paper']}). "
-            f"{_what_is_gone(report['target'])}",
+            f"{_what_is_gone(sparsity)} {_against_target(report['target'])}".rstrip(),
             "",
             "| | dense | pruned |",
             "|---|---:|---:|",
@@ -42,7 +42,7 @@ def model_card(report: dict[str, Any]) -> str:
             f"{_settings(report)} Metrics on {report['task']['held_out_rows']} held-out rows.",
             "",
             f"![Heads and neurons kept in each layer]({STRUCTURE_PLOT})",
-            *_topology(report["target"]),
+            *_topology(sparsity),
             "",
             "## Use",
             "",
@@ -111,14 +111,26 @@ def _method(method: dict[str, Any]) -> str:
     return ", ".join(filter(None, (method["name"], options.get("mode"), options["granularity"])))
 
 
-def _how(target: dict[str, Any]) -> str:
+def _against_target(target: dict[str, Any]) -> str:
+    """What was asked for, and what came of it, where that is another thing than the share that went."""
+    name = target["name"]
+    if name in (None, "sparsity", "frontier") or target["achieved"] is None:
+        return ""
+    asked, achieved = (
+        f"{target[key]:,}" if isinstance(target[key], int) else f"{target[key]:.4g}"
+        for key in ("requested", "achieved")
+    )
+    return f"Asked for: {name} {asked}; achieved: {achieved} ({target['unit']})."
+
+
+def _how(sparsity: dict[str, Any]) -> str:
     """What became of the pruned part; shares that would be shown as 0.0% are left unsaid."""
-    removed, zero = (target[part] >= LEAST_SHARE for part in ("removed", "zero"))
+    removed, zero = (sparsity[part] >= LEAST_SHARE for part in ("removed", "zero"))
     return ("removed or zero" if removed else "set to zero") if zero else "removed"
 
 
-def _what_is_gone(target: dict[str, Any]) -> str:
-    match _how(target):
+def _what_is_gone(sparsity: dict[str, Any]) -> str:
+    match _how(sparsity):
         case "removed":
             return "What was pruned is gone from the weights, not set to zero."
         case "set to zero":
@@ -128,14 +140,19 @@ def _what_is_gone(target: dict[str, Any]) -> str:
             )
         case _:
             return (
-                f"{target['removed']:.1%} of the encoder's parameters are gone from the weights; {target['zero']:.1%} "
-                "are zeros, which alone make the model neither smaller nor faster."
+                f"{sparsity['removed']:.1%} of the encoder's parameters are gone from the weights; "
+                f"{sparsity['zero']:.1%} are zeros, which alone make the model neither smaller nor faster."
             )
 
 
-def _topology(target: dict[str, Any]) -> list[str]:
+def _topology(sparsity: dict[str, Any]) -> list[str]:
     alternative = "How connected the MLP neurons are, and where weights are zero"
-    return ["", f"![{alternative}]({TOPOLOGY_PLOT})"] if target["achieved"] > 0 else []
+    return ["", f"![{alternative}]({TOPOLOGY_PLOT})"] if sparsity["achieved"] > 0 else []
+
+
+def _amount(value: float) -> str:
+    """A count in full, a measure to four digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _number(value: float) -> str:

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from core.catalog import METHODS
 from core.engine.anatomy import count_parameters
 from core.engine.measure import LATENCY_BATCH, THROUGHPUT_BATCH, Performance
+from core.engine.report.target import describe_target
 from core.engine.tasks import TASKS, Metric
 from core.engine.training import uses_bf16
 from core.jobs.spec import BuiltinModel, JobSpec
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class Measured:
     train_rows: int
     held_out_rows: int
     seconds: dict[str, float]
+    target_facts: dict[str, Any]
+    """What the way to the target tells of it."""
 
 
 def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str, Any]:
     """The report of a finished bundle, as plain JSON types; metrics that are not finite are left out."""
     encoder = {"dense": measured.encoder_parameters_dense, "pruned": measured.encoder_parameters_pruned}
     task = TASKS[spec.task.name]
-    return {
+    report = {
         "format": REPORT_FORMAT,
         "model": {
             "name": spec.model.name if isinstance(spec.model, BuiltinModel) else model_name,
@@ -67,7 +70,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
             "options": spec.method.model_dump(mode="json", exclude={"name"}),
         },
         "structure": spec.structure,
-        "target": _target(spec, measured),
+        "sparsity": _sparsity(measured),
         "headline_metric": spec.task.metric,
         "metrics": {
             name: {
@@ -89,8 +92,9 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
         "topology": measured.topology,
         "seconds": measured.seconds,
         "spec": spec.model_dump(mode="json"),
-        "environment": _environment(spec),
+        "environment": environment_of(spec),
     }
+    return report | {"target": describe_target(spec.target, report) | measured.target_facts}
 
 
 def summary_of(report: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +112,7 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
         "flops_setting",
         "peak_memory_bytes",
         "peak_memory_setting",
+        "sparsity",
         "target",
         "seconds",
     )
@@ -119,17 +124,16 @@ def write_report(report: dict[str, Any], output: Path) -> None:
     (output / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
-def _target(spec: JobSpec, measured: Measured) -> dict[str, float | None]:
-    """Shares of the transformer layers' parameters, 0 … 1: what was asked for, and what is gone, one way or the other.
+def _sparsity(measured: Measured) -> dict[str, float]:
+    """Shares of the transformer layers' parameters, 0 … 1, that are gone, one way or the other.
 
-    `requested` is null where the amount follows from the method. `removed` left the weights; `zero` is still there, and
-    includes what was zero in the dense model.
+    `removed` left the weights; `zero` is still there, and includes what was zero in the dense model. Both together are
+    `achieved`.
     """
     dense = measured.encoder_parameters_dense
     removed = dense - measured.encoder_parameters_pruned
     zero = sum(layer["zero_weights_in_kept"] for layer in measured.structure) + measured.masked_parameters - removed
     return {
-        "requested": spec.target.sparsity if spec.target is not None else None,
         "achieved": (removed + zero) / dense,
         "removed": removed / dense,
         "zero": zero / dense,
@@ -155,7 +159,8 @@ def _performance(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _environment(spec: JobSpec) -> dict[str, Any]:
+def environment_of(spec: JobSpec) -> dict[str, Any]:
+    """Where and with what a job ran."""
     packages = ("torch", "transformers", "onnxruntime", "safetensors")
     return {
         "python": platform.python_version(),

@@ -1,0 +1,132 @@
+"""The levels that a model is brought to: each is a run of training under a pruner, from dense or from a lower level."""
+
+import copy
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from core.checkpoints import Checkpoints
+from core.engine.anatomy import bind
+from core.engine.evaluate import Teacher
+from core.engine.loading import move
+from core.engine.methods import Pruner, Schedule, build_pruner
+from core.engine.preparation import Prepared
+from core.engine.pruning import prune
+from core.engine.training import StepListener, total_steps
+from core.errors import UnreachableTargetError
+from core.jobs.spec import JobSpec
+
+LEAST_SHARE = 0.5
+"""Of `num_train_epochs` that a further level takes; its model has recovered once already."""
+
+AT_ONCE = Schedule(1, 0.0, 0.0)
+"""For pruners that are not trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How much is to go: a share of the transformer layers' parameters; None where the method decides."""
+
+    sparsity: float | None
+    at_least: bool = False
+    """Whether no less may go, where whole units do not meet it exactly."""
+
+    def share_of_epochs(self, before: float = 0.0) -> float:
+        """Share of `num_train_epochs` that this level takes after one of sparsity `before`.
+
+        The first takes all. A further one takes what it removes of what was left: the sparser, the longer.
+        """
+        if self.sparsity is None or not before:
+            return 1.0
+        return max(LEAST_SHARE, (self.sparsity - before) / (1 - before))
+
+
+class Ladder:
+    """Brings copies of a job's model to levels; the model itself stays dense, and teaches them.
+
+    A job brings its model to no level twice, so a level's sparsity names its training for checkpoints.
+    """
+
+    def __init__(
+        self, spec: JobSpec, prepared: Prepared, listen: StepListener, checkpoints: Checkpoints | None = None
+    ) -> None:
+        self.spec = spec
+        self.prepared = prepared
+        self._listen = listen
+        self._checkpoints = checkpoints
+        self._teacher: Teacher | None = None
+
+    def check(self, level: Level) -> None:
+        """Refuse a level that the model cannot be brought to.
+
+        Raises:
+            UnreachableTargetError: says what is possible.
+            InvalidModelError: the method or the structure is not for this model.
+        """
+        self._pruner(self.prepared.model, level, AT_ONCE, None)
+
+    def can_reach(self, level: Level) -> bool:
+        """Whether the model can be brought to a level."""
+        try:
+            self.check(level)
+        except UnreachableTargetError:
+            return False
+        return True
+
+    def steps(self, level: Level, before: float = 0.0) -> int:
+        """Optimiser steps to a level from one of sparsity `before`."""
+        training = self.spec.training
+        assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
+        epochs = training.num_train_epochs * level.share_of_epochs(before)
+        return total_steps(len(self.prepared.train), training, epochs) if epochs else 0
+
+    def reach(self, level: Level, previous: Pruner | None = None) -> Pruner:
+        """Train a copy of the model to a level.
+
+        Args:
+            level: Where to.
+            previous: Of a lower level, to go on from; neither it nor its model is changed.
+
+        Returns:
+            The finished pruner, bound to the copy; what is gone is at zero.
+        """
+        prepared, training = self.prepared, self.spec.training
+        start, before = (prepared.model, 0.0) if previous is None else (previous.anatomy.model, previous.sparsity)
+        steps = self.steps(level, before)
+        gone = before / level.sparsity if level.sparsity else 0.0
+        schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction, min(1.0, gone))
+        pruner = self._pruner(copy.deepcopy(start), level, schedule, previous)
+        if steps and self._teacher is None and training.distillation != 0:
+            self._teacher = Teacher(prepared.task, prepared.model, prepared.train)
+        prune(
+            prepared.task,
+            pruner,
+            prepared.model,
+            prepared.train,
+            steps,
+            self._listen,
+            stage="pruning" if level.sparsity is None else f"pruning-{level.sparsity:g}",
+            checkpoints=self._checkpoints,
+            teacher=self._teacher,
+        )
+        return pruner
+
+    def stand_in(self, level: Level) -> Pruner:
+        """An untrained copy on the CPU from which as much is gone as at a level; which units is left to chance."""
+        model = copy.deepcopy(self.prepared.model)
+        move(model, "cpu")
+        pruner = self._pruner(model, level, AT_ONCE, None)
+        pruner.step(1, 0.0)
+        return pruner
+
+    def _pruner(self, model: PreTrainedModel, level: Level, schedule: Schedule, previous: Pruner | None) -> Pruner:
+        return build_pruner(
+            bind(model),
+            self.spec.method,
+            level.sparsity,
+            schedule,
+            self.spec.training.seed,
+            uniform=self.spec.structure == "uniform",
+            at_least=level.at_least,
+            previous=previous,
+        )

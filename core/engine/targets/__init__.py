@@ -1,0 +1,32 @@
+"""Targets: from what a job asks for to the levels that its model is brought to."""
+
+from core.engine.ladder import Ladder, Level
+from core.engine.targets.amounts import level_of_bytes, level_of_parameters
+from core.engine.targets.course import Course, Frontier, OneLevel, Reached
+from core.engine.targets.metric_drop import WithinDrop
+from core.jobs import targets
+from core.progress import Reporter
+
+__all__ = ["Course", "Reached", "plan_course"]
+
+
+def plan_course(ladder: Ladder, target: targets.AnyTarget | None, report: Reporter) -> Course:
+    """The way to a job's target.
+
+    Raises:
+        UnreachableTargetError: the model cannot be pruned to it; says what is possible.
+        InvalidModelError: the method or the structure is not for this model.
+    """
+    match target:
+        case None:
+            return OneLevel(ladder, Level(None))
+        case targets.SparsityTarget():
+            return OneLevel(ladder, Level(target.sparsity))
+        case targets.ParametersTarget():
+            return OneLevel(ladder, level_of_parameters(ladder, target.parameters))
+        case targets.SizeTarget():
+            return OneLevel(ladder, level_of_bytes(ladder, target.size_bytes))
+        case targets.MetricDropTarget():
+            return WithinDrop(ladder, target.max_metric_drop, report)
+        case targets.FrontierTarget():
+            return Frontier(ladder, target.frontier)

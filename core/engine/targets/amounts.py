@@ -1,0 +1,78 @@
+"""From parameters and bytes that may stay to the share of the transformer layers that has to go."""
+
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from core.engine.anatomy import bind, count_parameters
+from core.engine.export.bundle import write_model
+from core.engine.ladder import Ladder, Level
+from core.engine.measure import saved_bytes
+from core.engine.methods.budget import Budget
+from core.engine.structures import give_structure
+from core.errors import UnreachableTargetError
+
+BYTES_PER_PARAMETER = 4
+"""In fp32."""
+
+HEADER_BYTES = 8
+"""By which a tensor's entry in the header may be longer than in another model of so many parameters."""
+
+
+def level_of_parameters(ladder: Ladder, parameters: int) -> Level:
+    """What has to go for at most so many parameters to stay in the whole model.
+
+    Raises:
+        UnreachableTargetError: more stay whatever goes.
+    """
+    total, most = count_parameters(ladder.prepared.model), removable_parameters(ladder)
+    if parameters < total - most:
+        raise UnreachableTargetError(
+            f"The model cannot have {parameters:,} parameters: {most:,} of its {total:,} are of heads and neurons that "
+            f"can go, so {total - most:,} is the least.",
+            param="/target/parameters",
+        )
+    return _removing(ladder, total - parameters)
+
+
+def level_of_bytes(ladder: Ladder, size: int) -> Level:
+    """What has to go for the weights to be saved in at most so many bytes.
+
+    Raises:
+        UnreachableTargetError: they take more whatever goes.
+    """
+    most = removable_parameters(ladder)
+    with TemporaryDirectory() as folder:
+        ladder.prepared.model.save_pretrained(folder)
+        dense = saved_bytes(Path(folder))
+    estimate = min(most, math.ceil(max(0, dense - size) / BYTES_PER_PARAMETER))
+    # Every other model of these numbers of units has as many parameters, and a header that is hardly longer.
+    with_nothing_gone = _stand_in_bytes(ladder, _removing(ladder, estimate))
+    least = with_nothing_gone - BYTES_PER_PARAMETER * most
+    if size < least:
+        raise UnreachableTargetError(
+            f"model.safetensors cannot be saved in {size:,} bytes: it has {dense:,} now, and {least:,} at least.",
+            param="/target/size_bytes",
+        )
+    return _removing(ladder, math.ceil((with_nothing_gone - size) / BYTES_PER_PARAMETER))
+
+
+def removable_parameters(ladder: Ladder) -> int:
+    """Parameters of all heads and neurons that may go."""
+    uniform = ladder.spec.structure == "uniform"
+    return Budget.of(bind(ladder.prepared.model), 0.0, uniform=uniform).most
+
+
+def _removing(ladder: Ladder, parameters: int) -> Level:
+    return Level(max(0, parameters) / bind(ladder.prepared.model).encoder_parameters, at_least=True)
+
+
+def _stand_in_bytes(ladder: Ladder, level: Level) -> int:
+    """Bytes of a stand-in as saved, and of all that went from it."""
+    pruner = ladder.stand_in(level)
+    model, removed = pruner.anatomy.model, pruner.masks.removed_parameters()
+    give_structure(ladder.spec.structure, pruner.anatomy, pruner.plan())
+    with TemporaryDirectory() as folder:
+        write_model(model, ladder.prepared.tokenizer, ladder.prepared.task, Path(folder))
+        saved = saved_bytes(Path(folder))
+    return saved + HEADER_BYTES * len(list(model.parameters())) + BYTES_PER_PARAMETER * removed

@@ -1,0 +1,128 @@
+"""The smallest model that is hardly worse than the dense one, by bisection over sparsities."""
+
+import math
+from functools import cached_property
+from typing import Any
+
+from core.engine.evaluate import Evaluation, evaluate
+from core.engine.ladder import LEAST_SHARE, Ladder, Level
+from core.engine.methods import Pruner
+from core.engine.targets.course import Course, Reached
+from core.engine.tasks import Metric, Task
+from core.errors import NumericalError, UnreachableTargetError
+from core.jobs.targets import MOST_SPARSITY
+from core.progress import Reporter, Warned
+
+STEPS = 20
+"""Sparsities are tried in steps of one over this."""
+
+GROUPS = 20
+"""Into which the validation batches are parted to tell how sure a drop is; fewer if there are fewer batches."""
+
+
+class WithinDrop(Course):
+    """Bisects the sparsities 0.05, 0.10 … for the highest that is within the budget on the validation rows.
+
+    Each level goes on from the highest good one so far; where one is not good, its training was in vain.
+    """
+
+    def __init__(self, ladder: Ladder, most_drop: float, report: Reporter) -> None:
+        every = [Level(step / STEPS) for step in range(1, int(MOST_SPARSITY * STEPS) + 1)]
+        self._levels = [level for level in every if ladder.can_reach(level)]
+        if not self._levels:
+            ladder.check(every[-1])
+        self._ladder = ladder
+        self._most_drop = most_drop
+        self._report = report
+
+    @property
+    def most_steps(self) -> int:
+        """With a good first level, as is usual; a job in which all are bad takes longer, all its levels being first."""
+        tries = math.ceil(math.log2(len(self._levels) + 1))
+        return round(self._ladder.steps(self._levels[0]) * (1 + LEAST_SHARE * (tries - 1)))
+
+    def follow(self) -> list[Reached]:
+        """Bisect.
+
+        Raises:
+            UnreachableTargetError: not even the lowest level is within the budget.
+        """
+        best: Pruner | None = None
+        tried: list[dict[str, Any]] = []
+        good, bad = -1, len(self._levels)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            pruner = self._ladder.reach(self._levels[middle], best)
+            tried.append(self._judged(pruner))
+            if tried[-1]["is_good"]:
+                good, best = middle, pruner
+            else:
+                bad = middle
+        if best is None:
+            raise UnreachableTargetError(
+                f"With {tried[-1]['sparsity']:.0%} removed, {self._metric} on the validation rows is "
+                f"{tried[-1]['drop']:.4g} worse than dense, more than {self._most_drop:g}. Allow more, or train longer "
+                "(num_train_epochs).",
+                param="/target/max_metric_drop",
+            )
+        within = [trial for trial in tried if trial["is_good"]][-1]
+        self._warn(within["standard_error"])
+        return [Reached(best, {"validation": within | {"rows": len(self._ladder.prepared.validation)}, "tried": tried})]
+
+    @property
+    def _metric(self) -> str:
+        return self._ladder.prepared.task.headline
+
+    @cached_property
+    def _dense(self) -> Evaluation:
+        prepared = self._ladder.prepared
+        return evaluate(prepared.task, prepared.model, prepared.validation)
+
+    def _judged(self, pruner: Pruner) -> dict[str, Any]:
+        """How much worse a model is than dense on the validation rows, and how sure that is."""
+        prepared = self._ladder.prepared
+        pruned = evaluate(prepared.task, pruner.anatomy.model, prepared.validation, self._dense.summaries)
+        drop = drop_of(self._dense.metrics[self._metric], pruned.metrics[self._metric])
+        if not math.isfinite(drop):
+            raise NumericalError(f"{self._metric} is not defined by the validation rows: too few of them differ.")
+        error = standard_error(prepared.task, self._dense, pruned, self._metric)
+        return {
+            "sparsity": pruner.sparsity,
+            "drop": drop,
+            "standard_error": error,
+            "is_good": drop <= self._most_drop,
+        }
+
+    def _warn(self, error: float | None) -> None:
+        """Say so where the validation rows are too few for the decision."""
+        if error is None or error > self._most_drop:
+            size = "unknown" if error is None else f"{error:.2g}"
+            self._report(
+                Warned(
+                    message=f"{len(self._ladder.prepared.validation)} validation rows are few to decide on a drop of "
+                    f"{self._most_drop:g} in {self._metric}: its standard error is {size}."
+                )
+            )
+
+
+def drop_of(dense: Metric, pruned: Metric) -> float:
+    """By how much a metric is worse than the dense model's, in its unit."""
+    return dense.value - pruned.value if dense.higher_is_better else pruned.value - dense.value
+
+
+def standard_error(task: Task, dense: Evaluation, pruned: Evaluation, metric: str) -> float | None:
+    """Of the drop of a metric, by the jackknife over groups of batches; None with a single batch.
+
+    Both models answer the same rows, so what makes rows hard for both is not counted as doubt.
+    """
+    batches = len(pruned.summaries)
+    groups = min(GROUPS, batches)
+    if groups < 2:
+        return None
+    drops = []
+    for group in range(groups):
+        rest = [batch for batch in range(batches) if batch % groups != group]
+        ours, reference = ([each.summaries[batch] for batch in rest] for each in (pruned, dense))
+        drops.append(drop_of(task.metrics(reference, reference)[metric], task.metrics(ours, reference)[metric]))
+    mean = sum(drops) / groups
+    return math.sqrt((groups - 1) / groups * sum((drop - mean) ** 2 for drop in drops))

@@ -1,0 +1,81 @@
+"""Whole jobs to every target: what was asked for is what is delivered."""
+
+import json
+
+import pytest
+
+from client.load import load
+from core.engine.anatomy import count_parameters
+from core.engine.inputs import Inputs
+from core.engine.pipeline import run
+from core.errors import UnreachableTargetError
+from core.jobs.defaults import resolve
+from core.jobs.spec import JobSpec
+from tests import tiny
+
+TEXTS = tiny.sentences(60)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Runs a small job to a target: its summary; the bundle lies in `tmp_path / "bundle"`."""
+
+    def start(target, make=tiny.bert, task="sentence-embedding", formats=(), heard=None, **training):
+        model, train = tiny.save(make(), tmp_path / "model"), tmp_path / "train.jsonl"
+        rows = [{"text": text, "label": text.split()[0] in tiny.WORDS[:11]} for text in TEXTS]
+        train.write_text("".join(json.dumps(row | {"label": str(row["label"])}) + "\n" for row in rows))
+        spec = {
+            "model": {"source": "path", "path": str(model)},
+            "task": {"name": task, "data": {"source": "path", "train": str(train)}},
+            "target": target,
+            "training": {"num_train_epochs": 2, "precision": "fp32", "max_length": 16, **training},
+            "export": {"formats": formats},
+        }
+        (tmp_path / "bundle").mkdir()
+        report = (lambda _: None) if heard is None else heard.append
+        return run(resolve(JobSpec.model_validate(spec)), Inputs(model, train), tmp_path / "bundle", report)
+
+    return start
+
+
+def test_so_many_parameters_stay_in_the_whole_model(job, tmp_path):
+    dense = count_parameters(tiny.bert())
+    summary = job({"parameters": dense - 10_000})
+    left = count_parameters(load(tmp_path / "bundle"))
+    assert summary["target"] == {
+        "name": "parameters",
+        "requested": dense - 10_000,
+        "achieved": left,
+        "unit": "parameters",
+    }
+    assert 0 <= dense - 10_000 - left < 97
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert f"Asked for: parameters {dense - 10_000:,}; achieved: {left:,} (parameters)." in card
+
+
+def test_the_weights_take_so_many_bytes(job, tmp_path):
+    summary = job({"size_bytes": 80_000}, tiny.llama, "causal-lm")
+    saved = (tmp_path / "bundle/model.safetensors").stat().st_size
+    assert (summary["target"]["requested"], summary["target"]["achieved"]) == (80_000, saved)
+    assert 80_000 - 4 * 97 - 16 * 40 < saved <= 80_000
+
+
+@pytest.mark.parametrize("target", [{"parameters": 3000}, {"size_bytes": 3000}])
+def test_what_is_out_of_reach_is_refused_before_training(job, target):
+    heard = []
+    with pytest.raises(UnreachableTargetError, match="least"):
+        job(target, heard=heard)
+    assert {message.phase for message in heard if message.type == "phase"} == {"loading"}
+
+
+def test_a_metric_may_drop_so_far(job, tmp_path):
+    """The widest budget takes the sparsest model; what is decided on and what is reported on are other rows."""
+    summary = job({"max_metric_drop": 2.0}, num_train_epochs=0.5)
+    target = summary["target"]
+    assert (target["name"], target["requested"]) == ("max_metric_drop", 2.0)
+    assert target["achieved"] == 1 - summary["metrics"]["cosine_to_dense"]["pruned"]
+    assert [round(trial["sparsity"], 2) for trial in target["tried"]] == [0.5, 0.75, 0.85, 0.9, 0.95]
+    assert target["validation"]["sparsity"] == target["tried"][-1]["sparsity"]
+    assert summary["sparsity"]["achieved"] == pytest.approx(0.95, abs=0.002)
+    report = json.loads((tmp_path / "bundle/report.json").read_text())
+    assert target["validation"]["rows"] + report["task"]["held_out_rows"] + report["task"]["train_rows"] == 60

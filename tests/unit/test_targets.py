@@ -1,0 +1,234 @@
+"""How much has to go for a target in parameters or bytes, and what another level adds to one."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.engine.anatomy import bind, count_parameters
+from core.engine.evaluate import Evaluation
+from core.engine.export.bundle import write_model
+from core.engine.ladder import AT_ONCE, Ladder, Level
+from core.engine.methods import Schedule, build_pruner
+from core.engine.methods.budget import Budget
+from core.engine.structures import give_structure
+from core.engine.targets.amounts import level_of_bytes, level_of_parameters, removable_parameters
+from core.engine.targets.metric_drop import WithinDrop, standard_error
+from core.engine.tasks import TASKS, Metric
+from core.errors import UnreachableTargetError
+from core.jobs.methods import Random
+from core.jobs.spec import JobSpec
+from tests import pruning, tiny, tiny_families
+
+DATA = {"source": "path", "train": "/data/train.jsonl"}
+MODELS = {
+    "bert": (tiny.bert, "sentence-embedding"),
+    "llama": (tiny.llama, "causal-lm"),
+    "mpnet": (lambda: tiny_families.model("mpnet", "sentence-embedding"), "sentence-embedding"),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def ladder(name, structure="ragged", **method):
+    """Without data: for what is known before training."""
+    make, task = MODELS[name]
+    spec = JobSpec.model_validate(
+        {
+            "model": {"source": "path", "path": "/models/tiny"},
+            "task": {"name": task, "data": DATA},
+            "method": {"name": "random", **method},
+            "target": {"sparsity": 0.5},
+            "structure": structure,
+        }
+    )
+    prepared = SimpleNamespace(
+        model=make(), tokenizer=tiny.tokenizer(), task=TASKS[task](spec.task, spec.training, tiny.tokenizer())
+    )
+    return Ladder(spec, prepared, lambda _: None)
+
+
+def delivered(of, level, seed=1):
+    """A model at a level; other units are gone than from a stand-in."""
+    model, uniform = copy.deepcopy(of.prepared.model), of.spec.structure == "uniform"
+    method = Random(name="random", layer_floor=0.8 if uniform else 0.2)
+    pruner = build_pruner(bind(model), method, level.sparsity, AT_ONCE, seed, uniform=uniform, at_least=level.at_least)
+    pruner.step(1, 0.0)
+    pruner.finish()
+    give_structure(of.spec.structure, pruner.anatomy, pruner.plan())
+    return model
+
+
+@every_model
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(left=st.floats(0, 1))
+def test_parameters_are_met_within_a_neuron_and_never_exceeded(name, left):
+    of = ladder(name)
+    total, most = count_parameters(of.prepared.model), removable_parameters(of)
+    wanted = total - int((1 - left) * most)
+    found = count_parameters(delivered(of, level_of_parameters(of, wanted)))
+    neuron = bind(of.prepared.model).mlps[0].units.cost
+    assert 0 <= wanted - found < max(neuron, 0.001 * bind(of.prepared.model).encoder_parameters)
+
+
+@every_model
+def test_fewer_parameters_than_must_stay_are_refused_with_what_is_possible(name):
+    of = ladder(name)
+    least = count_parameters(of.prepared.model) - removable_parameters(of)
+    assert count_parameters(delivered(of, level_of_parameters(of, least))) == least
+    with pytest.raises(UnreachableTargetError, match=rf"{least:,} is the least\.") as caught:
+        level_of_parameters(of, least - 1)
+    assert caught.value.param == "/target/parameters"
+
+
+def test_more_parameters_than_there_are_remove_nothing():
+    of = ladder("bert")
+    assert count_parameters(delivered(of, level_of_parameters(of, 10**9))) == count_parameters(of.prepared.model)
+
+
+def test_one_width_has_at_most_the_parameters():
+    of = ladder("llama", "uniform")
+    total = count_parameters(of.prepared.model)
+    for wanted in (total - 1, total - 5000, total - 12_345):
+        step = 3 * bind(of.prepared.model).mlps[0].units.cost
+        assert 0 <= wanted - count_parameters(delivered(of, level_of_parameters(of, wanted))) < step
+
+
+@every_model
+@pytest.mark.parametrize("share", [0.35, 0.62, 0.9])
+def test_bytes_are_met_within_a_neuron_and_never_exceeded(name, share, tmp_path):
+    of = ladder(name)
+    of.prepared.model.save_pretrained(tmp_path / "dense")
+    dense = (tmp_path / "dense/model.safetensors").stat().st_size
+    size = dense - int(share * 4 * removable_parameters(of))
+    level = level_of_bytes(of, size)
+    write_model(delivered(of, level), of.prepared.tokenizer, of.prepared.task, tmp_path / "pruned")
+    saved = (tmp_path / "pruned/model.safetensors").stat().st_size
+    anatomy = bind(of.prepared.model)
+    slack = 16 * len(list(of.prepared.model.parameters()))
+    assert 0 <= size - saved <= 4 * max(anatomy.mlps[0].units.cost, 0.001 * anatomy.encoder_parameters) + slack
+
+
+def test_fewer_bytes_than_must_stay_are_refused_with_what_is_possible():
+    with pytest.raises(UnreachableTargetError, match=r"cannot be saved in 1,000 bytes: .* at least\.") as caught:
+        level_of_bytes(ladder("bert"), 1000)
+    assert caught.value.param == "/target/size_bytes"
+
+
+@given(st.floats(0.05, 0.9), st.floats(0.05, 0.9), st.floats(0, 1), st.booleans())
+def test_a_further_level_takes_nothing_back(one, other, reached, at_least):
+    """Neither on the way nor in the end, and is met all the same."""
+    anatomy = bind(tiny.bert())
+    lower, higher = sorted((one, other))
+    before = build_pruner(anatomy, Random(name="random", layer_floor=0.1), lower, AT_ONCE, 0)
+    before.step(1, 0.0)
+    budget = Budget.of(anatomy, higher, at_least=at_least, gone=before.masks)
+    gone = {kind: sum(before.masks.removed(kind)) for kind in ("heads", "neurons")}
+    for share in (reached, 1.0):
+        counts = budget.counts(share)
+        assert all(counts[kind] >= count for kind, count in gone.items())
+    assert budget.is_met_by(int(budget.achieved(budget.counts(1.0)) * anatomy.encoder_parameters + 0.5))
+
+
+@pytest.mark.parametrize("granularity", ["structured", "unstructured"])
+@pytest.mark.parametrize("name", ["neuroprune", "magnitude"])
+def test_a_further_level_goes_on_from_the_one_before(name, granularity):
+    """What was gone stays gone, at every step, and the new level is met exactly."""
+    model = tiny.bert_classifier()
+    options = pruning.Case(name, granularity).method()
+    first = build_pruner(bind(model), options, 0.3, pruning.SCHEDULE, 0)
+    pruning.train(first)
+    first.finish()
+    gone, plan = pruning.zeros(first.anatomy), first.plan()
+    copied = copy.deepcopy(model)
+    schedule = Schedule(pruning.STEPS, 0.1, 0.4, start=first.sparsity / 0.6)
+    further = build_pruner(bind(copied), options, 0.6, schedule, 0, previous=first)
+    optimizer = pruning.adamw(copied)
+    for step in range(1, pruning.STEPS + 1):
+        pruning.take_step(further, optimizer, step)
+        now = pruning.zeros(further.anatomy)
+        assert not any(bool((before & ~after).any()) for before, after in zip(gone, now, strict=True))
+        gone = now
+    further.finish()
+    assert further.sparsity == pytest.approx(0.6, abs=0.002)
+    assert all(set(after) <= set(before) for before, after in zip(plan.indices, further.plan().indices, strict=True))
+    assert first.plan() == plan
+
+
+def test_levels_take_longer_the_sparser_they_are():
+    assert Level(0.9).share_of_epochs() == 1
+    assert Level(0.7).share_of_epochs(0.5) == 0.5
+    assert Level(0.9).share_of_epochs(0.7) == pytest.approx(2 / 3)
+    assert Level(None).share_of_epochs() == 1
+
+
+def test_a_schedule_starts_where_the_level_before_ended():
+    schedule = Schedule(100, 0.1, 0.4, start=0.5)
+    assert schedule.reached(10) == 0.5
+    assert schedule.reached(35) == pytest.approx(1 - 0.5 * 0.5**3)
+    assert schedule.reached(60) == 1
+
+
+class StoredMetric(SimpleNamespace):
+    """A task whose summaries are what was right, one number a row."""
+
+    headline = "accuracy"
+
+    def metrics(self, summaries, reference):
+        return {"accuracy": Metric(torch.cat(summaries).mean().item(), "share", True)}
+
+
+def test_the_standard_error_of_a_drop_is_that_of_the_pairs_differences():
+    """Against the formula for the mean of independent groups."""
+    generator = torch.Generator().manual_seed(0)
+    dense = [torch.rand(8, generator=generator).round() for _ in range(20)]
+    pruned = [torch.where(torch.rand(8, generator=generator) < 0.2, 0.0, batch) for batch in dense]
+    ours, reference = (Evaluation({}, summaries) for summaries in (pruned, dense))
+    differences = torch.stack([before.mean() - after.mean() for before, after in zip(dense, pruned, strict=True)])
+    error = standard_error(StoredMetric(), reference, ours, "accuracy")
+    assert error == pytest.approx(float(differences.std()) / 20**0.5, rel=1e-4)
+    assert standard_error(StoredMetric(), reference, Evaluation({}, dense), "accuracy") == pytest.approx(0, abs=1e-7)
+    assert standard_error(StoredMetric(), Evaluation({}, dense[:1]), Evaluation({}, pruned[:1]), "accuracy") is None
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(limit=st.integers(1, 19))
+def test_bisection_finds_the_highest_level_within_the_budget(limit):
+    """The drop rises with sparsity and crosses the budget at `limit` twentieths; never more than five levels."""
+    course, trained = bisecting(lambda sparsity: sparsity - limit / 20 + 0.01, most_drop=0.02)
+    (reached,) = course.follow()
+    assert reached.pruner.sparsity == limit / 20
+    assert reached.facts["validation"]["sparsity"] == limit / 20
+    assert len(trained) <= 5
+    for level, previous in trained:
+        assert previous is None or (previous.sparsity < level.sparsity and previous.sparsity <= limit / 20)
+
+
+def test_a_budget_that_no_level_keeps_is_refused():
+    course, trained = bisecting(lambda sparsity: 1.0, most_drop=0.02)
+    with pytest.raises(UnreachableTargetError, match=r"With 5% removed, accuracy .* worse than dense") as caught:
+        course.follow()
+    assert caught.value.param == "/target/max_metric_drop"
+    assert [previous for _, previous in trained] == [None] * len(trained)
+
+
+def bisecting(drop, most_drop):
+    """A search whose levels cost nothing and whose drop is given; and what it trains: level, previous."""
+    trained = []
+
+    def reach(level, previous):
+        trained.append((level, previous))
+        return SimpleNamespace(sparsity=level.sparsity)
+
+    prepared = SimpleNamespace(task=StoredMetric(), validation=range(100))
+    ladder = SimpleNamespace(can_reach=lambda level: True, reach=reach, prepared=prepared)
+    course = WithinDrop(ladder, most_drop, lambda _: None)
+    course._judged = lambda pruner: {
+        "sparsity": pruner.sparsity,
+        "drop": drop(pruner.sparsity),
+        "standard_error": 0.001,
+        "is_good": drop(pruner.sparsity) <= most_drop,
+    }
+    return course, trained
