@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.catalog import MethodEntry
 from core.errors import ErrorCode
 from core.family import Family
-from core.jobs.records import ArtifactRecord, Event, EventType, FileRecord, Job, Purpose
+from core.jobs.records import ArtifactRecord, AttemptOutcome, Event, EventType, FileRecord, Job, Purpose
 from core.jobs.spec import JobSpec
 from core.jobs.state import Status
 
@@ -79,6 +79,10 @@ class JobLinks(_Answer):
 
     self: str
     cancel: str
+    pause: str
+    resume: str
+    retry: str
+    attempts: str
     events: str
     artifacts: str
 
@@ -111,7 +115,7 @@ class JobObject(_Answer):
     def of(cls, job: Job, queue: JobQueue | None) -> "JobObject":
         """For the wire."""
         path = f"/v1/jobs/{job.id}"
-        links = JobLinks(self=path, cancel=f"{path}/cancel", events=f"{path}/events", artifacts=f"{path}/artifacts")
+        links = JobLinks(self=path, **{name: f"{path}/{name}" for name in JobLinks.model_fields if name != "self"})
         durations = JobDurations(
             queued_seconds=_seconds(job.created_at, job.started_at),
             run_seconds=_seconds(job.started_at, job.finished_at),
@@ -129,6 +133,25 @@ class JobPage(_Answer):
     data: list[JobObject]
     has_more: bool
     next_cursor: str | None
+
+
+class AttemptObject(_Answer):
+    """One worker's go at a job; the last three are null while it is under way."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: AttemptOutcome | None = Field(
+        description="`lost` attempts are limited; `handed_back` and `paused` ones stopped in good order."
+    )
+    reason: str | None
+
+
+class AttemptList(_Answer):
+    """Attempts in order."""
+
+    data: list[AttemptObject]
 
 
 class EventObject(_Answer):

@@ -130,6 +130,34 @@ class NeuroPruneClient:
         """
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> Json:
+        """Ask for a job to be held back, at a checkpoint where it is running.
+
+        Raises:
+            ApiError: it has ended already.
+        """
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> Json:
+        """Let a paused job go on.
+
+        Raises:
+            ApiError: it is not paused.
+        """
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def retry(self, job_id: str) -> Json:
+        """Have a job tried again that ended without a bundle.
+
+        Raises:
+            ApiError: it has not ended, or it has succeeded.
+        """
+        return self._json("POST", f"/v1/jobs/{job_id}/retry")
+
+    def attempts(self, job_id: str) -> list[Json]:
+        """Who worked at a job, when, and how each attempt ended."""
+        return list(self._json("GET", f"/v1/jobs/{job_id}/attempts")["data"])
+
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """The job's events from number `after` + 1 to its end, as they happen; survives lost connections.
 

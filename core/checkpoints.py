@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import Interrupted, NeuroPruneError
+from core.errors import Interrupted, NeuroPruneError, StorageError
 from core.progress import Checkpointed, CheckpointFile, Warned
 from core.storage import Storage
 
@@ -74,17 +74,19 @@ class CheckpointStore:
         return Checkpoint(folder, known.step, known.finished)
 
     def put(self, stage: str, step: int, folder: Path, *, finished: bool) -> None:
-        """Store the files that lie flat in `folder`.
+        """Store the files that lie flat in `folder`; where that fails the user is warned, and earlier ones count on."""
+        try:
+            self._report(self._put(stage, step, folder, finished=finished))
+        except StorageError as error:
+            self._report(Warned(message=f"The checkpoint at step {step} of {stage} could not be stored: {error}"))
 
-        Raises:
-            StorageError: they could not be written.
-        """
+    def _put(self, stage: str, step: int, folder: Path, *, finished: bool) -> Checkpointed:
         key = f"{self._prefix}/{stage}-{step}{'-end' if finished else ''}"
         files = []
         for path in sorted(folder.iterdir()):
             stored = self._storage.put_file(f"{key}/{path.name}", path)
             files.append(CheckpointFile(name=path.name, size=stored.size, sha256=stored.sha256))
-        self._report(Checkpointed(stage=stage, step=step, finished=finished, key=key, files=files))
+        return Checkpointed(stage=stage, step=step, finished=finished, key=key, files=files)
 
 
 class Checkpoints:
@@ -115,7 +117,6 @@ class Checkpoints:
         """Store a state of the training under way, whose files lie flat in `folder`.
 
         Raises:
-            StorageError: it could not be written.
             Interrupted: it was the last, as the job is to stop.
         """
         self._put(stage, step, folder, finished=False)
@@ -125,11 +126,7 @@ class Checkpoints:
         self._due_at = now + max(self._interval_seconds, (now - self._begun_at) / MOST_SHARE)
 
     def save_end(self, stage: str, step: int, folder: Path) -> None:
-        """Store the result of a stage.
-
-        Raises:
-            StorageError: it could not be written.
-        """
+        """Store the result of a stage."""
         self._put(stage, step, folder, finished=True)
 
     @contextmanager

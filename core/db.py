@@ -115,10 +115,13 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("metrics_summary", sa.JSON(none_as_null=True)),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("checkpoints", sa.JSON(none_as_null=True)),
     sa.Column("owner", sa.String(200)),
     sa.Column("lease_expires_at", UtcDateTime),
     sa.Column("dispatched_at", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("queued_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
     sa.Column("last_seq", sa.Integer, nullable=False),
@@ -135,6 +138,18 @@ job_events = sa.Table(
     sa.Column("type", sa.String(16), nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+job_attempts = sa.Table(
+    "job_attempts",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("worker", sa.String(200), nullable=False),
+    sa.Column("started_at", UtcDateTime, nullable=False),
+    sa.Column("ended_at", UtcDateTime),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("reason", sa.Text),
 )
 
 files = sa.Table(
@@ -217,6 +232,11 @@ def _begin_sqlite(connection: Connection) -> None:
 def upgrade(url: str) -> None:
     """Bring the database to the newest schema."""
     command.upgrade(_alembic(url), "head")
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the database back to an earlier schema; what only the newer one can hold is lost."""
+    command.downgrade(_alembic(url), revision)
 
 
 def is_migrated(connection: Connection) -> bool:

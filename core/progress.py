@@ -127,11 +127,17 @@ class Failed(_Message):
     retryable: bool = False
 
 
+class Stopped(_Message):
+    """The job ended because it was told to, where it can go on later."""
+
+    type: Literal["stopped"] = "stopped"
+
+
 Note = PhaseStarted | StepDone | Warned
 """What the engine says while it works."""
-LastWord = Succeeded | Failed
+LastWord = Succeeded | Failed | Stopped
 """How a job's process says that it ended."""
-AnyMessage = Note | LastWord
+AnyMessage = Note | Checkpointed | LastWord
 
 Message = Annotated[AnyMessage, Field(discriminator="type")]
 Reporter = Callable[[Note], None]

@@ -41,6 +41,20 @@ class Settings(BaseSettings):
     )
     cancel_grace_seconds: float = Field(2.0, ge=0, description="Between SIGTERM and SIGKILL to a job's process.")
     run_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="Longest run of one attempt.")
+    queue_timeout_seconds: float | None = Field(
+        None, gt=0, description="A job that waited longer than this for a worker expires; None: it waits on."
+    )
+    checkpoint_interval_seconds: float = Field(
+        300.0, gt=0, description="Time between two checkpoints of a training, from which another worker can go on."
+    )
+    checkpoint_retention_seconds: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="How long a job that ended without a bundle can be tried again from its checkpoints.",
+    )
+    shutdown_grace_seconds: float = Field(
+        60.0, ge=0, description="How long a job's process may take to write a checkpoint when its worker stops."
+    )
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
     torch_threads: int | None = Field(None, ge=1, description="CPU threads of a job's process; all by default.")
 

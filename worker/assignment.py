@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from core.jobs.spec import JobSpec
+from core.progress import Checkpointed
 
 _FILENAME = "job.json"
 
@@ -21,7 +22,7 @@ class Upload(BaseModel):
 
 
 class Assignment(BaseModel):
-    """One attempt at one job, with all that the child may know; `files` are by file id."""
+    """One attempt at one job, with all that the child may know; `files` are by file id, `checkpoints` by stage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,6 +32,8 @@ class Assignment(BaseModel):
     files: dict[str, Upload]
     storage_url: str
     artifact_prefix: str
+    checkpoint_prefix: str
+    checkpoints: dict[str, Checkpointed]
 
     def write(self, work_dir: Path) -> None:
         """Leave it where `read` finds it."""

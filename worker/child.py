@@ -3,6 +3,7 @@
 import logging
 import os
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,6 @@ _LOG_TAIL_BYTES = 65536
 _LOG_TAIL_LINES = 50
 
 logger = logging.getLogger(__name__)
-
-Message = progress.PhaseStarted | progress.StepDone | progress.Warned | progress.Succeeded | progress.Failed
 
 
 class Lines:
@@ -80,11 +79,16 @@ class Child:
         """Exit status, minus the signal that ended it, or None while it runs."""
         return self._process.poll()
 
-    def stop(self) -> None:
-        """End it, and all that it started."""
-        processes.stop(self._process, self._grace_seconds)
+    def ask_to_stop(self) -> None:
+        """Let it write a checkpoint and end."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
 
-    def messages(self, timeout: float) -> Iterator[Message]:
+    def stop(self) -> None:
+        """End it, and all that it started, without a checkpoint."""
+        processes.stop(self._process, self._grace_seconds, signal.SIGINT)
+
+    def messages(self, timeout: float) -> Iterator[progress.AnyMessage]:
         """What it said, waiting up to `timeout` seconds for it to say something; anything else is logged."""
         if not self._pipe_open:
             time.sleep(timeout)
@@ -97,7 +101,7 @@ class Child:
             except ValidationError:
                 logger.warning("process %d wrote no message: %.200r", self.pid, line)
 
-    def remaining_messages(self) -> Iterator[Message]:
+    def remaining_messages(self) -> Iterator[progress.AnyMessage]:
         """What is left in the pipe of a process that has ended."""
         while self._pipe_open and select.select([self._pipe], [], [], 0)[0]:
             yield from self.messages(0)

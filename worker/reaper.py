@@ -18,6 +18,8 @@ from core.errors import NotFoundError
 from core.jobs.state import ACTIVE
 from core.jobs.store import JobStore
 from core.settings import Settings, get_settings
+from core.storage import Storage
+from worker.supervisor import checkpoint_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,11 @@ logger = logging.getLogger(__name__)
 class Reaper:
     """One round after the other until it is stopped."""
 
-    def __init__(self, store: JobStore, dispatcher: Dispatcher, settings: Settings, worker: str) -> None:
+    def __init__(
+        self, store: JobStore, storage: Storage, dispatcher: Dispatcher, settings: Settings, worker: str
+    ) -> None:
         self._store = store
+        self._storage = storage
         self._dispatcher = dispatcher
         self._settings = settings
         self._worker = worker
@@ -43,12 +48,16 @@ class Reaper:
         self._thread.join(self._settings.reaper_interval_seconds)
 
     def round(self) -> None:
-        """Say that this worker lives, take lost jobs back, send waiting ones again, sweep the work folder."""
+        """Say that this worker lives; take lost jobs back, send waiting ones again; sweep what ended jobs left."""
         self._store.worker_seen(self._worker, [QUEUE])
         for job_id in self._store.reap():
             logger.warning("job %s lost its worker and waits again", job_id)
+        if self._settings.queue_timeout_seconds is not None:
+            for job_id in self._store.expire(self._settings.queue_timeout_seconds):
+                logger.warning("job %s waited too long and has expired", job_id)
         self._send_again()
         self._sweep()
+        self._sweep_checkpoints()
 
     def _send_again(self) -> None:
         waiting = self._store.undispatched(self._settings.redispatch_seconds)
@@ -64,6 +73,11 @@ class Reaper:
             if not self._is_in_use(folder):
                 logger.warning("removing %s, left by a worker that vanished", folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep_checkpoints(self) -> None:
+        for job_id in self._store.finished_with_checkpoints(self._settings.checkpoint_retention_seconds):
+            if self._store.forget_checkpoints(job_id):
+                self._storage.delete_prefix(checkpoint_prefix(job_id))
 
     def _is_in_use(self, folder: Path) -> bool:
         job_id, _, attempt = folder.name.rpartition("-")
@@ -85,7 +99,8 @@ def _start(sender: Any, **_: Any) -> None:
     settings = get_settings()
     engine = create_engine(settings.database_url)
     store = JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
-    reaper = Reaper(store, Dispatcher(settings.broker_url), settings, worker=sender.hostname)
+    storage = Storage(settings.storage_url)
+    reaper = Reaper(store, storage, Dispatcher(settings.broker_url), settings, worker=sender.hostname)
     reaper.start()
 
     def stop(**_: Any) -> None:

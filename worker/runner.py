@@ -7,17 +7,20 @@ import argparse
 import errno
 import mimetypes
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
 from structlog.contextvars import bind_contextvars
 
 from core import logs
-from core.errors import ErrorCode, NeuroPruneError, StorageError
-from core.progress import Artifact, Failed, PhaseStarted, StepDone, Succeeded, Warned, encode
+from core.checkpoints import Checkpoints, CheckpointStore
+from core.errors import ErrorCode, Interrupted, NeuroPruneError, StorageError
+from core.progress import AnyMessage, Artifact, Failed, Note, PhaseStarted, Stopped, Succeeded, encode
 from core.settings import get_settings
 from core.storage import Storage
 from worker.assignment import Assignment
@@ -33,12 +36,12 @@ class Pipe:
         self._stream = stream
         self.phase = "staging"
 
-    def __call__(self, message: PhaseStarted | StepDone | Warned) -> None:
+    def __call__(self, message: Note) -> None:
         if isinstance(message, PhaseStarted):
             self.phase = message.phase
         self.write(message)
 
-    def write(self, message: PhaseStarted | StepDone | Warned | Succeeded | Failed) -> None:
+    def write(self, message: AnyMessage) -> None:
         """One message."""
         line = memoryview(encode(message))
         while line:
@@ -46,13 +49,17 @@ class Pipe:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 with a `Succeeded`, 1 with a `Failed` as the last message."""
+    """Exit status 0 with a `Succeeded` or `Stopped`, 1 with a `Failed` as the last message.
+
+    SIGTERM stops the job at a state that another attempt can go on from, SIGINT at once.
+    """
     parser = argparse.ArgumentParser(prog="worker.runner", description=__doc__)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--progress-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     logs.configure(get_settings().log_format)
     os.set_inheritable(options.progress_fd, False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have let it be ignored
     with os.fdopen(options.progress_fd, "wb", buffering=0) as stream:
         return work(options.work_dir, Pipe(stream))
 
@@ -63,6 +70,8 @@ def work(work_dir: Path, pipe: Pipe) -> int:
         assignment = Assignment.read(work_dir)
         bind_contextvars(job_id=assignment.job_id, attempt=assignment.attempt)
         pipe.write(run(assignment, work_dir, pipe))
+    except Interrupted:
+        pipe.write(Stopped())
     except Exception as error:  # whatever it is, the supervisor must learn of it
         traceback.print_exc()
         pipe.write(failure(error, pipe.phase))
@@ -71,7 +80,30 @@ def work(work_dir: Path, pipe: Pipe) -> int:
 
 
 def run(assignment: Assignment, work_dir: Path, report: Pipe) -> Succeeded:
-    """Do the job."""
+    """Do the job.
+
+    Raises:
+        Interrupted: it was told to stop.
+    """
+    settings, storage = get_settings(), Storage(assignment.storage_url)
+    store = CheckpointStore(
+        storage, assignment.checkpoint_prefix, assignment.checkpoints, work_dir / "checkpoints", report.write
+    )
+    checkpoints = Checkpoints(store, settings.checkpoint_interval_seconds)
+    with _stopped_by_sigterm(checkpoints):
+        return _run(assignment, work_dir, report, storage, checkpoints)
+
+
+@contextmanager
+def _stopped_by_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: checkpoints.request_stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(assignment: Assignment, work_dir: Path, report: Pipe, storage: Storage, checkpoints: Checkpoints) -> Succeeded:
     staged = stage(assignment, work_dir / "inputs", get_settings())
     # Here and not above: what is wrong with the inputs is known before torch is loaded, which takes seconds.
     from core.engine import pipeline
@@ -80,9 +112,9 @@ def run(assignment: Assignment, work_dir: Path, report: Pipe) -> Succeeded:
     output = work_dir / "output"
     output.mkdir()
     inputs = Inputs(staged.model, staged.train, staged.validation, staged.test, staged.names)
-    metrics_summary = pipeline.run(assignment.spec, inputs, output, report)
+    metrics_summary = pipeline.run(assignment.spec, inputs, output, report, checkpoints)
     report(PhaseStarted(phase="uploading"))
-    artifacts = upload(output, Storage(assignment.storage_url), assignment.artifact_prefix)
+    artifacts = upload(output, storage, assignment.artifact_prefix)
     return Succeeded(metrics_summary=metrics_summary, artifacts=artifacts)
 
 

@@ -23,7 +23,7 @@ from core.jobs.records import Cancelled, Lease
 from core.jobs.spec import JobSpec
 from core.jobs.state import Status
 from core.jobs.store import JobStore
-from core.progress import Failed, PhaseStarted, StepDone, Succeeded, Warned
+from core.progress import Checkpointed, Failed, LastWord, Note, StepDone, Stopped, Succeeded
 from core.settings import Settings
 from core.storage import Storage
 from worker.assignment import Assignment, Upload
@@ -48,7 +48,14 @@ class Lost:
     reason: str
 
 
-Outcome = Succeeded | Failed | Cancelled | Lost
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """The attempt stopped in good order; the job goes back to the queue, or is paused."""
+
+    reason: str
+
+
+Outcome = Succeeded | Failed | Cancelled | Lost | HandedBack
 
 
 class Supervisor:
@@ -98,14 +105,14 @@ class Supervisor:
             logger.warning("job %s: attempt %d is fenced off: %s", lease.job_id, lease.attempt, error)
         finally:
             if not isinstance(outcome, Succeeded):
-                self._discard_artifacts(lease)
+                self._discard(lease, artifact_prefix(lease))
 
     def _attempt(self, lease: Lease) -> Outcome:
         work_dir = (self._settings.work_dir / f"{lease.job_id}-{lease.attempt}").absolute()
         try:
             work_dir.mkdir(parents=True)
             self._assignment(lease).write(work_dir)
-            environment = child_environment(os.environ, self._settings)
+            environment = child_environment(os.environ, self._settings) | {"TMPDIR": str(work_dir)}
             with Child(self._runner, work_dir, environment, self._settings.cancel_grace_seconds) as child:
                 with suppress(IllegalTransitionError):  # cancelled meanwhile, which the first heartbeat sees
                     self._store.start(lease)
@@ -126,6 +133,8 @@ class Supervisor:
             files={i: Upload(key=f.key, filename=f.filename, sha256=f.sha256) for i, f in files.items()},
             storage_url=self._settings.storage_url,
             artifact_prefix=artifact_prefix(lease),
+            checkpoint_prefix=f"{checkpoint_prefix(lease.job_id)}/{lease.attempt}",
+            checkpoints=self._store.checkpoints(lease.job_id),
         )
 
     def _watch(self, lease: Lease, child: Child) -> Outcome:
@@ -133,29 +142,59 @@ class Supervisor:
         relay = Relay(self._store, lease)
         heartbeat = Heartbeat(self._store, lease, self._settings.lease_seconds)
         deadline = time.monotonic() + self._settings.run_timeout_seconds
+        parting: HandedBack | None = None
         while True:
             ended = child.returncode() is not None
             if ended:
                 child.stop()
             for message in child.remaining_messages() if ended else child.messages(_TICK_SECONDS):
-                if isinstance(message, Succeeded | Failed):
-                    child.wait(_EXIT_SECONDS)
-                    if isinstance(message, Failed):
-                        logger.error("job %s: %s; its last words:\n%s", lease.job_id, message.message, child.log_tail())
-                        if message.code == "storage_unavailable":  # not the job's fault, and it may pass
-                            return Lost(message.message)
-                    return message
-                relay.take(message)
+                if isinstance(message, LastWord):
+                    return self._last_word(lease, child, message, parting)
+                if isinstance(message, Checkpointed):
+                    self._keep(lease, message)
+                else:
+                    relay.take(message)
             if ended:
-                return self._verdict(lease, child)
+                return parting or self._verdict(lease, child)
             relay.flush()
-            if heartbeat.status() is Status.CANCELLING:
+            status = heartbeat.status()
+            if status is Status.CANCELLING:
                 return Cancelled()
-            if self._should_stop():
-                return Lost("its worker was shut down")
+            if parting is None and (parting := self._parting(status)):
+                child.ask_to_stop()
+                deadline = time.monotonic() + self._settings.shutdown_grace_seconds
             if time.monotonic() > deadline:
+                if parting is not None:
+                    return parting
                 hours = self._settings.run_timeout_seconds / 3600
                 return Failed(code="timeout", message=f"The run took longer than the {hours:g} h that are allowed.")
+
+    def _parting(self, status: Status) -> HandedBack | None:
+        """Why the job is to stop at its next checkpoint, if it is."""
+        if status is Status.PAUSING:
+            return HandedBack("paused on request")
+        return HandedBack("its worker was shut down") if self._should_stop() else None
+
+    def _last_word(self, lease: Lease, child: Child, message: LastWord, parting: HandedBack | None) -> Outcome:
+        child.wait(_EXIT_SECONDS)
+        if isinstance(message, Stopped):
+            return parting or HandedBack("its process was told to stop")
+        if isinstance(message, Failed):
+            logger.error("job %s: %s; its last words:\n%s", lease.job_id, message.message, child.log_tail())
+            if message.code == "storage_unavailable":  # not the job's fault, and it may pass
+                return Lost(message.message)
+        return message
+
+    def _keep(self, lease: Lease, checkpoint: Checkpointed) -> None:
+        """Record a checkpoint, then remove what it takes the place of; one that is not recorded does not count."""
+        useless: str | None = checkpoint.key
+        try:
+            useless = self._store.keep_checkpoint(lease, checkpoint)
+        except OperationalError as error:
+            logger.warning("job %s: a checkpoint could not be recorded: %s", lease.job_id, error)
+        finally:
+            if useless is not None:
+                self._discard(lease, useless)
 
     def _verdict(self, lease: Lease, child: Child) -> Outcome:
         """On a child that ended without a last message."""
@@ -179,19 +218,20 @@ class Supervisor:
                 time.sleep(_HEARTBEAT_SECONDS)
 
     def _record_once(self, lease: Lease, outcome: Outcome) -> None:
-        if not isinstance(outcome, Lost):
+        if not isinstance(outcome, Lost | HandedBack):
             self._store.finish(lease, outcome)
             return
-        logger.warning("job %s goes back to the queue: %s", lease.job_id, outcome.reason)
-        self._store.release(lease, outcome.reason)
-        if self._store.get(lease.job_id).status is Status.QUEUED and self._dispatcher.job_ready(lease.job_id):
+        give_up = self._store.release if isinstance(outcome, Lost) else self._store.hand_back
+        status = give_up(lease, outcome.reason)
+        logger.warning("job %s is %s: %s", lease.job_id, status, outcome.reason)
+        if status is Status.QUEUED and self._dispatcher.job_ready(lease.job_id):
             self._store.mark_dispatched(lease.job_id)
 
-    def _discard_artifacts(self, lease: Lease) -> None:
+    def _discard(self, lease: Lease, prefix: str) -> None:
         try:
-            self._storage.delete_prefix(artifact_prefix(lease))
+            self._storage.delete_prefix(prefix)
         except StorageError as error:
-            logger.warning("job %s: what attempt %d stored stays: %s", lease.job_id, lease.attempt, error)
+            logger.warning("job %s: %s of attempt %d stays: %s", lease.job_id, prefix, lease.attempt, error)
 
 
 class Relay:
@@ -203,7 +243,7 @@ class Relay:
         self._newest: StepDone | None = None
         self._recorded_at = -_PROGRESS_SECONDS
 
-    def take(self, message: PhaseStarted | StepDone | Warned) -> None:
+    def take(self, message: Note) -> None:
         """Record at once what is not progress, after the progress that came before it."""
         if isinstance(message, StepDone):
             self._newest = message
@@ -222,7 +262,7 @@ class Relay:
             self._newest = None
             self._recorded_at = time.monotonic()
 
-    def _record(self, message: PhaseStarted | StepDone | Warned) -> None:
+    def _record(self, message: Note) -> None:
         try:
             self._store.record(self._lease, message)
         except OperationalError as error:  # a gap in the history is no reason to end the job
@@ -263,6 +303,11 @@ class Heartbeat:
 def artifact_prefix(lease: Lease) -> str:
     """Where an attempt's files go; they become visible only with the job's success."""
     return f"artifacts/{lease.job_id}/{lease.attempt}"
+
+
+def checkpoint_prefix(job_id: str) -> str:
+    """Where all checkpoints of a job lie, by attempt."""
+    return f"checkpoints/{job_id}"
 
 
 def child_environment(environment: Mapping[str, str], settings: Settings) -> dict[str, str]:

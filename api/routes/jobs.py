@@ -1,4 +1,4 @@
-"""Jobs: submit, look up, list, cancel."""
+"""Jobs: submit, look up, list; cancel, pause, resume, retry; their attempts."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from api.conditional import is_named
 from api.deps import JobDispatcher, JobId, Provided, Store
 from api.errors import problems
-from api.schemas import JobObject, JobPage, JobQueue, JobRequest
+from api.schemas import AttemptList, AttemptObject, JobObject, JobPage, JobQueue, JobRequest
 from core.jobs.records import Job
 from core.jobs.state import TERMINAL, Status
 from core.jobs.store import JobStore
@@ -148,6 +148,42 @@ def cancel_job(job_id: JobId, store: Store, response: Response) -> JobObject:
     if job.status is Status.CANCELLING:
         response.status_code = 202
     return _present(store, [job])[0]
+
+
+@router.post(
+    "/{job_id}/pause",
+    response_model=JobObject,
+    responses=problems(404, 409, 422, 503)
+    | {202: {"model": JobObject, "description": "Its worker was asked to stop it at a checkpoint."}},
+)
+def pause_job(job_id: JobId, store: Store, response: Response) -> JobObject:
+    """Hold a job back: a queued one at once (200), a running one when its state is stored (202)."""
+    job = store.request_pause(job_id)
+    if job.status is Status.PAUSING:
+        response.status_code = 202
+    return _present(store, [job])[0]
+
+
+@router.post("/{job_id}/resume", response_model=JobObject, responses=problems(404, 409, 422, 503))
+def resume_job(job_id: JobId, services: Provided, background: BackgroundTasks) -> JobObject:
+    """Queue a paused job again; it goes on from where it was."""
+    job = services.store.resume(job_id)
+    background.add_task(_dispatch, services.dispatcher, services.store, job_id)
+    return _present(services.store, [job])[0]
+
+
+@router.post("/{job_id}/retry", response_model=JobObject, responses=problems(404, 409, 422, 503))
+def retry_job(job_id: JobId, services: Provided, background: BackgroundTasks) -> JobObject:
+    """Queue a failed, cancelled or expired job again; it goes on from its last checkpoint while that is kept."""
+    job = services.store.retry(job_id)
+    background.add_task(_dispatch, services.dispatcher, services.store, job_id)
+    return _present(services.store, [job])[0]
+
+
+@router.get("/{job_id}/attempts", response_model=AttemptList, responses=problems(404, 422, 503))
+def list_attempts(job_id: JobId, store: Store) -> AttemptList:
+    """Who worked at the job, when, and how each attempt ended."""
+    return AttemptList(data=[AttemptObject.model_validate(attempt) for attempt in store.attempts(job_id)])
 
 
 def _dispatch(dispatcher: JobDispatcher, store: JobStore, job_id: str) -> None:

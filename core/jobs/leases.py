@@ -2,17 +2,17 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, RowMapping
 
-from core.db import artifacts, jobs, utcnow, writer
+from core.db import artifacts, job_attempts, jobs, utcnow, writer
 from core.errors import IllegalTransitionError, LeaseLostError
-from core.jobs.records import Cancelled, JobFailure, Lease, Progress
-from core.jobs.state import ACTIVE, Status
+from core.jobs.records import AttemptOutcome, Cancelled, JobFailure, Lease, Progress
+from core.jobs.state import ACTIVE, TERMINAL, Status
 from core.jobs.transitions import note, transition
-from core.progress import Failed, PhaseStarted, StepDone, Succeeded, Warned
+from core.progress import Checkpointed, Failed, PhaseStarted, StepDone, Succeeded, Warned
 
 REPUBLISHED_AT_ONCE = 100
 """Most jobs sent again in one round: a long queue must not flood the broker, and only the oldest run next."""
@@ -24,7 +24,7 @@ class LeaseStore:
     Args:
         engine: from `core.db.create_engine`.
         lease_seconds: how long a claim or a renewal holds, by the database's clock.
-        max_attempts: starts after which a job whose worker is lost fails.
+        max_attempts: times that a job's worker may be lost; the last fails the job.
     """
 
     def __init__(self, engine: Engine, *, lease_seconds: float = 60.0, max_attempts: int = 3) -> None:
@@ -44,7 +44,11 @@ class LeaseStore:
         }
         with self._writer.begin() as connection:
             row = transition(connection, job_id, Status.STARTING, reason="claimed by a worker", values=values)
-        return None if row is None else Lease(job_id, row["attempt"], owner)
+            if row is None:
+                return None
+            attempt = {"job_id": job_id, "number": row["attempt"], "worker": owner, "started_at": utcnow()}
+            connection.execute(sa.insert(job_attempts).values(attempt))
+            return Lease(job_id, row["attempt"], owner)
 
     def start(self, lease: Lease) -> None:
         """The job's process runs: starting → running.
@@ -95,6 +99,27 @@ class LeaseStore:
             if note(connection, lease.job_id, message.type, data, values=values, guard=_owned(lease)) is None:
                 raise _lost(lease)
 
+    def checkpoints(self, job_id: str) -> dict[str, Checkpointed]:
+        """The newest checkpoint of each stage that some attempt at the job has left."""
+        with self._engine.begin() as connection:
+            found = connection.execute(sa.select(jobs.c.checkpoints).where(jobs.c.id == job_id)).scalar_one_or_none()
+        return {stage: Checkpointed.model_validate(data) for stage, data in (found or {}).items()}
+
+    def keep_checkpoint(self, lease: Lease, checkpoint: Checkpointed) -> str | None:
+        """Let the next attempt go on from here; the key of the checkpoint that this one takes the place of.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or it has ended; the checkpoint does not count.
+        """
+        stage = checkpoint.stage
+        with self._writer.begin() as connection:
+            kept = _locked(connection, lease)["checkpoints"] or {}
+            values = {"checkpoints": kept | {stage: checkpoint.model_dump(mode="json")}}
+            data = checkpoint.model_dump(include={"stage", "step", "finished"})
+            if note(connection, lease.job_id, "checkpoint", data, values=values, guard=_owned(lease)) is None:
+                raise _lost(lease)
+        return kept[stage]["key"] if stage in kept else None
+
     def finish(self, lease: Lease, outcome: Succeeded | Failed | Cancelled) -> None:
         """End the job; a bundle's files become visible here and nowhere else.
 
@@ -117,13 +142,22 @@ class LeaseStore:
                     _held(connection, lease, Status.CANCELLED, reason="cancelled on request")
 
     def release(self, lease: Lease, reason: str) -> Status:
-        """Give the job back unfinished: queued again, or ended; the status it got.
+        """The attempt was lost: the job is queued again, or ended; the status it got.
 
         Raises:
             LeaseLostError: another attempt owns the job, or it has ended.
         """
         with self._writer.begin() as connection:
-            return self._give_up(connection, _locked(connection, lease), reason)
+            return self._give_up(connection, _locked(connection, lease), reason, "lost")
+
+    def hand_back(self, lease: Lease, reason: str) -> Status:
+        """Stop in good order, which does not count as a lost attempt; the status the job got.
+
+        Raises:
+            LeaseLostError: another attempt owns the job, or it has ended.
+        """
+        with self._writer.begin() as connection:
+            return self._give_up(connection, _locked(connection, lease), reason, "handed_back")
 
     def reap(self) -> list[str]:
         """End or queue again the jobs whose worker fell silent; the ids of those that are queued again."""
@@ -134,8 +168,34 @@ class LeaseStore:
         )
         with self._writer.begin() as connection:
             rows = connection.execute(expired).mappings().all()
-            ended = [(row["id"], self._give_up(connection, row, "the worker stopped answering")) for row in rows]
+            reason = "the worker stopped answering"
+            ended = [(row["id"], self._give_up(connection, row, reason, "lost")) for row in rows]
         return [job_id for job_id, status in ended if status is Status.QUEUED]
+
+    def expire(self, older_than_seconds: float) -> list[str]:
+        """End the jobs that have waited for a worker longer than this; their ids."""
+        late = jobs.c.queued_at < utcnow(-older_than_seconds)
+        waiting = sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, late).order_by(jobs.c.id)
+        reason = f"no worker took it within {older_than_seconds:g} s"
+        with self._writer.begin() as connection:
+            found = list(connection.scalars(waiting))
+            return [i for i in found if transition(connection, i, Status.EXPIRED, reason=reason, guard=late)]
+
+    def finished_with_checkpoints(self, older_than_seconds: float) -> list[str]:
+        """Jobs whose checkpoints nobody needs: they succeeded, or ended otherwise longer ago than this."""
+        statement = sa.select(jobs.c.id).where(
+            jobs.c.checkpoints.is_not(None),
+            jobs.c.status.in_(sorted(TERMINAL)),
+            (jobs.c.status == Status.SUCCEEDED) | (jobs.c.finished_at < utcnow(-older_than_seconds)),
+        )
+        with self._engine.begin() as connection:
+            return list(connection.scalars(statement))
+
+    def forget_checkpoints(self, job_id: str) -> bool:
+        """Forget a finished job's checkpoints, before they are removed; False where it was queued again meanwhile."""
+        statement = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sorted(TERMINAL)))
+        with self._writer.begin() as connection:
+            return connection.execute(statement.values(checkpoints=None)).rowcount == 1
 
     def undispatched(self, older_than_seconds: float) -> list[str]:
         """Queued jobs that were never sent to the broker, or so long ago that the message may be lost; oldest first."""
@@ -157,19 +217,25 @@ class LeaseStore:
         with self._writer.begin() as connection:
             connection.execute(statement)
 
-    def _give_up(self, connection: Connection, row: RowMapping, reason: str) -> Status:
-        """Move an active job, whose row is locked, to where the loss of its worker leads."""
-        values = {}
+    def _give_up(
+        self, connection: Connection, row: RowMapping, reason: str, outcome: Literal["lost", "handed_back"]
+    ) -> Status:
+        """Move an active job, whose row is locked, to where it goes without its worker."""
+        losses = row["losses"] + (outcome == "lost")
+        values: dict[str, Any] = {"losses": losses}
+        ending: AttemptOutcome = outcome
         if row["status"] == Status.CANCELLING:
-            target = Status.CANCELLED
-        elif row["attempt"] < self._max_attempts:
-            target = Status.QUEUED
-        else:
+            target, ending = Status.CANCELLED, "cancelled"
+        elif losses >= self._max_attempts:
             target = Status.FAILED
-            message = f"The worker was lost {row['attempt']} times; the last time: {reason}."
-            failure = JobFailure("worker_lost", message, None, True, row["phase"], row["attempt"])
-            values = {"error": asdict(failure)}
-        transition(connection, row["id"], target, reason=reason, values=values)
+            message = f"The worker was lost {losses} times; the last time: {reason}."
+            values["error"] = asdict(JobFailure("worker_lost", message, None, True, row["phase"], row["attempt"]))
+        elif row["status"] == Status.PAUSING:
+            target = Status.PAUSED
+            ending = "paused" if outcome == "handed_back" else outcome
+        else:
+            target = Status.QUEUED
+        transition(connection, row["id"], target, reason=reason, values=values, outcome=ending)
         return target
 
 

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from core.errors import ErrorCode
 from core.jobs.state import Status
 
-EventType = Literal["status", "phase", "progress", "warning"]
+EventType = Literal["status", "phase", "progress", "warning", "checkpoint"]
 Purpose = Literal["model", "dataset"]
+AttemptOutcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "lost"]
+"""How an attempt ended: as its job, or the job goes on without it. Only those that were lost count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,18 @@ class Event:
     type: EventType
     data: dict[str, Any]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One worker's go at a job; the last three are None while it is under way."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: AttemptOutcome | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

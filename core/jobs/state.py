@@ -27,14 +27,16 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     S.PAUSING: frozenset({S.PAUSED, S.SUCCEEDED, S.FAILED, S.CANCELLING, S.QUEUED}),
     S.PAUSED: frozenset({S.QUEUED, S.CANCELLED, S.EXPIRED}),
     S.CANCELLING: frozenset({S.CANCELLED, S.SUCCEEDED, S.FAILED}),
-    S.CANCELLED: frozenset(),
+    S.CANCELLED: frozenset({S.QUEUED}),
     S.SUCCEEDED: frozenset(),
-    S.FAILED: frozenset(),
-    S.EXPIRED: frozenset(),
+    S.FAILED: frozenset({S.QUEUED}),
+    S.EXPIRED: frozenset({S.QUEUED}),
 }
 """From a status to those that may follow it."""
 
-TERMINAL: frozenset[Status] = frozenset(s for s, following in TRANSITIONS.items() if not following)
+TERMINAL: frozenset[Status] = frozenset({S.CANCELLED, S.SUCCEEDED, S.FAILED, S.EXPIRED})
+"""The job has ended; only its user can have it tried again, and that not after a success."""
+RETRYABLE: frozenset[Status] = frozenset(s for s in TERMINAL if S.QUEUED in TRANSITIONS[s])
 ACTIVE: frozenset[Status] = frozenset({S.STARTING, S.RUNNING, S.PAUSING, S.CANCELLING})
 """A worker holds a lease on jobs in these."""
 

@@ -7,15 +7,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from core.db import artifacts, files, is_migrated, job_events, jobs, utcnow, workers
+from core.db import artifacts, files, is_migrated, job_attempts, job_events, jobs, utcnow, workers
 from core.errors import ConflictError, InvalidInputError, NotFoundError
 from core.jobs import statistics
 from core.jobs.defaults import resolve
 from core.jobs.ids import new_job_id
 from core.jobs.leases import LeaseStore
-from core.jobs.records import ArtifactRecord, Event, FileRecord, Job, WorkerRecord
+from core.jobs.records import ArtifactRecord, Attempt, Event, FileRecord, Job, WorkerRecord
 from core.jobs.spec import JobSpec
-from core.jobs.state import TERMINAL, TRANSITIONS, Status
+from core.jobs.state import RETRYABLE, TERMINAL, TRANSITIONS, Status
 from core.jobs.statistics import Statistics
 from core.jobs.transitions import append_event, transition
 
@@ -66,6 +66,7 @@ class JobStore(LeaseStore):
                 warnings=[],
                 attempt=0,
                 created_at=utcnow(),
+                queued_at=utcnow(),
                 last_seq=1,
                 idempotency_key=idempotency_key,
                 request_sha256=request,
@@ -137,6 +138,64 @@ class JobStore(LeaseStore):
             target = Status.CANCELLED if waiting else Status.CANCELLING
             transition(connection, job_id, target, reason="cancelled on request")
             return _get(connection, job_id)
+
+    def request_pause(self, job_id: str) -> Job:
+        """Hold a waiting job back at once; ask the worker of a running one to stop it at a checkpoint.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: it has ended, or is being cancelled.
+        """
+        with self._writer.begin() as connection:
+            job = _get(connection, job_id, lock=True)
+            if job.status in {Status.PAUSING, Status.PAUSED}:
+                return job
+            target = Status.PAUSED if job.status is Status.QUEUED else Status.PAUSING
+            if target not in TRANSITIONS[job.status]:
+                raise ConflictError(f"{job_id} is {job.status} and cannot be paused.")
+            transition(connection, job_id, target, reason="paused on request")
+            return _get(connection, job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: it is not paused.
+        """
+        return self._queue_again(job_id, frozenset({Status.PAUSED}), "resumed", "resumed on request", {})
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a job again that ended without a bundle; what was lost before counts no more.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: it has not ended, or it has succeeded.
+        """
+        return self._queue_again(job_id, RETRYABLE, "tried again", "tried again on request", {"losses": 0})
+
+    def _queue_again(
+        self, job_id: str, allowed: frozenset[Status], participle: str, reason: str, values: dict[str, Any]
+    ) -> Job:
+        with self._writer.begin() as connection:
+            job = _get(connection, job_id, lock=True)
+            if job.status not in allowed:
+                wanted = ", ".join(sorted(allowed))
+                raise ConflictError(f"{job_id} is {job.status}; only a job that is {wanted} can be {participle}.")
+            transition(connection, job_id, Status.QUEUED, reason=reason, values=values)
+            return _get(connection, job_id)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """All attempts at the job, in order.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        columns = [column for column in job_attempts.c if column.name != "job_id"]
+        statement = sa.select(*columns).where(job_attempts.c.job_id == job_id).order_by(job_attempts.c.number)
+        with self._engine.begin() as connection:
+            _get(connection, job_id)
+            return [Attempt(**row) for row in connection.execute(statement).mappings()]
 
     # ---- files and artifacts ---------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from core.db import job_events, jobs, utcnow
-from core.jobs.records import EventType
+from core.db import job_attempts, job_events, jobs, utcnow
+from core.jobs.records import AttemptOutcome, EventType
 from core.jobs.state import ACTIVE, TERMINAL, Status, sources
 
 
@@ -23,15 +23,20 @@ def transition(
     reason: str,
     values: Mapping[str, Any] | None = None,
     guard: sa.ColumnElement[bool] | None = None,
+    outcome: AttemptOutcome | None = None,
 ) -> RowMapping | None:
-    """Move the job to `target` if the table of transitions and the guard allow it; the new row, or None."""
+    """Move the job to `target` if the table of transitions and the guard allow it; the new row, or None.
+
+    Where that ends an attempt, its record says how: `outcome`, or as the job itself.
+    """
     changes: dict[str, Any] = {"status": target}
     if target not in ACTIVE:
         changes |= {"owner": None, "lease_expires_at": None}
     if target in TERMINAL:
         changes["finished_at"] = utcnow()
     if target is Status.QUEUED:
-        changes |= {"dispatched_at": None, "phase": None, "progress": None}
+        changes |= {"queued_at": utcnow(), "dispatched_at": None, "phase": None, "progress": None}
+        changes |= {"finished_at": None, "error": None}
     where = jobs.c.status.in_(sorted(sources(target)))
     row = _update(connection, job_id, changes | dict(values or {}), where if guard is None else where & guard)
     if row is not None:
@@ -39,6 +44,8 @@ def transition(
         if row["error"]:
             data["error"] = row["error"]
         append_event(connection, row, "status", data)
+        if target not in ACTIVE:
+            _end_attempt(connection, row, outcome or target, reason)
     return row
 
 
@@ -65,6 +72,13 @@ def append_event(connection: Connection, row: RowMapping, event_type: EventType,
             job_id=row["id"], seq=row["last_seq"], type=event_type, data=data, created_at=utcnow()
         )
     )
+
+
+def _end_attempt(connection: Connection, row: RowMapping, outcome: str, reason: str) -> None:
+    """Write down how the job's attempt ended, if one was under way."""
+    under_way = (job_attempts.c.job_id == row["id"]) & job_attempts.c.ended_at.is_(None)
+    values = {"ended_at": utcnow(), "outcome": outcome, "reason": reason}
+    connection.execute(sa.update(job_attempts).where(under_way).values(values))
 
 
 def _update(

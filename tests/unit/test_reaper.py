@@ -1,8 +1,16 @@
 """One round of the reaper."""
 
-import pytest
+import io
 
+import pytest
+import sqlalchemy as sa
+
+from core.db import jobs, utcnow
+from core.jobs.state import Status
+from core.progress import Failed, Succeeded
 from core.settings import Settings
+from core.storage import Storage
+from tests.checkpoints import checkpoint
 from tests.databases import SQLITE_ONLY
 from tests.specs import demo_spec
 from worker.reaper import Reaper
@@ -33,8 +41,18 @@ def dispatcher():
 
 
 @pytest.fixture
-def reaper(store, dispatcher, tmp_path):
-    return Reaper(store, dispatcher, Settings(work_dir=tmp_path), worker="w")
+def settings(tmp_path):
+    return Settings(work_dir=tmp_path / "work", queue_timeout_seconds=3600)
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def reaper(store, storage, dispatcher, settings):
+    return Reaper(store, storage, dispatcher, settings, worker="w")
 
 
 @pytest.fixture
@@ -67,17 +85,44 @@ def test_a_job_is_sent_once_the_broker_is_back(reaper, dispatcher, job_id):
     assert dispatcher.sent == [job_id]
 
 
-def test_only_folders_of_attempts_that_run_are_kept(reaper, store, job_id, tmp_path):
+def test_only_folders_of_attempts_that_run_are_kept(reaper, store, job_id, settings):
     lease = store.claim(job_id, "w")
-    kept, stale, unknown, foreign = (tmp_path / name for name in (f"{job_id}-1", f"{job_id}-0", "job_gone-1", "notes"))
+    work = settings.work_dir
+    kept, stale, unknown, foreign = (work / name for name in (f"{job_id}-1", f"{job_id}-0", "job_gone-1", "notes"))
     for folder in (kept, stale, unknown, foreign):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "file").touch()
     reaper.round()
-    assert sorted(tmp_path.iterdir()) == sorted([kept, foreign])
+    assert sorted(work.iterdir()) == sorted([kept, foreign])
     store.release(lease, "test")
     reaper.round()
-    assert list(tmp_path.iterdir()) == [foreign]
+    assert list(work.iterdir()) == [foreign]
+
+
+def test_checkpoints_of_a_job_that_succeeded_are_removed_and_others_kept_for_a_retry(reaper, store, storage):
+    def left_by(outcome):
+        job_id = store.create(demo_spec(), name=None, labels={})[0].id
+        lease = store.claim(job_id, "w")
+        store.start(lease)
+        key = f"checkpoints/{job_id}/1/dense-5"
+        storage.put(f"{key}/model.safetensors", io.BytesIO(b"ok"))
+        store.keep_checkpoint(lease, checkpoint("dense", 5).model_copy(update={"key": key}))
+        store.finish(lease, outcome)
+        return job_id, storage.local_path(key)
+
+    done, useless = left_by(Succeeded(metrics_summary={}, artifacts=[]))
+    failed, kept = left_by(Failed(code="internal", message="broken"))
+    reaper.round()
+    assert not useless.exists()
+    assert kept.exists()
+    assert (store.checkpoints(done), set(store.checkpoints(failed))) == ({}, {"dense"})
+
+
+def test_a_job_that_waited_too_long_expires(reaper, store, engine, job_id):
+    with engine.begin() as connection:
+        connection.execute(sa.update(jobs).values(queued_at=utcnow(-7200)))
+    reaper.round()
+    assert store.get(job_id).status is Status.EXPIRED
 
 
 def test_a_round_that_fails_does_not_end_the_thread(reaper, monkeypatch):

@@ -47,6 +47,8 @@ def assignment(tmp_path, storage):
         files=files,
         storage_url=str(tmp_path / "storage"),
         artifact_prefix="artifacts/job_x/1",
+        checkpoint_prefix="checkpoints/job_x/1",
+        checkpoints={},
     )
 
 

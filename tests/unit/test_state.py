@@ -15,6 +15,7 @@ from core.jobs.state import ACTIVE, TERMINAL, TRANSITIONS, Status, sources
 from core.jobs.store import JobStore
 from core.jobs.transitions import transition
 from core.progress import Artifact, Failed, Succeeded
+from tests.checkpoints import checkpoint
 from tests.specs import demo_spec
 
 
@@ -22,8 +23,11 @@ def test_every_status_has_a_row():
     assert set(TRANSITIONS) == set(Status)
 
 
-def test_terminal_statuses_lead_nowhere():
-    assert {Status.CANCELLED, Status.SUCCEEDED, Status.FAILED, Status.EXPIRED} == TERMINAL
+def test_from_an_ending_a_job_can_only_be_queued_again():
+    assert {status: TRANSITIONS[status] for status in TERMINAL} == {
+        Status.SUCCEEDED: frozenset(),
+        **{status: {Status.QUEUED} for status in (Status.CANCELLED, Status.FAILED, Status.EXPIRED)},
+    }
     assert not TERMINAL & ACTIVE
 
 
@@ -45,7 +49,10 @@ def test_database_refuses_every_illegal_transition(store, engine):
     assert store.get(job.id).version == 1 + legal, "a refused transition must leave no event"
 
 
-OPERATIONS = ("claim", "start", "renew", "cancel", "succeed", "fail", "confirm", "release", "lose", "stale")
+OF_THE_USER = ("cancel", "pause", "resume", "retry")
+OF_THE_WORKER = ("claim", "start", "renew", "keep", "succeed", "fail", "confirm", "hand_back", "release")
+OPERATIONS = (*OF_THE_USER, *OF_THE_WORKER, "lose", "expire", "stale")
+MOST_ATTEMPTS = 2
 BUNDLE = Succeeded(
     metrics_summary={"cosine": 0.9},
     artifacts=[Artifact(name="report.json", size=2, sha256="00", media_type="application/json")],
@@ -76,6 +83,12 @@ class _Walk:
         elif operation == "stale" and self.old_lease:
             with pytest.raises(LeaseLostError):
                 store.finish(self.old_lease, BUNDLE)
+            with pytest.raises(LeaseLostError):
+                store.keep_checkpoint(self.old_lease, checkpoint("dense", 1))
+        elif operation == "expire":
+            store.expire(-1.0)
+        elif operation in OF_THE_USER:
+            {"pause": store.request_pause, "resume": store.resume, "retry": store.retry}[operation](self.job_id)
         elif lease:
             {
                 "start": lambda: store.start(lease),
@@ -83,7 +96,9 @@ class _Walk:
                 "succeed": lambda: store.finish(lease, BUNDLE),
                 "fail": lambda: store.finish(lease, Failed(code="internal", message="broken")),
                 "confirm": lambda: store.finish(lease, Cancelled()),
-                "release": lambda: store.release(lease, "shutdown"),
+                "keep": lambda: store.keep_checkpoint(lease, checkpoint("pruning", 5)),
+                "hand_back": lambda: store.hand_back(lease, "shutdown"),
+                "release": lambda: store.release(lease, "killed"),
             }.get(operation, lambda: None)()
 
 
@@ -95,7 +110,7 @@ def test_any_order_of_calls_makes_a_legal_history(operations):
         upgrade(url)
         engine = create_engine(url)
         try:
-            walk = _Walk(JobStore(engine, max_attempts=2))
+            walk = _Walk(JobStore(engine, max_attempts=MOST_ATTEMPTS))
             for operation in operations:
                 try:
                     walk.do(operation)
@@ -117,4 +132,9 @@ def _assert_legal(store: JobStore, job_id: str) -> None:
     assert bool(store.artifacts(job_id)) == (job.status is Status.SUCCEEDED)
     assert (job.finished_at is not None) == (job.status in TERMINAL)
     assert (job.error is not None) == (job.status is Status.FAILED)
-    assert job.attempt <= 2
+    attempts = store.attempts(job_id)
+    assert [attempt.number for attempt in attempts] == list(range(1, job.attempt + 1))
+    under_way = [attempt.number for attempt in attempts if attempt.outcome is None]
+    assert under_way == ([job.attempt] if job.status in ACTIVE else [])
+    if not any(event.data.get("reason") == "tried again on request" for event in events):
+        assert [attempt.outcome for attempt in attempts].count("lost") <= MOST_ATTEMPTS

@@ -317,6 +317,7 @@ def test_lost_lease_changes_nothing(store):
         lambda: store.finish(old, Failed(code="internal", message="late")),
         lambda: store.finish(old, Cancelled()),
         lambda: store.release(old, "late"),
+        lambda: store.hand_back(old, "late"),
     )
     for call in calls:
         with pytest.raises(LeaseLostError):

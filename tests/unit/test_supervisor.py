@@ -40,6 +40,10 @@ def say(**message):
     os.write(fd, json.dumps(message).encode() + b"\\n")
 def succeed():
     say(type="succeeded", metrics_summary={"a": 1}, artifacts=[])
+def keep(step):
+    key = f"{job['checkpoint_prefix']}/pruning-{step}"
+    (Path(job["storage_url"]) / key).mkdir(parents=True)
+    say(type="checkpoint", stage="pruning", step=step, finished=False, key=key, files=[])
 """
 
 
@@ -247,6 +251,86 @@ def test_a_shutdown_gives_the_job_back(bench: Bench) -> None:
     job = bench.supervise(job_id, f"Path({str(running)!r}).touch(); time.sleep(60)")
     assert job.status is Status.QUEUED
     assert "shut down" in bench.reasons(job_id)[-1]
+
+
+STOPS_AT_A_CHECKPOINT = """
+def stop(*_):
+    keep(7)
+    say(type="stopped")
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+(work_dir.parents[1] / "running").touch()
+time.sleep(60)
+"""
+
+
+def test_a_shutdown_waits_for_a_checkpoint_and_costs_no_attempt(bench: Bench) -> None:
+    job_id = bench.create()
+    running = bench.folder / "running"
+    for _ in range(3):
+        bench.stop.clear()
+        when(running.exists, bench.stop.set)
+        assert bench.supervise(job_id, STOPS_AT_A_CHECKPOINT).status is Status.QUEUED
+        running.unlink()
+    assert {attempt.outcome for attempt in bench.store.attempts(job_id)} == {"handed_back"}
+    assert bench.store.checkpoints(job_id)["pruning"].step == 7
+
+
+def test_a_pause_waits_for_a_checkpoint_from_which_the_next_attempt_goes_on(bench: Bench) -> None:
+    job_id = bench.create()
+    when((bench.folder / "running").exists, lambda: bench.store.request_pause(job_id))
+    assert bench.supervise(job_id, STOPS_AT_A_CHECKPOINT).status is Status.PAUSED
+    bench.store.resume(job_id)
+    script = 'assert job["checkpoints"]["pruning"]["key"] == f"checkpoints/{job[\'job_id\']}/1/pruning-7"; succeed()'
+    assert bench.supervise(job_id, script).status is Status.SUCCEEDED
+    assert [attempt.outcome for attempt in bench.store.attempts(job_id)] == ["paused", "succeeded"]
+
+
+def test_a_child_that_was_told_to_stop_by_others_gives_the_job_back(bench: Bench) -> None:
+    job_id = bench.create()
+    assert bench.supervise(job_id, 'say(type="stopped")').status is Status.QUEUED
+    assert bench.store.attempts(job_id)[0].outcome == "handed_back"
+
+
+def test_only_the_newest_checkpoint_is_kept(bench: Bench) -> None:
+    job_id = bench.create()
+    bench.supervise(job_id, "keep(1); keep(2); os.kill(os.getpid(), signal.SIGKILL)")
+    bench.supervise(job_id, "keep(3); succeed()")
+    kept = sorted((bench.folder / "storage").glob("checkpoints/*/*/*"))
+    assert [str(folder.relative_to(bench.folder / "storage")) for folder in kept] == [
+        f"checkpoints/{job_id}/2/pruning-3"
+    ]
+
+
+def test_a_fenced_attempt_removes_no_checkpoint_but_its_own_newest(bench: Bench) -> None:
+    job_id = bench.create()
+    running = bench.folder / "running"
+
+    def take_over() -> None:
+        engine = create_engine(f"sqlite:///{bench.folder}/jobs.db")
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE jobs SET owner = 'another'")
+        engine.dispose()
+        (bench.folder / "fenced").touch()
+
+    thread = when(running.exists, take_over)
+    bench.supervise(
+        job_id,
+        """
+        keep(1)
+        time.sleep(1)
+        top = work_dir.parents[1]
+        (top / "running").touch()
+        while not (top / "fenced").exists():
+            time.sleep(0.02)
+        keep(2)
+        time.sleep(60)
+        """,
+        lease_seconds=60,
+    )
+    thread.join()
+    kept = list((bench.folder / "storage").glob("checkpoints/*/*/*"))
+    assert [folder.name for folder in kept] == ["pruning-1"]
 
 
 def test_a_fenced_attempt_changes_nothing(bench: Bench) -> None:
