@@ -188,7 +188,7 @@ class EmbeddedStack:
         ]
         listener = self._socket.fileno()
         self._launch("api", [*api, "--fd", str(listener)], environment, stop_seconds=5, pass_fds=[listener])
-        self._launch("worker", [sys.executable, "-m", "worker"], environment, stop_seconds=20)
+        self._launch("worker", [sys.executable, "-m", "worker"], environment, stop_seconds=90)
         self._wait_until("the API and the worker", self._is_ready)
 
     def _start_broker(self, environment: Mapping[str, str]) -> str:

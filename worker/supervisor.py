@@ -36,7 +36,7 @@ _PROGRESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 1.0
 """At most this between two looks at the job's status; a shorter lease is renewed six times while it lasts."""
 _EXIT_SECONDS = 10.0
-"""How long a process may take to exit after its last message."""
+"""How long a process may take to exit after its last message, if the lease is not short."""
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,8 @@ class Supervisor:
         return HandedBack("its worker was shut down") if self._should_stop() else None
 
     def _last_word(self, lease: Lease, child: Child, message: LastWord, parting: HandedBack | None) -> Outcome:
-        child.wait(_EXIT_SECONDS)
+        # The lease is not renewed meanwhile.
+        child.wait(min(_EXIT_SECONDS, self._settings.lease_seconds / 6))
         if isinstance(message, Stopped):
             return parting or HandedBack("its process was told to stop")
         if isinstance(message, Failed):

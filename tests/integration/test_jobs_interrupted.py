@@ -41,6 +41,17 @@ def assert_worker_does_a_job(stack):
     assert stack.finished(stack.submit(spec))["error"]["code"] == "invalid_input"
 
 
+def checkpoints_of(stack, job_id):
+    events = stack.client._json("GET", f"/v1/jobs/{job_id}/events", params={"limit": 500})["data"]
+    return [event["data"] for event in events if event["type"] == "checkpoint"]
+
+
+def assert_goes_on(stack, job_id, attempt):
+    """The attempt's training begins behind the newest checkpoint of the one before."""
+    reached = checkpoints_of(stack, job_id)[-1]["step"]
+    assert stack.training(job_id, attempt)["progress"]["step"] > reached >= 1
+
+
 def test_cancel_ends_a_running_job_within_five_seconds(stack, endless):
     job_id = stack.submit(endless)
     stack.training(job_id)
@@ -105,7 +116,21 @@ def test_a_worker_that_is_stopped_gives_its_job_back(stack, endless):
     stack.stack.service("worker").stop()
     job = stack.client.job(job_id)
     assert (job["status"], job["attempt"]) == ("queued", 1)
+    assert [attempt["outcome"] for attempt in stack.client.attempts(job_id)] == ["handed_back"]
     assert not runners(job_id)
-    assert stack.training(job_id, attempt=2)["status"] == "running"
+    assert_goes_on(stack, job_id, attempt=2)
     stack.client.cancel(job_id)
     assert stack.finished(job_id)["status"] == "cancelled"
+
+
+def test_a_paused_job_goes_on_where_it_was(stack, endless):
+    job_id = stack.submit(endless)
+    stack.training(job_id)
+    assert stack.client.pause(job_id)["status"] == "pausing"
+    stack.until(job_id, lambda job: job["status"] == "paused")
+    assert not runners(job_id)
+    assert stack.client.resume(job_id)["status"] == "queued"
+    assert_goes_on(stack, job_id, attempt=2)
+    stack.client.cancel(job_id)
+    assert stack.finished(job_id)["status"] == "cancelled"
+    assert [attempt["outcome"] for attempt in stack.client.attempts(job_id)] == ["paused", "cancelled"]
