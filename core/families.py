@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from core.errors import UnknownFamilyError, shown
-from core.family import AttentionRow, BiasRow, Family, MlpRow, StackRow, UniformRow, one_stack
+from core.family import AttentionRow, BiasRow, ExpertsRow, Family, MlpRow, StackRow, UniformRow, one_stack
 
 _ENCODER_TASKS = ("sentence-embedding", "sequence-classification", "regression", "masked-lm")
 _DECODER_TASKS = ("causal-lm", "sequence-classification", "regression")
@@ -51,6 +51,12 @@ _LLAMA = Family(
     derived=("self_attn.rotary_emb.inv_freq",),
     uniform=_DIVIDING_HEADS,
     gguf="deci",
+)
+_MIXTRAL = Family(
+    model_type="mixtral",
+    title="Mixtral",
+    stacks=(StackRow("layers", (_LLAMA_ATTENTION,), (), ExpertsRow(module="mlp.experts", router="mlp.gate")),),
+    tasks=_DECODER_TASKS,
 )
 _GEMMA_2 = replace(
     _LLAMA,
@@ -194,6 +200,14 @@ FAMILIES: tuple[Family, ...] = (
     replace(_LLAMA, model_type="mistral", title="Mistral", uniform=_FREE_HEADS),
     replace(_LLAMA, model_type="qwen2", title="Qwen2", uniform=_FREE_HEADS),
     replace(_LLAMA, model_type="qwen3", title="Qwen3", uniform=_FREE_HEADS, gguf="openelm"),
+    _MIXTRAL,
+    replace(
+        _MIXTRAL,
+        model_type="qwen3_moe",
+        title="Qwen3 MoE",
+        # Layers that the config's `mlp_only_layers` and `decoder_sparse_step` name have an MLP instead of experts.
+        stacks=(replace(_MIXTRAL.stacks[0], mlps=(_LLAMA_MLP,)),),
+    ),
     _GEMMA_2,
     replace(_GEMMA_2, model_type="gemma3_text", title="Gemma 3 (text)"),
     Family(

@@ -83,16 +83,33 @@ class MlpRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsRow:
+    """A mixture of gated MLPs, of which each token passes through a few.
+
+    `module` holds the weights of all experts as transformers stores them, `gate_up_proj` [experts, 2 * neurons, h] and
+    `down_proj` [experts, h, neurons], and says in `num_experts` and `intermediate_dim` how many there are of which
+    width. `router` chooses among them: it has a weight [experts, h], and says in `num_experts` and `top_k` of how many
+    it takes how many. Where there is no such module, the layer has no experts.
+    """
+
+    module: str
+    router: str
+    activation: str = "hidden_act"
+
+
+@dataclass(frozen=True, slots=True)
 class StackRow:
     """Layers that are alike: `layers` is the path of their list from the base model (without task head).
 
     In that path `*` stands for every child of a list. `depth` are the config's entries whose product is the number of
-    layers. A layer has those of `attentions` and `mlps` whose modules are there, at least one of each.
+    layers. A layer has those of `attentions`, and of `mlps` and `experts`, whose modules are there, at least one of
+    either kind.
     """
 
     layers: str
     attentions: tuple[AttentionRow, ...]
     mlps: tuple[MlpRow, ...]
+    experts: ExpertsRow | None = None
     depth: tuple[str, ...] = ("num_hidden_layers",)
 
 
@@ -142,7 +159,9 @@ class Family:
     def export_formats(self) -> tuple[str, ...]:
         """What a job may ask for in `export.formats`."""
         reads_one_text = not any(attention.cross for stack in self.stacks for attention in stack.attentions)
-        further = {"executorch": reads_one_text, "gguf": self.gguf is not None}
+        # What a router chooses decides how many tokens an expert reads.
+        has_experts = any(stack.experts is not None for stack in self.stacks)
+        further = {"executorch": reads_one_text and not has_experts, "gguf": self.gguf is not None}
         return ("safetensors", "onnx", *(name for name, is_possible in further.items() if is_possible))
 
     def with_all_heads(self) -> "Family":

@@ -31,6 +31,7 @@ DEBERTA = BERT | {
 
 LLAMA = {"intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 """Eight query heads on four key-value heads, twice as wide together as the hidden states."""
+MIXTRAL = LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2}
 IMAGES = BERT | {"image_size": IMAGE_SIZE, "patch_size": IMAGE_SIZE // 2}
 
 T5 = {
@@ -73,6 +74,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "mistral": LLAMA | {"sliding_window": WINDOW},
     "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "qwen3": LLAMA,
+    "mixtral": MIXTRAL,
+    "qwen3_moe": MIXTRAL | {"moe_intermediate_size": 48, "num_experts": 3, "norm_topk_prob": False},
+    "qwen3_moe/mixed": MIXTRAL | {"moe_intermediate_size": 48, "num_experts": 3, "mlp_only_layers": [1]},
     "gemma2": LLAMA | {"sliding_window": WINDOW},
     "gemma3_text": LLAMA | {"sliding_window": WINDOW, "sliding_window_pattern": 2},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},

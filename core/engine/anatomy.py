@@ -8,16 +8,18 @@ Shapes: h hidden size, D head dim, G head groups, Q query heads a group, N neuro
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from core.engine.experts import separate
 from core.engine.export.modeling_neuroprune import has, layers_of
 from core.engine.units import Kind, Layout, Matrix, Part, Slice, Units, matrices_of
 from core.errors import InvalidModelError
 from core.families import family_of
-from core.family import AttentionRow, Family, MlpRow, StackRow
+from core.family import AttentionRow, ExpertsRow, Family, MlpRow, StackRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,30 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """The experts of a layer, each an MLP; the router gives every token to `experts_per_token` of them."""
+
+    row: ExpertsRow
+    router: nn.Module
+    mlps: tuple[Mlp, ...]
+    units: Units
+    experts_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """One transformer layer."""
+    """One transformer layer; among its MLPs, the experts of its mixture come last."""
 
     module: nn.Module
     attentions: tuple[Attention, ...]
     mlps: tuple[Mlp, ...]
+    mixture: Mixture | None
+
+    @property
+    def dense_mlps(self) -> tuple[Mlp, ...]:
+        """Those that every token passes through."""
+        experts = 0 if self.mixture is None else len(self.mixture.mlps)
+        return self.mlps[: len(self.mlps) - experts]
 
     @property
     def parts(self) -> tuple[Attention | Mlp, ...]:
@@ -112,8 +132,9 @@ class Layer:
 
     @property
     def units(self) -> tuple[Units, ...]:
-        """All heads, then all neurons, then all in-rows."""
-        return *(part.units for part in self.parts), *(attention.inputs for attention in self.attentions)
+        """All heads, then all neurons, then all in-rows, then all experts."""
+        experts = () if self.mixture is None else (self.mixture.units,)
+        return *(part.units for part in self.parts), *(attention.inputs for attention in self.attentions), *experts
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -145,6 +166,11 @@ class Anatomy:
         return tuple(mlp for layer in self.layers for mlp in layer.mlps)
 
     @cached_property
+    def mixtures(self) -> tuple[Mixture, ...]:
+        """Those of all layers."""
+        return tuple(layer.mixture for layer in self.layers if layer.mixture is not None)
+
+    @cached_property
     def units(self) -> tuple[Units, ...]:
         """All units, layer by layer."""
         return tuple(units for layer in self.layers for units in layer.units)
@@ -155,7 +181,9 @@ class Anatomy:
         return tuple(matrix for layer in self.layers for matrix in layer.matrices)
 
     def positions(self, kind: Kind) -> list[int]:
-        """Where in `units` those of one kind are: of every attention heads and in-rows, of every MLP neurons."""
+        """Where in `units` those of one kind are: of every attention heads and in-rows, of every MLP neurons, of every
+        mixture experts.
+        """
         return [units.position for units in self.units if units.kind == kind]
 
     @property
@@ -165,8 +193,8 @@ class Anatomy:
 
     @property
     def removable_parameters(self) -> int:
-        """Parameters that belong to heads or neurons."""
-        return sum(part.units.count * part.units.cost for layer in self.layers for part in layer.parts)
+        """Parameters that belong to heads, neurons or experts."""
+        return sum(units.count * units.cost for units in self.units if units.kind != "inputs")
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -175,7 +203,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def bind(model: PreTrainedModel) -> Anatomy:
-    """Find every head and neuron of a model.
+    """Find every head, neuron and expert of a model; experts that are stored as one are taken apart, in place.
 
     Raises:
         UnknownFamilyError: no row for this architecture.
@@ -203,16 +231,28 @@ def _layer(module: nn.Module, stack: StackRow, config: PreTrainedConfig, index: 
     """Bind one layer, the first of whose units are at `position` of all."""
     attentions = [row for row in stack.attentions if has(module, row.core)]
     mlps = [row for row in stack.mlps if has(module, row.inputs[0])]
-    if not attentions or not mlps:
-        expected = stack.mlps[0].inputs[0] if attentions else stack.attentions[0].core
-        raise InvalidModelError(f"Layer {index} of the model has no {expected!r}.", param="/model")
+    experts = stack.experts if stack.experts is not None and has(module, stack.experts.module) else None
+    if not attentions or not (mlps or experts):
+        expected = [row.core for row in stack.attentions] if not attentions else _mlp_paths(stack)
+        raise InvalidModelError(f"Layer {index} of the model has no {expected[0]!r}.", param="/model")
+    dense = len(mlps)
+    if experts is not None:
+        mlps += [MlpRow(**paths, activation=experts.activation) for paths in separate(module, experts)]
     neurons = position + len(attentions)
     inputs = neurons + len(mlps)
+    bound = tuple(_mlp(module, row, index, neurons + i) for i, row in enumerate(mlps))
     return Layer(
         module,
         tuple(_attention(module, row, config, index, (position + i, inputs + i)) for i, row in enumerate(attentions)),
-        tuple(_mlp(module, row, index, neurons + i) for i, row in enumerate(mlps)),
+        bound,
+        None if experts is None else _mixture(module, experts, bound[dense:], index, inputs + len(attentions)),
     )
+
+
+def _mlp_paths(stack: StackRow) -> list[str]:
+    """By what the MLPs or experts of a layer are known."""
+    paths = [row.inputs[0] for row in stack.mlps]
+    return paths if stack.experts is None else [*paths, stack.experts.module]
 
 
 def _projection(layer: nn.Module, path: str) -> Matrix:
@@ -303,3 +343,11 @@ def _mlp(layer: nn.Module, row: MlpRow, index: int, position: int) -> Mlp:
     reads = tuple(part for factor in factors for part in factor.slices)
     written = Slice(output.module, "weight", 1, Layout(neurons, 1, 0, 1))
     return Mlp(row, factors, output, Units(position, index, "neurons", neurons, reads, (written,)))
+
+
+def _mixture(layer: nn.Module, row: ExpertsRow, mlps: tuple[Mlp, ...], index: int, position: int) -> Mixture:
+    """Bind a layer's experts, whose place is at this position of all units."""
+    router = layer.get_submodule(row.router)
+    rows = Slice(router, "weight", 0, Layout(len(mlps), 1, 0, 1))
+    units = Units(position, index, "experts", len(mlps), (rows,), (), members=tuple(mlp.units for mlp in mlps))
+    return Mixture(row, router, mlps, units, cast(int, router.top_k))

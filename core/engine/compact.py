@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy, Attention
+from core.engine.anatomy import Anatomy, Attention, Layer
+from core.engine.experts import drop
 from core.engine.export.modeling_neuroprune import FORMAT, KEPT_HEADS, READ_DIMENSIONS, narrow
 from core.engine.plan import Plan
 from core.engine.units import Layout, Slice, Units
@@ -16,12 +17,21 @@ def describe(anatomy: Anatomy, plan: Plan) -> dict[str, Any]:
     layers = [
         {
             "attentions": [_widths(attention, plan) for attention in layer.attentions],
-            "mlps": [{"neurons": len(plan.kept(mlp.units))} for mlp in layer.mlps],
+            "mlps": [{"neurons": len(plan.kept(mlp.units))} for mlp in layer.dense_mlps],
+            **_experts(layer, plan),
         }
         for layer in anatomy.layers
     ]
     family = anatomy.family if _loses_heads(anatomy, plan) else anatomy.family.with_all_heads()
     return {"format": FORMAT, "family": family.as_dict(), "layers": layers}
+
+
+def _experts(layer: Layer, plan: Plan) -> dict[str, Any]:
+    """The widths of the experts that a layer keeps, if it has any."""
+    if layer.mixture is None:
+        return {}
+    kept = [layer.mixture.mlps[index] for index in plan.kept(layer.mixture.units)]
+    return {"experts": [{"neurons": len(plan.kept(expert.units))} for expert in kept]}
 
 
 def _loses_heads(anatomy: Anatomy, plan: Plan) -> bool:
@@ -63,9 +73,14 @@ def shrink(anatomy: Anatomy, plan: Plan, description: dict[str, Any]) -> None:
     for attention in anatomy.attentions:
         if not _gathers(attention, plan):
             kept[attention.inputs.position] = torch.arange(attention.inputs.count)
+    for layer in anatomy.layers:
+        if layer.mixture is not None:
+            drop(layer.module, layer.mixture.row, plan.kept(layer.mixture.units))
     paths = {module: path for path, module in anatomy.model.named_modules()}
     selected = {
-        f"{paths[module]}.{name}": _select(parts, kept) for (module, name), parts in _by_parameter(anatomy).items()
+        f"{paths[module]}.{name}": _select(parts, kept)
+        for (module, name), parts in _by_parameter(anatomy).items()
+        if module in paths
     }
     narrow(anatomy.model, description)
     for path, data in selected.items():

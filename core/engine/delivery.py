@@ -30,7 +30,7 @@ from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structur
 from core.engine.report.structure import describe_structure
 from core.engine.report.target import check_met
 from core.engine.report.topology import describe_topology
-from core.engine.structures import give_structure
+from core.engine.structures import give_structure, join_experts
 from core.engine.targets import Reached
 from core.engine.tasks import Task
 from core.engine.tracker import Tracker
@@ -133,6 +133,7 @@ class Delivery:
         """Write the dense model as it is measured, once for all bundles of the job."""
         move(dense.model, "cpu")
         dense.model.train(False)
+        join_experts(self.dense.anatomy)
         dense.model.save_pretrained(dense.folder)
         if "onnx" in self.spec.export.formats:
             export_onnx(type(self.prepared.task), dense.model, inputs, dense.folder / "model.onnx")

@@ -1,5 +1,6 @@
 """What stays of a model: a plan, how it is held as masks, and what it removes."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy
+from core.engine.experts import leave_out_removed
 from core.engine.units import Kind, Units
 
 
@@ -36,11 +38,15 @@ class Masks:
         return self._kept[position]
 
     def remove(self, position: int, indices: Tensor) -> None:
-        """Drop units and zero what belongs to them."""
+        """Drop units with all of their members, and zero what belongs to them."""
+        units = self._anatomy.units[position]
         removed = torch.zeros_like(self._kept[position])
         removed[indices] = True
         self._kept[position] &= ~removed
-        self._anatomy.units[position].zero_(removed)
+        units.zero_(removed)
+        for member in itertools.compress(units.members, removed):
+            self.remove(member.position, torch.arange(member.count))
+        self._leave_out_experts()
 
     def hold(self) -> None:
         """Zero again everything that was removed; called after every optimiser step."""
@@ -49,8 +55,15 @@ class Masks:
                 units.hold_(kept)
 
     def removed(self, kind: Kind) -> list[int]:
-        """How many units of a kind are gone, by attention (heads, in-rows) or by MLP (neurons)."""
+        """How many units of a kind are gone, by attention (heads, in-rows), MLP (neurons) or mixture (experts)."""
         return [int((~self._kept[i]).sum()) for i in self._anatomy.positions(kind)]
+
+    def gone_members(self) -> set[int]:
+        """Positions of the units that went as a whole because they belong to an expert that is gone."""
+        gone: set[int] = set()
+        for units, kept in zip(self._anatomy.units, self._kept, strict=True):
+            gone |= {member.position for member in itertools.compress(units.members, ~kept)}
+        return gone
 
     def removed_attention_parameters(self) -> int:
         """Parameters of the heads and in-rows removed so far."""
@@ -59,8 +72,9 @@ class Masks:
 
     def removed_parameters(self) -> int:
         """Parameters of everything removed so far."""
-        gone = zip(self._anatomy.mlps, self.removed("neurons"), strict=True)
-        return self.removed_attention_parameters() + sum(count * mlp.units.cost for mlp, count in gone)
+        gone = zip(self._anatomy.units, self._kept, strict=True)
+        others = (int((~kept).sum()) * units.cost for units, kept in gone if units.kind in ("neurons", "experts"))
+        return self.removed_attention_parameters() + sum(others)
 
     def plan(self) -> Plan:
         """The plan that these masks describe."""
@@ -73,7 +87,14 @@ class Masks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep what was kept when the state was taken, and zero the rest."""
         self._kept = [mask.clone() for mask in state["kept"]]
+        self._leave_out_experts()
         self.hold()
+
+    def _leave_out_experts(self) -> None:
+        """Let no router choose an expert that is gone."""
+        for mixture in self._anatomy.mixtures:
+            if not bool(self._kept[mixture.units.position].all()):
+                leave_out_removed(mixture.router)
 
 
 class WeightMasks:

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Features
-from core.engine.export.executorch import check_executorch
+from core.engine.export.executorch import check_executorch, check_lowerable
 from core.engine.export.gguf import check_gguf
 from core.engine.generation import mend_generation_config
 from core.engine.inputs import Inputs
@@ -21,6 +21,7 @@ from core.engine.loading import (
 from core.engine.splits import split
 from core.engine.tasks import TASKS, Task
 from core.engine.trial import check_runs, check_vocabulary
+from core.families import family_of
 from core.jobs.spec import JobSpec
 from core.jobs.targets import is_decided_on_validation
 from core.progress import Reporter
@@ -52,6 +53,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     check_architecture(inputs.model, spec.task.name)
     rows = split(spec, inputs, report, needs_test=is_decided_on_validation(spec.target))
     config = load_config(inputs.model)
+    if "executorch" in spec.export.formats:
+        check_lowerable(family_of(config.model_type))
     tokenizer = load_tokenizer(inputs.model)
     length = fitting_length(spec.training.max_length, config, tokenizer, report)
     task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)

@@ -7,6 +7,7 @@ its shapes: what was pruned is zero.
 
 from core.engine.anatomy import Anatomy
 from core.engine.compact import compact, describe, shrink
+from core.engine.experts import join
 from core.engine.in_rows import gather_where_faster
 from core.engine.plan import Plan
 from core.engine.units import Kind
@@ -25,7 +26,14 @@ def give_structure(structure: Structure, anatomy: Anatomy, plan: Plan) -> None:
         case "uniform":
             make_uniform(anatomy, plan)
         case "masked":
-            pass
+            join_experts(anatomy)
+
+
+def join_experts(anatomy: Anatomy) -> None:
+    """Bring the bound model, in place, into the form of its stock class, which all other bound models have anyway."""
+    for layer in anatomy.layers:
+        if layer.mixture is not None:
+            join(layer.module, layer.mixture.row)
 
 
 def uniform_row(anatomy: Anatomy) -> UniformRow:

@@ -1,10 +1,11 @@
 """Views of a model's weights, whatever their storage: what belongs to a unit, and projections as [out, in].
 
-A unit is the smallest thing that can be removed from its block without changing what the others compute: an MLP
-neuron, a head group, or an in-row, that is, an input dimension of the attention. A head group is one key-value head
-with the query heads that read it; without grouped-query attention that is simply one head.
+A unit is something that can be removed from its block without changing what the others compute: an MLP neuron, a head
+group, an expert, or an in-row, that is, an input dimension of the attention. A head group is one key-value head with
+the query heads that read it; without grouped-query attention that is simply one head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, cast
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-Kind = Literal["heads", "neurons", "inputs"]
-KINDS: tuple[Kind, ...] = ("heads", "neurons", "inputs")
+Kind = Literal["heads", "experts", "neurons", "inputs"]
+KINDS: tuple[Kind, ...] = ("heads", "experts", "neurons", "inputs")
+"""In the order in which they go: the neurons of an expert go with it."""
 
 Projection = nn.Linear | Conv1D
 
@@ -53,7 +55,7 @@ class Layout:
 class Slice:
     """The part of one parameter that belongs to units: along `dim` of [out, in], or of a bias [out]."""
 
-    module: Projection
+    module: nn.Module
     name: Literal["weight", "bias"]
     dim: int
     layout: Layout
@@ -72,6 +74,13 @@ class Slice:
     def values(self) -> Tensor:
         """Live view of the parameter by unit, without gradient; writes go through."""
         return self.by_unit(self.parameter.data)
+
+    @property
+    def slopes(self) -> Tensor:
+        """Values times their gradients, by unit: how the loss changes with each entry's factor; zeros without any."""
+        parameter = self.parameter
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        return self.by_unit(parameter.data * gradient)
 
     @property
     def cost(self) -> int:
@@ -102,10 +111,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """All units of one kind in one attention or MLP.
+    """All units of one kind in one attention, MLP or mixture of experts.
 
     `position` is their place in `Anatomy.units`, `layer` the layer's among those of all stacks. `reads` are the slices
     that compute a unit's value, `writes` those that pass it on to the layer's output; in-rows have none of the latter.
+    `members` are other units that go with each of these: with an expert, for which only the router's row is a slice of
+    its own, all of its neurons.
     """
 
     position: int
@@ -114,21 +125,39 @@ class Units:
     count: int
     reads: tuple[Slice, ...]
     writes: tuple[Slice, ...]
+    members: tuple["Units", ...] = ()
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """Every parameter that goes when a unit goes."""
+        """Every parameter that goes when a unit goes, but for its members'."""
         return (*self.reads, *self.writes)
 
     @property
     def gates(self) -> tuple[Slice, ...]:
-        """The weights whose common factor is the unit's: scaled by f, the unit counts f times."""
-        return self.writes or self.reads
+        """The weights whose common factor is the unit's: scaled by f, the unit counts f times.
+
+        An expert's factor is that of its members' outputs, and none of its own.
+        """
+        return self.writes or (() if self.members else self.reads)
 
     @property
     def cost(self) -> int:
-        """Parameters of one unit, with all units of other kinds there."""
+        """Parameters of one unit, with all units of other kinds there, and without its members'."""
         return sum(s.cost for s in self.slices) if self.count else 0
+
+    def total(self, slices: Callable[["Units"], tuple[Slice, ...]], measure: Callable[[Slice], Tensor]) -> Tensor:
+        """Sum over all that belongs to each unit, its members included, fp32 [count].
+
+        Args:
+            slices: Those of these and of their members that count.
+            measure: What counts of a slice, by unit: [units, …].
+        """
+        sums = torch.zeros(self.count)
+        for part in slices(self):
+            sums += measure(part).flatten(1).sum(1).cpu()
+        if self.members:
+            sums += torch.stack([member.total(slices, measure).sum() for member in self.members])
+        return sums
 
     @torch.no_grad()
     def zero_(self, removed: Tensor) -> None:
@@ -182,4 +211,4 @@ class Matrix:
 
 def matrices_of(parts: tuple[Part, ...]) -> tuple[Matrix, ...]:
     """The matrices of several parts, fused ones once."""
-    return tuple(dict.fromkeys(Matrix(part.weight.module) for part in parts))
+    return tuple(dict.fromkeys(Matrix(cast(Projection, part.weight.module)) for part in parts))

@@ -53,9 +53,18 @@ class _Gradual(Spec):
 
     granularity: Granularity = Field("structured", description=_STRUCTURED + _UNSTRUCTURED + _PATTERN)
     layer_floor: float = Field(0.8, ge=0, le=1, description=_LAYER_FLOOR)
+    experts: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Of models with experts: share of them that go whole, 0 … 1, those of least importance; the router "
+        "chooses among the others. They count in the same target, of which heads and other neurons make up the rest.",
+    )
 
     @model_validator(mode="after")
     def _layers_share_a_budget(self) -> "_Gradual":
+        if self.granularity != "structured":
+            self._refuse_changed({"experts"}, f"with granularity {self.granularity}")
         if pattern_of(self.granularity) is not None:
             self._refuse_changed({"layer_floor"}, f"with granularity {self.granularity}, the same in every layer")
         return self
@@ -126,7 +135,9 @@ class NeuroPrune(_Gradual):
         faithful, single = self.mode == "faithful", self.granularity != "structured"
         structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
         if faithful:
-            self._refuse_changed((structured_only - {"theta"}) | {"granularity", "layer_floor"}, "with mode faithful")
+            self._refuse_changed(
+                (structured_only - {"theta"}) | {"granularity", "layer_floor", "experts"}, "with mode faithful"
+            )
         elif single:
             self._refuse_changed(structured_only, f"with granularity {self.granularity}")
         return self
@@ -239,6 +250,19 @@ def goes_on(method: Any) -> bool:
     return isinstance(method, _Gradual)
 
 
+def check_masked(method: Any) -> None:
+    """Refuse what cannot be set to zero in the dense model's shapes.
+
+    Raises:
+        ValueError: says what.
+    """
+    if isinstance(method, _Gradual) and method.experts:
+        raise ValueError(
+            "structure masked is not possible with experts: a stock router chooses among experts of zeros as well; "
+            "ragged is"
+        )
+
+
 def check_uniform(method: Any) -> None:
     """Refuse options with which layers cannot all have one width.
 
@@ -254,5 +278,7 @@ def check_uniform(method: Any) -> None:
         )
     if isinstance(method, NeuroPrune) and method.in_rows:
         raise ValueError("structure uniform is not possible with in_rows: stock classes read all hidden dimensions")
+    if isinstance(method, _Gradual) and method.experts:
+        raise ValueError("structure uniform is not possible with experts: no stock class is narrowed so yet; ragged is")
     if isinstance(method, _Gradual) and method.layer_floor != type(method).model_fields["layer_floor"].default:
         raise ValueError("method.layer_floor cannot be set with structure uniform, the same in every layer")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from core.jobs.base import Spec
-from core.jobs.methods import Method, NeuroPrune, check_uniform, takes_target, trains
+from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, takes_target, trains
 from core.jobs.targets import Target, check_target
 
 DiskPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -387,6 +387,8 @@ class JobSpec(Spec):
     def _structure_fits_method(self) -> "JobSpec":
         if self.structure == "uniform":
             check_uniform(self.method)
+        if self.structure == "masked":
+            check_masked(self.method)
         return self
 
     @model_validator(mode="after")

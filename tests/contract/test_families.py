@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,19 +105,28 @@ def outputs(case: Case, model: PreTrainedModel) -> torch.Tensor:
 
 
 def plan_of(model: PreTrainedModel, keeps: Callable[[Units, int], bool]) -> Plan:
-    """Keep those of all units of which `keeps` says so."""
-    return Plan(tuple(tuple(i for i in range(units.count) if keeps(units, i)) for units in bind(model).units))
+    """Keep those of all units of which `keeps` says so, but none of an expert that goes."""
+    found = bind(model).units
+    gone = {member.position for units in found for i, member in enumerate(units.members) if not keeps(units, i)}
+    kept = (units.count if units.position not in gone else 0 for units in found)
+    pairs = zip(found, kept, strict=True)
+    return Plan(tuple(tuple(filter(partial(keeps, units), range(count))) for units, count in pairs))
 
 
 def ragged_plan(model: PreTrainedModel) -> Plan:
-    """In turn layers without heads, without neurons, with some of each; without some in-rows, but for the second."""
+    """In turn layers without heads, without neurons, with some of each; without some in-rows, but for the second.
+
+    Of experts, first some are left, then fewer than a token passes through, then all.
+    """
 
     def keeps(units: Units, i: int) -> bool:
         match units.kind, units.layer % 3:
             case "heads", turn:
                 return i in ((), (1, 3), (0, 1, 2))[turn]
             case "neurons", turn:
-                return (i > 2, False, i % 3 > 0)[turn]
+                return (i > units.position, False, i % 3 > 0)[turn]
+            case "experts", turn:
+                return i in ((0, 2), (1,), (0, 1, 2))[turn]
             case _, turn:
                 return (i > 4, True, i % 4 != 1)[turn]
 
@@ -173,7 +183,8 @@ def test_masking_unit_by_unit_equals_removing(case):
             before = anatomy.encoder_parameters
             compact(anatomy, masks.plan())
             assert float((outputs(case, model) - expected).abs().max()) <= 1e-5
-            assert bind(model).encoder_parameters == before - units.cost
+            members = sum(member.count * member.cost for member in units.members[unit : unit + 1])
+            assert bind(model).encoder_parameters == before - units.cost - members
 
 
 @every_case
@@ -241,7 +252,7 @@ def test_a_bundle_of_an_image_model_prepares_images_as_the_model_did(tmp_path):
     torch.testing.assert_close(*(prepare(image, return_tensors="pt")["pixel_values"] for prepare in (ours, expected)))
 
 
-@each(list(dict.fromkeys([*FIRST, *THOROUGH])))
+@each([case for case in dict.fromkeys([*FIRST, *THOROUGH]) if not case.family.startswith("qwen3_moe")])
 def test_a_ragged_bundle_with_emptied_layers_runs_in_onnx_runtime(case, tmp_path, modules_cache):
     check_agreement(case, tmp_path / "bundle", {"loader", "auto_class", "onnx"}, onnx=True)
 
@@ -263,6 +274,8 @@ def emptied(model: PreTrainedModel, layer: int) -> Plan:
     def keeps(units: Units, i: int) -> bool:
         if units.kind == "heads":
             return units.layer != layer and i != 2
+        if units.kind == "experts":
+            return i != units.layer
         return i < 40 if units.kind == "neurons" else i % 2 == 0
 
     return plan_of(model, keeps)

@@ -47,10 +47,20 @@ def uniform_plan(anatomy: Anatomy) -> Plan:
     )
 
 
+def masked_plan(model: PreTrainedModel) -> Plan:
+    """A ragged one that keeps all experts, as stock routers choose among all, and some neurons of each."""
+    anatomy, indices = bind(model), [*ragged_plan(model).indices]
+    for mixture in anatomy.mixtures:
+        indices[mixture.units.position] = tuple(range(mixture.units.count))
+        for expert in mixture.mlps:
+            indices[expert.units.position] = (1, 2, 40)
+    return Plan(tuple(indices))
+
+
 def made(case: Case, structure: str, folder: Path) -> PreTrainedModel:
     """A bundle in this folder, and the model that was written to it."""
     model = case.model()
-    plan = uniform_plan(bind(model)) if structure == "uniform" else ragged_plan(model)
+    plan = uniform_plan(bind(model)) if structure == "uniform" else masked_plan(model)
     expected = outputs(case, masked(model, plan))
     give_structure(structure, bind(model), plan)
     write_bundle(case, model, expected, folder)

@@ -35,7 +35,7 @@ def test_nothing_is_removed_on_the_way_that_stays_in_the_end(sparsity, one, othe
 
 def test_nothing_and_nearly_everything():
     anatomy = bind(tiny.bert())
-    assert Budget.of(anatomy, 0.0).counts(1.0) == {"heads": 0, "neurons": 0, "inputs": 0}
+    assert Budget.of(anatomy, 0.0).counts(1.0) == {"heads": 0, "experts": 0, "neurons": 0, "inputs": 0}
     most = Budget.of(anatomy, 0.95)
     assert abs(most.achieved(most.counts(1.0)) - 0.95) <= max(TOLERANCE, 0.5 * most.neuron_cost / 25_632)
 
@@ -44,7 +44,7 @@ def test_nothing_and_nearly_everything():
 def test_no_other_removal_is_nearer(sparsity):
     """One layer with two heads and few neurons: every combination is tried."""
     budget = Budget(sparsity, 10_000, heads=2, head_cost=3000, neurons=30, neuron_cost=120)
-    every = [{"heads": h, "neurons": n, "inputs": 0} for h in range(3) for n in range(31)]
+    every = [{"heads": h, "experts": 0, "neurons": n, "inputs": 0} for h in range(3) for n in range(31)]
     nearest = min(abs(budget.achieved(counts) - sparsity) for counts in every)
     assert abs(budget.achieved(budget.counts(1.0)) - sparsity) <= max(nearest, 0.5 * 120 / 10_000) + 1e-12
 

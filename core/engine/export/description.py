@@ -63,10 +63,16 @@ class _Mlp(_Part):
     output: str
 
 
+class _Experts(_Part):
+    module: str
+    router: str
+
+
 class _Stack(_Part):
     layers: str
     attentions: list[_Attention]
     mlps: list[_Mlp]
+    experts: _Experts | None = None
 
 
 class _Family(_Part):
@@ -87,6 +93,7 @@ class _Neurons(_Part):
 class _Layer(_Part):
     attentions: list[_Heads]
     mlps: list[_Neurons]
+    experts: list[_Neurons] | None = None
 
 
 class Description(_Part):

@@ -20,6 +20,7 @@ from core.engine.data import Batch
 from core.engine.export.onnx import TaskOutputs, innermost
 from core.engine.tasks import Task
 from core.errors import InvalidInputError, VerificationError
+from core.family import Family
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The order in which a .pte file takes those that the model has: it knows no names."""
@@ -52,6 +53,19 @@ def check_executorch() -> None:
         raise InvalidInputError(
             "This worker cannot export to ExecuTorch: it was installed without the extra 'executorch'. "
             "Without 'executorch' in export.formats the job does not need it.",
+            param="/export/formats",
+        )
+
+
+def check_lowerable(family: Family) -> None:
+    """Refuse models whose shapes ExecuTorch cannot know beforehand.
+
+    Raises:
+        InvalidInputError: what a token passes through depends on a router.
+    """
+    if "executorch" not in family.export_formats:
+        raise InvalidInputError(
+            f"{family.title} models cannot be exported to ExecuTorch, only to {', '.join(family.export_formats)}.",
             param="/export/formats",
         )
 

@@ -7,8 +7,9 @@ and neurons each layer kept, and where the architecture keeps them, so the same 
      "layers": [{"attentions": [{"heads": 6, "key_value_heads": 6, "head_dim": 32}], "mlps": [{"neurons": 700}]}, ...]}
 
 The layers are those of all stacks, one stack after the other. An attention that reads but some of the hidden
-dimensions says how many, as "inputs"; which ones lie with the weights, as the buffer `read_dimensions`. Format 1 knew
-one stack, and one attention and one MLP a layer.
+dimensions says how many, as "inputs"; which ones lie with the weights, as the buffer `read_dimensions`. A layer with a
+mixture of experts has "experts", too: [{"neurons": 700}, ...], the width of each that is left. Format 1 knew one stack,
+and one attention and one MLP a layer.
 
 The classes that `config.json` names, such as `PrunedBertModel`, are made from transformers' own when asked for.
 """
@@ -116,6 +117,54 @@ class Constant(Conv1D):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, 0] → […, out]."""
         return self.bias.expand(*x.shape[:-1], self.nf)
+
+
+class Expert(nn.Module):
+    """A gated MLP without biases, one of a layer's experts."""
+
+    def __init__(self, hidden_size: int, neurons: int, act_fn: nn.Module) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * neurons, bias=False)
+        self.down = nn.Linear(neurons, hidden_size, bias=False)
+        self.act_fn = act_fn
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[tokens, h] → [tokens, h]."""
+        gate, up = self.gate_up(hidden_states).chunk(2, dim=-1)
+        down: torch.Tensor = self.down(self.act_fn(gate) * up)
+        return down
+
+
+class Experts(nn.ModuleList):
+    """A layer's experts, each with its own width, in the place of transformers' own, whose weights are one tensor.
+
+    The names of its parameters are none that transformers would gather into such a tensor when it loads them.
+    """
+
+    def __init__(self, stock: Any, count: int) -> None:
+        """So many experts of one neuron each, which `narrow` gives their width, of the kind that `stock` holds."""
+        super().__init__(Expert(stock.hidden_dim, 1, stock.act_fn) for _ in range(count))
+        self.to(stock.down_proj)
+
+    @property
+    def experts(self) -> list[Expert]:
+        """The experts, in the router's order."""
+        return [expert for expert in self if isinstance(expert, Expert)]
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """[tokens, h] → [tokens, h]; the `chosen` experts of each token and their `weights` are [tokens, top_k]."""
+        mixed = torch.zeros_like(hidden_states)
+        for index, expert in enumerate(self.experts):
+            tokens, places = torch.where(chosen == index)
+            output = expert(hidden_states[tokens]) * weights[tokens, places, None]
+            mixed = mixed.index_add(0, tokens, output.to(mixed.dtype))
+        return mixed
+
+
+def expert_paths(module: str, index: int) -> dict[str, Any]:
+    """Where in a layer the projections of one of its experts are, as an MLP's row says it."""
+    path = f"{module}.{index}"
+    return {"inputs": (f"{path}.gate_up", f"{path}.gate_up"), "output": f"{path}.down"}
 
 
 def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -246,6 +295,10 @@ def _narrow_layer(layers: list[nn.Module], index: int, row: dict[str, Any], widt
         _narrow_attention(layers, index, attention, described)
     for mlp, described in zip(mlps, widths["mlps"], strict=True):
         _narrow_mlp(layer, mlp, described["neurons"])
+    # Older bundles know no experts.
+    experts = row.get("experts")
+    if experts is not None and has(layer, experts["module"]):
+        _narrow_experts(layer, experts, widths["experts"])
 
 
 def _narrow_attention(layers: list[nn.Module], index: int, row: dict[str, Any], widths: dict[str, int]) -> None:
@@ -342,6 +395,19 @@ def _narrow_mlp(layer: nn.Module, row: dict[str, Any], neurons: int) -> None:
     for path, fused in Counter(row["inputs"]).items():
         _resize(layer, path, out_features=fused * neurons)
     _resize(layer, row["output"], in_features=neurons)
+
+
+def _narrow_experts(layer: nn.Module, row: dict[str, Any], widths: list[dict[str, int]]) -> None:
+    """Leave as many experts as there are `widths`; the router chooses among them as if there had never been others."""
+    experts = layer.get_submodule(row["module"])
+    if not isinstance(experts, Experts):
+        layer.set_submodule(row["module"], Experts(experts, len(widths)))
+    for index, described in enumerate(widths):
+        _narrow_mlp(layer, expert_paths(row["module"], index), described["neurons"])
+    router: Any = layer.get_submodule(row["router"])
+    router.weight = nn.Parameter(router.weight.new_empty(len(widths), router.weight.shape[1]))
+    router.num_experts = len(widths)
+    router.top_k = min(router.top_k, len(widths))
 
 
 def _resize(layer: nn.Module, path: str, in_features: int | None = None, out_features: int | None = None) -> None:

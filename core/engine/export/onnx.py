@@ -53,7 +53,7 @@ def export_onnx(task: type[Task], model: PreTrainedModel, inputs: Batch, path: P
         {0: batch, 1: lengths[name.startswith("decoder_")]} if tensor.ndim == 2 else {0: batch}
         for name, tensor in inputs.items()
     )
-    with warnings.catch_warnings(), _exportable_attention(model):
+    with warnings.catch_warnings(), _exportable_attention(model), _exportable_experts(model):
         # The exporter warns about its own internals; what it wrote is compared with the model below all this.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -90,6 +90,21 @@ def _exportable_attention(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(usual)
+
+
+@contextmanager
+def _exportable_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Let transformers' own experts multiply each token by copies of its experts' weights.
+
+    The other ways have a shape that depends on the router's choice, or an operation that the exporter does not know.
+    """
+    usual = model.config._experts_implementation
+    if any(stack.experts is not None for stack in family_of(model.config.model_type).stacks):
+        model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(usual)
 
 
 def innermost(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 from core.errors import NumericalError
 
 
-def allocate(scores: list[Tensor], remove: int, floor: float) -> list[Tensor]:
+def allocate(scores: list[Tensor], remove: int, floor: float, least: int = 0) -> list[Tensor]:
     """Choose exactly `remove` entries, lowest score first, with a guaranteed rest for every layer.
 
     A plain global ranking collapses: on SST-2 at 70 % it left some layers without a head and lost four points, where
@@ -16,6 +16,7 @@ def allocate(scores: list[Tensor], remove: int, floor: float) -> list[Tensor]:
         scores: One [entries] tensor a layer, comparable between layers; -inf for those that are gone already.
         remove: How many go in all, those that are gone already included.
         floor: 0 … 1; 0 ranks over all layers, 1 gives every layer the same share (up to rounding).
+        least: How many every layer keeps whatever its share.
 
     Returns:
         Bool [entries] a layer, true for the chosen. Ties go by layer, then by index.
@@ -29,7 +30,8 @@ def allocate(scores: list[Tensor], remove: int, floor: float) -> list[Tensor]:
     keep_share = 1 - remove / len(flat) if len(flat) else 0.0
     # Those that a layer keeps in any case are its highest; nothing else about the ranking changes.
     for layer, ranked in zip(scores, torch.split(flat, counts), strict=True):
-        ranked[~lowest(layer, len(layer) - int(floor * keep_share * len(layer) + 1e-6))] = torch.inf
+        guaranteed = max(least, int(floor * keep_share * len(layer) + 1e-6))
+        ranked[~lowest(layer, len(layer) - guaranteed)] = torch.inf
     return list(torch.split(lowest(flat, remove), counts))
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from core.engine.anatomy import Anatomy
 from core.engine.plan import Masks, Plan
-from core.engine.units import Slice
+from core.engine.units import Slice, Units
 
 
 class Pruner(ABC):
@@ -120,10 +121,9 @@ class Criterion(ABC):
         """Go on from a state."""
 
 
-def strengths(slices: tuple[Slice, ...]) -> Tensor:
-    """l1 norm of each unit's entries in these slices, all of one kind of units, [count]."""
-    norms = [part.values.flatten(1).abs().sum(1) for part in slices]
-    return sum(norms[1:], norms[0]).cpu()
+def strengths(units: Units, slices: Callable[[Units], tuple[Slice, ...]] = attrgetter("slices")) -> Tensor:
+    """l1 norm of all that belongs to each unit, or of what `slices` names of it, [count]."""
+    return units.total(slices, lambda part: part.values.abs())
 
 
 def by_mean(scores: Tensor, kept: Tensor) -> Tensor:

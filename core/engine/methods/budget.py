@@ -20,7 +20,8 @@ class Budget:
 
     Heads go in proportion, unless their number is given, and in-rows as many as are asked for; neurons, which are
     finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of an attention have
-    `crossing` parameters in common.
+    `crossing` parameters in common. Whole experts go as many as are asked for; all of their neurons count as neurons,
+    and only their rows of the router besides.
 
     Where all layers are to end with one width, they lose the same number of heads and of neurons each, at least what
     the target asks for, and keep one of either at least.
@@ -34,7 +35,7 @@ class Budget:
     """That may go."""
     head_cost: int
     neurons: int
-    """That may go."""
+    """That may go, those of whole experts not counted."""
     neuron_cost: int
     removed_heads: int | None = None
     attentions: int = 1
@@ -43,15 +44,26 @@ class Budget:
     """In-rows that go in every attention."""
     input_cost: int = 0
     crossing: int = 0
+    experts: int = 0
+    """That go."""
+    expert_neurons: int = 0
+    """In each."""
+    router_cost: int = 0
+    """Parameters that an expert has besides its neurons."""
+    experts_per_token: int = 0
+    """That stay in every layer, at least."""
     uniform_heads: tuple[int, ...] | None = None
     """Numbers of heads that may be gone in the end where all layers are to have one width; None where they may differ.
     """
     at_least: bool = False
     """Whether no less than the target may go, where whole units do not meet it exactly."""
     heads_gone: int = 0
-    """Before: so many heads are gone at least, and neurons and in-rows likewise."""
+    """Before: so many heads are gone at least, and neurons (those of whole experts not counted), in-rows and experts
+    likewise.
+    """
     neurons_gone: int = 0
     inputs_gone_each: int = 0
+    experts_gone: int = 0
 
     @classmethod
     def of(
@@ -60,6 +72,7 @@ class Budget:
         sparsity: float,
         heads_kept: int | None = None,
         in_rows: float = 0.0,
+        experts: float = 0.0,
         *,
         uniform: bool = False,
         at_least: bool = False,
@@ -72,20 +85,23 @@ class Budget:
             sparsity: Share of the encoder's parameters.
             heads_kept: How many heads stay in the whole model; None for as many as their part of the budget leaves.
             in_rows: Share of each attention's input dimensions that go.
+            experts: Share of the model's experts that go.
             uniform: Whether all layers are to end with one width.
             at_least: Whether no less than that share may go.
             gone: What is gone before.
 
         Raises:
-            UnreachableTargetError: so many heads cannot stay, or not everywhere are in-rows to go, or even the nearest
-                removal misses the target.
+            UnreachableTargetError: so many heads cannot stay, or not everywhere are in-rows to go, or so many experts
+                cannot go, or even the nearest removal misses the target.
             InvalidModelError: heads or neurons differ in size, or the family has no uniform structure.
         """
         _check_costs(anatomy)
         attention, mlp = anatomy.attentions[0], anatomy.mlps[0]
-        attentions, mlps = len(anatomy.attentions), len(anatomy.mlps)
+        removed_experts = _experts_to_remove(anatomy, experts)
+        expert_neurons, router_cost, experts_per_token = _sizes_of_experts(anatomy) if removed_experts else (0, 0, 0)
+        attentions, mlps = len(anatomy.attentions), len(anatomy.mlps) - removed_experts
         heads = sum(attention.units.count for attention in anatomy.attentions)
-        neurons = sum(mlp.units.count for mlp in anatomy.mlps)
+        neurons = sum(mlp.units.count for mlp in anatomy.mlps) - removed_experts * expert_neurons
         groups = uniform_head_groups(anatomy) if uniform else None
         if heads_kept is not None:
             _check_heads_kept(heads_kept, heads, None if groups is None else [attentions * count for count in groups])
@@ -108,11 +124,16 @@ class Budget:
             int(in_rows * attention.inputs.count + 0.5),
             attention.inputs.cost,
             attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
+            removed_experts,
+            expert_neurons,
+            router_cost,
+            experts_per_token,
             None if groups is None else tuple(heads - attentions * count for count in groups),
             at_least or uniform,
             0 if gone is None else sum(gone.removed("heads")),
-            0 if gone is None else sum(gone.removed("neurons")),
+            0 if gone is None else sum(gone.removed("neurons")) - sum(gone.removed("experts")) * expert_neurons,
             0 if gone is None else max(gone.removed("inputs")),
+            0 if gone is None else sum(gone.removed("experts")),
         )
         budget._check(anatomy.family.title)
         return budget
@@ -125,13 +146,18 @@ class Budget:
         """
         heads, neurons = self._end
         inputs_each = max(int(reached * self.inputs_each + 0.5), self.inputs_gone_each)
-        if reached >= 1:
-            return {"heads": heads, "neurons": neurons, "inputs": inputs_each * self.attentions}
-        wanted = reached * self._wanted
-        share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_each)
-        heads_now = max(self.heads_gone, min(int(share + 0.5), heads))
-        neurons_now = max(self.neurons_gone, min(self._neurons_beside(heads_now, inputs_each, wanted), neurons))
-        return {"heads": heads_now, "neurons": neurons_now, "inputs": inputs_each * self.attentions}
+        if reached < 1:
+            wanted = reached * self._wanted_beside_experts
+            share = reached * heads if self.removed_heads is not None else self._share(wanted, inputs_each)
+            heads = max(self.heads_gone, min(int(share + 0.5), heads))
+            neurons = max(self.neurons_gone, min(self._neurons_beside(heads, inputs_each, wanted), neurons))
+        experts = max(self.experts_gone, int(reached * self.experts))
+        return {
+            "heads": heads,
+            "experts": experts,
+            "neurons": experts * self.expert_neurons + neurons,
+            "inputs": inputs_each * self.attentions,
+        }
 
     def achieved(self, counts: dict[Kind, int]) -> float:
         """Share of the encoder's parameters that these numbers of units make up."""
@@ -151,8 +177,8 @@ class Budget:
 
     @property
     def most(self) -> int:
-        """Parameters that are gone when all heads and neurons are that may go."""
-        return self._attention_parameters(self.heads, 0) + self.neurons * self.neuron_cost
+        """Parameters that are gone when all heads and neurons are that may go, and the experts that are to."""
+        return self._attention_parameters(self.heads, 0) + self.neurons * self.neuron_cost + self._expert_parameters
 
     def nearest_heads(self, heads: float) -> int:
         """How many heads go in the end: of all numbers with which the target is met best, the nearest to `heads`."""
@@ -171,6 +197,16 @@ class Budget:
         return round(wanted) if self.at_least else wanted
 
     @property
+    def _wanted_beside_experts(self) -> float:
+        """What is left of them for heads, in-rows and the neurons of other experts, 0 at least."""
+        return max(0.0, self._wanted - self._expert_parameters)
+
+    @property
+    def _expert_parameters(self) -> int:
+        """Those of the experts that go, their neurons included."""
+        return self.experts * (self.expert_neurons * self.neuron_cost + self.router_cost)
+
+    @property
     def _resolution(self) -> float:
         """Parameters by which whole neurons may miss the target: half a step; a whole one if no less may go."""
         return self._neuron_step * self.neuron_cost * (1.0 if self.at_least else 0.5)
@@ -182,16 +218,18 @@ class Budget:
 
     @property
     def _end(self) -> tuple[int, int]:
-        """Heads and neurons of the removal nearest to the target; of equally near ones, heads nearest their share."""
+        """Heads and neurons, those of whole experts not counted, of the removal nearest to the target; of equally near
+        ones, heads nearest their share.
+        """
         heads = self.removed_heads
         if heads is None:
-            heads = self.nearest_heads(self._share(self._wanted, self.inputs_each))
+            heads = self.nearest_heads(self._share(self._wanted_beside_experts, self.inputs_each))
         return heads, self._neurons_in_the_end(heads)
 
     def _neurons_in_the_end(self, heads: int) -> int:
         if not self.at_least:
-            return max(self.neurons_gone, self._neurons_beside(heads, self.inputs_each, self._wanted))
-        left = max(0.0, self._wanted - self._attention_parameters(heads, self.inputs_each))
+            return max(self.neurons_gone, self._neurons_beside(heads, self.inputs_each, self._wanted_beside_experts))
+        left = max(0.0, self._wanted_beside_experts - self._attention_parameters(heads, self.inputs_each))
         step = self._neuron_step
         return max(self.neurons_gone, min(self.neurons, step * math.ceil(left / (step * self.neuron_cost))))
 
@@ -199,12 +237,12 @@ class Budget:
         """Parameters by which the target is missed with so many heads; infinity where no less than it may go."""
         neurons = self._neurons_in_the_end(heads)
         removed = self._attention_parameters(heads, self.inputs_each) + neurons * self.neuron_cost
-        missed = removed - self._wanted
+        missed = removed - self._wanted_beside_experts
         return math.inf if self.at_least and missed < 0 else abs(missed)
 
     def _parameters(self, counts: dict[Kind, int]) -> int:
         attention = self._attention_parameters(counts["heads"], counts["inputs"] // self.attentions)
-        return attention + counts["neurons"] * self.neuron_cost
+        return attention + counts["neurons"] * self.neuron_cost + counts["experts"] * self.router_cost
 
     def _attention_parameters(self, heads: int, inputs_each: int) -> int:
         """Those that go with so many heads and in-rows: every head is crossed by all in-rows of its attention."""
@@ -234,6 +272,37 @@ class Budget:
             f"{everything} gone it would be {most:.4f}.{hint}",
             param="/target",
         )
+
+
+def _experts_to_remove(anatomy: Anatomy, share: float) -> int:
+    """How many experts are this share of all.
+
+    Raises:
+        UnreachableTargetError: a layer would have fewer left than a token passes through, or there are none.
+    """
+    mixtures = anatomy.mixtures
+    if not share:
+        return 0
+    if not mixtures:
+        raise UnreachableTargetError(
+            f"This {anatomy.family.title} model has no experts that could go.", param="/method/experts"
+        )
+    counts = [mixture.units.count for mixture in mixtures]
+    removed = int(share * sum(counts) + 0.5)
+    most = sum(mixture.units.count - mixture.experts_per_token for mixture in mixtures)
+    if removed > most:
+        raise UnreachableTargetError(
+            f"{removed} of {sum(counts)} experts cannot go: a token passes through {mixtures[0].experts_per_token} in "
+            f"every layer, so {most} may go.",
+            param="/method/experts",
+        )
+    return removed
+
+
+def _sizes_of_experts(anatomy: Anatomy) -> tuple[int, int, int]:
+    """Neurons of an expert, its parameters besides, and how many a token passes through; the same in all layers."""
+    mixture = anatomy.mixtures[0]
+    return mixture.mlps[0].units.count, mixture.units.cost, mixture.experts_per_token
 
 
 def _check_heads_kept(wanted: int, heads: int, allowed: Sequence[int] | None) -> None:

@@ -80,6 +80,7 @@ def gradual(
     layer_floor: float,
     heads_kept: int | None = None,
     in_rows: float = 0.0,
+    experts: float = 0.0,
     uniform: bool = False,
     at_least: bool = False,
     previous: Pruner | None = None,
@@ -103,7 +104,9 @@ def gradual(
     assert sparsity is not None  # noqa: S101 the contract asks for a target without a pattern
     if granularity == "structured":
         gone = previous.masks if previous is not None else None
-        budget = Budget.of(anatomy, sparsity, heads_kept, in_rows, uniform=uniform, at_least=at_least, gone=gone)
+        budget = Budget.of(
+            anatomy, sparsity, heads_kept, in_rows, experts, uniform=uniform, at_least=at_least, gone=gone
+        )
         pruner.removal = UnitRemoval(pruner, budget, layer_floor)
     else:
         pruner.removal = WeightRemoval(anatomy, sparsity, layer_floor)

@@ -4,6 +4,7 @@ Sensitivity is the first-order change in loss when a weight is taken away, |w ·
 https://arxiv.org/abs/1611.06440), averaged over batches.
 """
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -42,15 +43,10 @@ class ImportanceCriterion(Criterion):
         for units, sensitivity in zip(self.anatomy.units, self.sensitivity, strict=True):
             if units.kind == "inputs":
                 continue
-            now = torch.zeros(units.count)
-            for part in units.slices:
-                parameter = part.parameter
-                if parameter.grad is not None:
-                    now += part.by_unit((parameter.data * parameter.grad).abs()).flatten(1).sum(1).cpu()
-            sensitivity.lerp_(now, 1 - DECAY)
+            sensitivity.lerp_(units.total(attrgetter("slices"), lambda part: part.slopes.abs()), 1 - DECAY)
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
-        magnitude = strengths(self.anatomy.units[position].slices)
+        magnitude = strengths(self.anatomy.units[position])
         return self._mix(magnitude, self.sensitivity[position], kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class L1Criterion(Criterion):
             shrink_(weight, weight.new_tensor(learning_rate * self.strength))
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
-        return by_mean(strengths(self.anatomy.units[position].slices), kept)
+        return by_mean(strengths(self.anatomy.units[position]), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
         return by_mean(self.anatomy.matrices[position].weight.abs(), kept)

@@ -1,5 +1,7 @@
 """Gradual magnitude pruning (GMP*, Kurtic & Alistarh 2022, https://arxiv.org/abs/2210.06384)."""
 
+from operator import attrgetter
+
 from torch import Tensor
 
 from core.engine.methods.base import Criterion, by_mean
@@ -12,9 +14,8 @@ class MagnitudeCriterion(Criterion):
     """
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
-        units = self.anatomy.units[position]
-        squares = [part.values.flatten(1).square().sum(1) for part in units.slices]
-        return by_mean(sum(squares[1:], squares[0]).sqrt().cpu(), kept)
+        squares = self.anatomy.units[position].total(attrgetter("slices"), lambda part: part.values.square())
+        return by_mean(squares.sqrt(), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
         return by_mean(self.anatomy.matrices[position].weight.abs(), kept)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.engine.anatomy import Anatomy
+from core.engine.export.modeling_neuroprune import Experts
 from core.engine.methods.base import Pruner
 from core.engine.methods.connections import release_unconnected
 from core.engine.methods.removal import check_pattern, weights_to_remove
@@ -131,7 +132,7 @@ def sum_over_tokens(
 
     Args:
         model: Called with `attention_mask` [rows, tokens] as a keyword, or without padding.
-        modules: Parts of it, all of which read every token, [rows, tokens, in] or [rows * tokens, in].
+        modules: Parts of it, which read every token, [rows, tokens, in] or [rows * tokens, in], or belong to an expert.
         run: Passes batches through the model.
         statistic: Of inputs [T, in] in fp32.
 
@@ -154,7 +155,13 @@ def sum_over_tokens(
         now = statistic(tokens).double()
         sums[module] = sums[module] + now if module in sums else now
 
+    def route_padding_nowhere(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...] | None:
+        """What experts read is some of the tokens; which, their projections cannot know."""
+        hidden, chosen, weights = inputs
+        return None if mask is None else (hidden, chosen.masked_fill(~mask.flatten().bool()[:, None], -1), weights)
+
     hooks = [model.register_forward_pre_hook(note_mask, with_kwargs=True)]
+    hooks += [m.register_forward_pre_hook(route_padding_nowhere) for m in model.modules() if isinstance(m, Experts)]
     hooks += [module.register_forward_pre_hook(add) for module in modules]
     try:
         run()

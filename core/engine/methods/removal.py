@@ -44,7 +44,10 @@ class Removal(ABC):
 
 
 class UnitRemoval(Removal):
-    """Heads, in-rows and neurons, ranked over all layers with a guaranteed rest for each."""
+    """Heads, experts, neurons and in-rows, ranked over all layers with a guaranteed rest for each.
+
+    An expert is ranked by all that belongs to it, among the experts; the neurons of one that is left, among neurons.
+    """
 
     def __init__(self, pruner: Pruner, budget: Budget, floor: float) -> None:
         self.pruner = pruner
@@ -64,14 +67,17 @@ class UnitRemoval(Removal):
         return self.budget.achieved(self.budget.counts(1.0))
 
     def _remove(self, kind: Kind, count: int, criterion: Criterion) -> None:
-        masks, positions = self.pruner.masks, self.pruner.anatomy.positions(kind)
+        masks, anatomy = self.pruner.masks, self.pruner.anatomy
         if count == sum(masks.removed(kind)):
             return
+        gone = masks.gone_members()
+        count -= sum(anatomy.units[position].count for position in gone if anatomy.units[position].kind == kind)
+        positions = [position for position in anatomy.positions(kind) if position not in gone]
         # In-rows have the same number in every layer: only so are their parameters known beforehand.
         floor = 1.0 if kind == "inputs" or self.budget.uniform else self.floor
-        for position, chosen in zip(
-            positions, allocate([self._scores(i, criterion) for i in positions], count, floor), strict=True
-        ):
+        least = self.budget.experts_per_token if kind == "experts" else 0
+        scores = [self._scores(position, criterion) for position in positions]
+        for position, chosen in zip(positions, allocate(scores, count, floor, least), strict=True):
             kept = masks.kept(position)
             new = (chosen & kept).nonzero().flatten()
             self.pruner.merged += [(position, *pair) for pair in criterion.hand_over(position, new, kept)]

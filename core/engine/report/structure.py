@@ -21,6 +21,7 @@ def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]
             "module": names[layer.module],
             "attentions": [_attention(attention, pruner, plan) for attention in layer.attentions],
             "mlps": [{"neurons": _units(mlp.units, pruner, plan)} for mlp in layer.mlps],
+            **({} if layer.mixture is None else {"experts": _units(layer.mixture.units, pruner, plan)}),
             "zero_weights_in_kept": _zero_weights(layer, plan),
         }
         for index, layer in enumerate(anatomy.layers)

@@ -10,6 +10,7 @@ Single weights go by magnitude times the connectivity of what they attach to: th
 they have and can leave.
 """
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -44,11 +45,7 @@ class NeuroPruneCriterion(Criterion):
         for units, saliency in zip(self.anatomy.units, self.saliency, strict=True):
             if units.kind == "inputs" and not self.options.in_rows:
                 continue
-            slope = torch.zeros(units.count)
-            for part in units.gates:
-                parameter = part.parameter
-                if parameter.grad is not None:
-                    slope += part.by_unit(parameter.data * parameter.grad).flatten(1).sum(1).cpu()
+            slope = units.total(attrgetter("gates"), lambda part: part.slopes)
             saliency.lerp_(slope.square(), 1 - SALIENCY_DECAY)
 
     def shrink(self, learning_rate: float) -> None:
@@ -108,8 +105,9 @@ class NeuroPruneCriterion(Criterion):
 
     def _connectivity(self, units: Units) -> Tensor:
         """How well units are connected, without a look at the loss: in-strength times out-strength, [count]."""
-        read = strengths(units.reads)
-        return read * strengths(units.writes) if units.writes else read
+        read = strengths(units, attrgetter("reads"))
+        # In-rows do not write.
+        return read if units.kind == "inputs" else read * strengths(units, attrgetter("writes"))
 
     def _degrees(self, mlp: Mlp) -> Tensor:
         """Share of its possible connections that each MLP neuron has left, in and out, [N]; a lone one still counts."""
