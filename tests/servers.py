@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import httpx
 import uvicorn
@@ -31,27 +34,65 @@ def postgresql_binaries() -> Path | None:
 
 @contextmanager
 def postgresql(binaries: Path) -> Iterator[str]:
-    """A fresh server on a Unix socket; its SQLAlchemy URL."""
-    folder = Path(tempfile.mkdtemp(prefix="np-pg-"))
-    # The server refuses to run as root.
-    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    as_account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-    os.chown(folder, account.pw_uid, account.pw_gid)
-    data = folder / "data"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, **as_account}
-    try:
-        initdb = [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync"]
-        subprocess.run(initdb, check=True, **quiet)
-        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "timezone=Asia/Tokyo", "-k", folder]
-        server = subprocess.Popen([binaries / "postgres", "-D", data, *options], **quiet)
+    """A fresh server; its SQLAlchemy URL."""
+    with PostgreSQL(binaries) as server:
+        yield server.url
+
+
+class PostgreSQL:
+    """A server on a Unix socket in a folder of its own; as a context manager it is up inside, and gone afterwards."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        self._folder = Path(tempfile.mkdtemp(prefix="np-pg-"))
+        # The server refuses to run as root.
+        is_root = os.geteuid() == 0
+        account = pwd.getpwnam("postgres") if is_root else pwd.getpwuid(os.geteuid())
+        as_account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if is_root else {}
+        os.chown(self._folder, account.pw_uid, account.pw_gid)
+        self._quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "cwd": self._folder,
+            **as_account,
+        }
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy's."""
+        return f"postgresql+psycopg://postgres@/postgres?host={self._folder}"
+
+    def __enter__(self) -> Self:
+        initdb = [self._binaries / "initdb", "-D", self._folder / "data", "-U", "postgres", "--auth=trust"]
         try:
-            _wait_until(lambda: subprocess.run([binaries / "pg_isready", "-h", folder, "-q"]).returncode == 0)
-            yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-        finally:
-            server.terminate()
-            server.wait(START_SECONDS)
-    finally:
-        shutil.rmtree(folder)
+            subprocess.run([*initdb, "-E", "UTF8", "--no-sync"], check=True, **self._quiet)
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+    def start(self) -> None:
+        """Up, and ready."""
+        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "timezone=Asia/Tokyo", "-k", self._folder]
+        command = [self._binaries / "postgres", "-D", self._folder / "data", *options]
+        self._server = subprocess.Popen(command, **self._quiet)
+        ready = [self._binaries / "pg_isready", "-h", self._folder, "-q"]
+        _wait_until(lambda: subprocess.run(ready).returncode == 0)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Down: by SIGINT after it has cut its clients off, by SIGQUIT at once, as in a crash."""
+        if self._server is not None:
+            self._server.send_signal(how)
+            self._server.wait(START_SECONDS)
+            self._server = None
 
 
 @contextmanager
