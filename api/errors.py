@@ -24,6 +24,7 @@ from core.errors import (
     StorageError,
     StorageFullError,
 )
+from core.resources import is_out_of_space
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 20
@@ -137,6 +138,8 @@ def _summary(faults: Sequence[Fault]) -> str:
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
+    if is_out_of_space(error.__cause__):  # while the body was put aside, which the framework takes for a bad request
+        return problem(request, 507, "The service has no room for the request's body.", code="storage_full")
     if error.status_code in (204, 304):
         return Response(status_code=error.status_code, headers=error.headers)
     detail = error.detail

@@ -12,6 +12,8 @@ NeuroPruneError
 │   └── LeaseLostError           another attempt owns the job now: change nothing
 ├── VerificationError            a bundle does not reproduce the model it was made from
 ├── NumericalError               training ran into NaN or infinity
+├── OutOfMemoryError             the worker's memory cannot hold the job
+│   └── OutOfGpuMemoryError      nor its GPU's
 ├── StorageError                 the artifact store refused, or did not answer
 │   └── StorageFullError         it, or the disk, has no room
 └── ConfigurationError           the service itself is set up wrongly
@@ -120,6 +122,18 @@ class NumericalError(NeuroPruneError):
     """A loss or a weight became NaN or infinite."""
 
     code: ErrorCode = "numerical_failure"
+
+
+class OutOfMemoryError(NeuroPruneError):
+    """The worker's memory cannot hold the model, its teacher and what training them takes."""
+
+    code: ErrorCode = "out_of_memory_host"
+
+
+class OutOfGpuMemoryError(OutOfMemoryError):
+    """The memory of the worker's GPU cannot."""
+
+    code: ErrorCode = "out_of_memory_gpu"
 
 
 class StorageError(NeuroPruneError):

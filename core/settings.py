@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     max_unpacked_bytes: int = Field(
         16 * 2**30, gt=0, description="Largest total size of an uploaded model archive once unpacked, bytes."
     )
+    job_disk_bytes: int = Field(
+        64 * 2**30, gt=0, description="Most that one job's work folder may hold, inputs and bundle included, bytes."
+    )
     max_attempts: int = Field(3, ge=1, description="Times a job is started before a lost worker fails it.")
     lease_seconds: float = Field(60.0, gt=0, description="A running job whose lease is older than this is lost.")
     reaper_interval_seconds: float = Field(5.0, gt=0, description="How often lost and unsent jobs are looked for.")

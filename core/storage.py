@@ -5,7 +5,6 @@ it is written under a temporary name first. What S3 needs (endpoint, region, cre
 variables of the environment, as everything that speaks to S3 does.
 """
 
-import errno
 import hashlib
 import io
 import os
@@ -21,6 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from core.errors import NeuroPruneError, NotFoundError, StorageError, StorageFullError
+from core.resources import is_out_of_space
 
 CHUNK_BYTES = 2**20
 READ_AHEAD_BYTES = 8 * 2**20
@@ -32,7 +32,6 @@ _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 30
 _BROKEN_TRANSFERS = 3
 """Times a request is repeated, with all its attempts, whose answer was cut off or whose connection broke."""
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=-]*")
 
 
@@ -153,7 +152,7 @@ class Storage:
         except FileNotFoundError as error:
             raise missing(f"There is nothing stored under {key!r}.") from error
         except self._failures as error:
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            if is_out_of_space(error):
                 raise StorageFullError(f"There is no room for {key!r}.") from error
             reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
             raise StorageError(f"The store could not handle {key!r}: {reason}.") from error

@@ -14,6 +14,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from core import processes, progress
+from core.resources import kills_for_memory
 
 _CHUNK_BYTES = 65536
 _LONGEST_LINE_BYTES = 4 * 2**20
@@ -46,6 +47,7 @@ class Child:
 
     def __init__(self, command: Sequence[str], work_dir: Path, env: Mapping[str, str], grace_seconds: float) -> None:
         self._log = work_dir / "child.log"
+        self._kills_before = kills_for_memory()
         self._grace_seconds = grace_seconds
         self._lines = Lines()
         self._pipe, write_end = os.pipe()
@@ -83,6 +85,10 @@ class Child:
         """Let it write a checkpoint and end."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+
+    def was_killed_for_memory(self) -> bool:
+        """Whether the kernel has ended it because memory ran out, as far as can be told."""
+        return self.returncode() == -signal.SIGKILL and kills_for_memory() > self._kills_before
 
     def stop(self) -> None:
         """End it, and all that it started, without a checkpoint."""

@@ -4,14 +4,13 @@ It knows neither the database nor the broker, only its work folder, the store's 
 """
 
 import argparse
-import errno
 import mimetypes
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from core import logs
 from core.checkpoints import Checkpoints, CheckpointStore
 from core.errors import ErrorCode, Interrupted, NeuroPruneError, StorageError
 from core.progress import AnyMessage, Artifact, Failed, Note, PhaseStarted, Stopped, Succeeded, encode
+from core.resources import is_out_of_space
 from core.settings import get_settings
 from core.storage import Storage
 from worker.assignment import Assignment
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--progress-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     logs.configure(get_settings().log_format)
+    with suppress(OSError):  # where memory runs out, the job goes, not its supervisor (Linux)
+        Path("/proc/self/oom_score_adj").write_text("1000")
     os.set_inheritable(options.progress_fd, False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have let it be ignored
     with os.fdopen(options.progress_fd, "wb", buffering=0) as stream:
@@ -137,7 +139,7 @@ def failure(error: Exception, phase: str) -> Failed:
         where = "GPU" if code == "out_of_memory_gpu" else "main"
         advice = "a smaller per_device_train_batch_size or max_length needs less"
         return Failed(code=code, message=f"The {where} memory did not suffice while {phase}; {advice}.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_out_of_space(error):
         return Failed(code="storage_full", message=f"The worker's disk is full (while {phase}).", retryable=True)
     return Failed(code="internal", message=f"An internal error ended the job while {phase}; the worker's log has it.")
 

@@ -28,6 +28,7 @@ from core.settings import Settings
 from core.storage import Storage
 from worker.assignment import Assignment, Upload
 from worker.child import Child
+from worker.quota import DiskQuota
 
 RUNNER = (sys.executable, "-m", "worker.runner")
 
@@ -116,7 +117,7 @@ class Supervisor:
             with Child(self._runner, work_dir, environment, self._settings.cancel_grace_seconds) as child:
                 with suppress(IllegalTransitionError):  # cancelled meanwhile, which the first heartbeat sees
                     self._store.start(lease)
-                return self._watch(lease, child)
+                return self._watch(lease, child, DiskQuota(work_dir, self._settings.job_disk_bytes))
         except OSError as error:
             logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
             return Lost(f"the worker could not start the job's process ({error.strerror})")
@@ -137,7 +138,7 @@ class Supervisor:
             checkpoints=self._store.checkpoints(lease.job_id),
         )
 
-    def _watch(self, lease: Lease, child: Child) -> Outcome:
+    def _watch(self, lease: Lease, child: Child, quota: DiskQuota) -> Outcome:
         """Until the child is done, or must not go on."""
         relay = Relay(self._store, lease)
         heartbeat = Heartbeat(self._store, lease, self._settings.lease_seconds)
@@ -160,6 +161,9 @@ class Supervisor:
             status = heartbeat.status()
             if status is Status.CANCELLING:
                 return Cancelled()
+            if quota.is_exceeded():
+                limit = self._settings.job_disk_bytes
+                return Failed(code="storage_full", message=f"The job wrote more than the {limit} bytes that one may.")
             if parting is None and (parting := self._parting(status)):
                 child.ask_to_stop()
                 deadline = time.monotonic() + self._settings.shutdown_grace_seconds
@@ -201,6 +205,9 @@ class Supervisor:
         """On a child that ended without a last message."""
         code = child.returncode() or 0
         logger.error("job %s: its process ended with %d; its last words:\n%s", lease.job_id, code, child.log_tail())
+        if child.was_killed_for_memory():
+            advice = "a smaller per_device_train_batch_size or max_length needs less"
+            return Failed(code="out_of_memory_host", message=f"The worker's memory did not suffice; {advice}.")
         if code < 0:
             return Lost(f"its process was killed by {_signal_name(-code)}, as happens when memory runs out")
         return Failed(code="internal", message=f"The job's process ended early, with exit status {code}.")

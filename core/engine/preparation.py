@@ -1,6 +1,8 @@
 """What a job needs before anything is trained: rows, tokenizer and model, tried out together."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,8 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.engine.data import Features
 from core.engine.export.executorch import check_executorch, check_lowerable
 from core.engine.export.gguf import check_gguf
+from core.engine.footprint import check_fits, footprint
 from core.engine.generation import mend_generation_config
 from core.engine.inputs import Inputs
+from core.engine.inspection import weight_shapes
 from core.engine.loading import (
     check_architecture,
     fitting_length,
@@ -57,6 +61,7 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
         check_lowerable(family_of(config.model_type))
     tokenizer = load_tokenizer(inputs.model)
     length = fitting_length(spec.training.max_length, config, tokenizer, report)
+    check_fits(footprint(weight_shapes(inputs.model), config, spec, length), Path(gettempdir()))
     task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)
     model, head_is_new = load_model(inputs.model, config, task, rows.everything, report)
     mend_generation_config(model, tokenizer, report)

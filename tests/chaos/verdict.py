@@ -55,7 +55,7 @@ def judge(store: JobStore, client: NeuroPruneClient, accepted: Mapping[str, str]
     digests = Counter(digest for digest in weights if digest)
     most_common = max(digests.values(), default=0)
     return Verdict(
-        outcomes=Counter(_outcome(job) for job in ended),
+        outcomes=dict(Counter(_outcome(job) for job in ended)),
         attempts=sum(job.attempt for job in ended),
         lost=len(accepted) - len(ended) + abs(len(jobs) - len(set(accepted.values()))),
         completed_twice=sum(_successes(history) > 1 for history in histories.values()),

@@ -1,7 +1,10 @@
 """Uploads over HTTP: stored and checked, or refused and gone."""
 
+import errno
 import gzip
 import hashlib
+import os
+import tempfile
 
 import pytest
 
@@ -40,6 +43,23 @@ def test_dataset_is_stored_and_usable(service, name, content):
     assert job.status_code == 202
 
 
+def test_a_full_disk_is_said_and_nothing_is_kept(service, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert_problem(upload(service, "t.csv", b"text\none\n"), 507, "storage_full")
+    assert_nothing_kept(service)
+
+
+def test_no_room_for_the_body_is_said(service, monkeypatch):
+    def full(self, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+    assert_problem(upload(service, "t.csv", b"text\none\n"), 507, "storage_full")
+
+
 @pytest.mark.parametrize(("name", "write"), [("m.zip", write_zip), ("m.tar.gz", write_tar), ("M.TGZ", write_tar)])
 def test_model_is_stored(service, tmp_path, name, write):
     archive = write(tmp_path / name, model_files())
@@ -54,7 +74,7 @@ def test_model_is_stored(service, tmp_path, name, write):
         ("m.zip", b"not a zip", "model", "cannot be read"),
         ("m.zip", b"", "model", "cannot be read"),
         ("m.tar.gz", gzip.compress(b"not a tar"), "model", "cannot be read"),
-        ("d.parquet", b"x", "dataset", ".jsonl, .csv, .jsonl.gz, .csv.gz"),
+        ("d.txt", b"x", "dataset", ".jsonl, .csv"),
         ("d.jsonl", b"", "dataset", "no rows"),
         ("d.jsonl", b"{]", "dataset", "Line 1"),
         ("d.jsonl.gz", gzip.compress(ROWS)[:-9], "dataset", "not a whole gzip"),

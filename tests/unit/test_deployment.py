@@ -9,7 +9,7 @@ from core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
-DEPLOYMENT = [*DOCKERFILES, ROOT / "docker-compose.yml", ROOT / "docker" / "compose.gpu.yml"]
+DEPLOYMENT = [*DOCKERFILES, ROOT / "docker-compose.yml", *sorted((ROOT / "docker").glob("*.yml"))]
 IMAGE_SOURCES = {"pyproject.toml", "README.md", "constraints.txt", "api", "client", "core", "migrations", "worker"}
 
 
@@ -38,7 +38,7 @@ def test_the_api_and_the_workers_share_the_artifact_store(services: dict[str, An
 
 @pytest.mark.parametrize("file", DEPLOYMENT, ids=lambda file: file.name)
 def test_only_settings_that_exist_are_set(file: Path) -> None:
-    named = set(re.findall(r"NEUROPRUNE_(\w+)[:=]", file.read_text()))
+    named = set(re.findall(r"NEUROPRUNE_(\w+)(?:[:=]|$)", file.read_text(), re.MULTILINE))
     assert named <= {name.upper() for name in Settings.model_fields}
 
 

@@ -22,6 +22,7 @@ from core.jobs.state import Status
 from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import Storage
+from worker import child as child_module
 from worker.supervisor import Supervisor
 
 SPEC = JobSpec.model_validate(
@@ -155,6 +156,30 @@ def test_the_childs_own_failure_is_the_jobs(bench: Bench) -> None:
         "no such column",
         "/task/text_column",
     )
+
+
+def test_a_job_that_fills_the_disk_is_ended(bench: Bench) -> None:
+    job = bench.supervise(
+        bench.create(),
+        """
+        (work_dir / "large").write_bytes(bytes(3000))
+        time.sleep(60)
+        """,
+        job_disk_bytes=2000,
+    )
+    assert job.error is not None
+    assert (job.status, job.error.code) == (Status.FAILED, "storage_full")
+    assert "2000 bytes" in job.error.message
+
+
+@pytest.mark.parametrize(("kills", "status"), [([7, 8], Status.FAILED), ([7, 7], Status.QUEUED)])
+def test_what_the_kernel_killed_for_memory_is_not_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kills: list[int], status: Status
+) -> None:
+    monkeypatch.setattr(child_module, "kills_for_memory", iter(kills).__next__)
+    job = bench.supervise(bench.create(), "os.kill(os.getpid(), signal.SIGKILL)")
+    assert job.status is status
+    assert (job.error.code if job.error else None) == ("out_of_memory_host" if status is Status.FAILED else None)
 
 
 def test_a_store_that_does_not_answer_costs_an_attempt_and_not_the_job(bench: Bench) -> None:
