@@ -206,6 +206,8 @@ class NeuroPruneClient:
     def download(self, job_id: str, folder: Path) -> list[Path]:
         """Fetch a job's bundle and check every byte of it; goes on where an earlier attempt stopped.
 
+        A frontier has a bundle for each level, each in a folder of its own below.
+
         Raises:
             StorageError: a file is not what the service or the bundle's manifest says it is.
         """
@@ -214,15 +216,19 @@ class NeuroPruneClient:
             raise ApiError(HTTPStatus.NOT_FOUND, {"detail": f"{job_id} has no bundle: it has not succeeded."})
         folder.mkdir(parents=True, exist_ok=True)
         paths = [self._fetch(artifact, folder) for artifact in artifacts]
-        verify_manifest(folder)
+        for bundle in sorted({folder, *(path.parent for path in paths)}):
+            verify_manifest(bundle)
         return paths
 
     def _fetch(self, artifact: Json, folder: Path) -> Path:
         """One file, under a temporary name until it is whole and right."""
         name, sha256 = str(artifact["name"]), artifact["sha256"]
-        if Path(name).name != name or name in {"", ".", ".."}:
+        parts = name.split("/")
+        if any(Path(part).name != part or part in {"", ".", ".."} for part in parts):
             raise StorageError(f"The service names a file {name!r}, which would lie outside of {folder}.")
-        path, partial = folder / name, folder / f".{name}.partial"
+        path = folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
         if path.exists() and digest_of(path) == sha256:
             return path
         patience = self._patience()

@@ -121,12 +121,13 @@ def _run(assignment: Assignment, work_dir: Path, report: Pipe, storage: Storage,
 
 
 def upload(output: Path, storage: Storage, prefix: str) -> list[Artifact]:
-    """Store the bundle's files, which lie flat in `output`."""
+    """Store all files below `output`, under their paths in it."""
     artifacts = []
-    for path in sorted(output.iterdir()):
-        stored = storage.put_file(f"{prefix}/{path.name}", path)
+    for path in sorted(path for path in output.rglob("*") if path.is_file()):
+        name = path.relative_to(output).as_posix()
+        stored = storage.put_file(f"{prefix}/{name}", path)
         media_type = mimetypes.guess_type(path.name)[0] or _UNKNOWN_TYPE
-        artifacts.append(Artifact(name=path.name, size=stored.size, sha256=stored.sha256, media_type=media_type))
+        artifacts.append(Artifact(name=name, size=stored.size, sha256=stored.sha256, media_type=media_type))
     return artifacts
 
 

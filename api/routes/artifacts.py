@@ -25,9 +25,9 @@ def list_artifacts(job_id: JobId, store: Store) -> ArtifactList:
     return ArtifactList(data=[ArtifactObject.of(record) for record in store.artifacts(job_id)])
 
 
-@router.head("/{name}", include_in_schema=False)
+@router.head("/{name:path}", include_in_schema=False)
 @router.get(
-    "/{name}",
+    "/{name:path}",
     response_class=StreamingResponse,
     responses=problems(404, 412, 416, 422, 503)
     | {
@@ -83,11 +83,12 @@ def _find(store: JobStore, job_id: str, name: str) -> ArtifactRecord:
 
 
 def _headers(record: ArtifactRecord) -> dict[str, str]:
+    filename = record.name.rpartition("/")[2]
     digest = base64.b64encode(bytes.fromhex(record.sha256)).decode()
     return {
         "ETag": f'"{record.sha256}"',
         "Repr-Digest": f"sha-256=:{digest}:",
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f"attachment; filename*=utf-8''{quote(record.name)}",
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(filename)}",
         "Cache-Control": "private, no-cache",
     }

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from core.engine.anatomy import Anatomy, bind
-from core.engine.data import Batch, Features
+from core.engine.data import Batch
 from core.engine.evaluate import Evaluation, evaluate
 from core.engine.export.bundle import compressed_bytes, write_compressed, write_manifest, write_model, write_probe
 from core.engine.export.executorch import export_executorch
@@ -24,8 +22,10 @@ from core.engine.loading import move
 from core.engine.measure import Performance, Side, measure
 from core.engine.methods import Pruner
 from core.engine.preparation import Prepared
+from core.engine.probe import probe_inputs
 from core.engine.report.card import model_card
 from core.engine.report.document import Measured, build_report, write_report
+from core.engine.report.frontier import FRONTIER_PLOT, build_frontier, frontier_card, plot_frontier
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
 from core.engine.report.structure import describe_structure
 from core.engine.report.target import check_met
@@ -61,7 +61,7 @@ class Delivery:
     report: Reporter
 
     def deliver(self, reached: Reached, output: Path) -> dict[str, Any]:
-        """Remove for good what the pruner took, write the bundle into `output`, flat, and verify it.
+        """Remove for good what the pruner took, write the bundle into `output`, and verify it.
 
         Args:
             reached: Its model is compacted in place.
@@ -108,6 +108,27 @@ class Delivery:
             target_facts=reached.facts,
         )
         return self._write_documents(measured, output)
+
+    def deliver_frontier(self, every: list[Reached], output: Path) -> dict[str, Any]:
+        """Deliver each model as a bundle in its folder below `output`, and beside them what compares them.
+
+        Returns:
+            The report that compares them.
+
+        Raises:
+            VerificationError: a bundle does not reproduce its pruned model.
+        """
+        reports: dict[str, dict[str, Any]] = {}
+        for reached in every:
+            assert reached.folder is not None  # noqa: S101 the levels of a frontier have folders
+            (output / reached.folder).mkdir()
+            reports[reached.folder] = self.deliver(reached, output / reached.folder)
+        document = build_frontier(reports)
+        write_report(document, output)
+        plot_frontier(document, output / FRONTIER_PLOT)
+        (output / "README.md").write_text(frontier_card(document))
+        write_manifest(output)
+        return document
 
     def _export(self, sides: dict[str, Side], inputs: Batch, outputs: Tensor) -> Performance:
         """Write the model in all its formats, with a probe, and measure it beside the dense one."""
@@ -173,18 +194,3 @@ def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs
     if not difference <= TOLERANCE["loader"]:
         raise VerificationError(f"The compacted model's outputs differ from the masked model's by {difference:.1e}.")
     return masked, difference
-
-
-def probe_inputs(task: Task, model: PreTrainedModel, held_out: Features) -> Batch:
-    """A few held-out rows, two at least; short ones where there is an output for every token.
-
-    At least two tokens wide, by padding if need be: what is one in an example, ONNX export takes for a constant.
-    """
-    wanted = 8 if task.outputs_per_row else 2
-    rows = [held_out[i * len(held_out) // wanted] for i in range(wanted)]
-    collated = {name: tensor.to(model.device) for name, tensor in task.collate(rows).items()}
-    batch = {name: tensor.cpu() for name, tensor in task.inputs(model, collated).items()}
-    for name in [name for name, tensor in batch.items() if tensor.ndim == 2 and tensor.shape[1] == 1]:
-        fill = task.tokenizer.pad_token_id or 0 if name.endswith("input_ids") else 0
-        batch[name] = F.pad(batch[name], (0, 1), value=fill)
-    return batch if task.outputs_per_row else {name: tensor[:, :16].contiguous() for name, tensor in batch.items()}

@@ -95,14 +95,28 @@ def measure(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str]) 
         if torch.cuda.is_available():
             latency["torch_cuda"], throughput["torch_cuda"], memory["torch_cuda"] = _on_gpu(task, sides, one, many)
         if all((side.folder / "model.onnx").exists() for side in sides.values()):
-            sessions = {name: open_session(side.folder / "model.onnx", threads) for name, side in sides.items()}
             latency["onnxruntime"], throughput["onnxruntime"] = _timed(
-                {name: lambda s=s: run_session(s, one) for name, s in sessions.items()},  # type: ignore[misc]
-                {name: lambda s=s: run_session(s, many) for name, s in sessions.items()},  # type: ignore[misc]
+                _onnxruntime_runs(sides, one), _onnxruntime_runs(sides, many)
             )
         flops = {name: count_flops(run) for name, run in _torch_runs(task, sides, one).items()}
     sizes = {name: saved_bytes(side.folder) for name, side in sides.items()}
     return Performance(latency, throughput, flops, memory, sizes, one["input_ids"].shape[1], threads)
+
+
+def speedup(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str], runtime: str) -> float:
+    """How many times as fast as the side `dense` the side `pruned` is, by median latency as `measure` takes it.
+
+    Args:
+        task: What the models are for.
+        sides: As of `measure`; for `onnxruntime`, with a `model.onnx` in their folders.
+        inputs: Names of the inputs that they take.
+        runtime: `torch` or `onnxruntime`, on the CPU.
+    """
+    one = full_batch(inputs, sides["dense"].model.config, LATENCY_BATCH)
+    with torch.inference_mode():
+        runs = _torch_runs(task, sides, one) if runtime == "torch" else _onnxruntime_runs(sides, one)
+        latency = interleave(runs, LATENCY_ROUNDS, SECONDS)
+    return latency["dense"].median / latency["pruned"].median
 
 
 def full_batch(names: Iterable[str], config: PreTrainedConfig, rows: int) -> Batch:
@@ -162,6 +176,12 @@ def _timed(one: Runs, many: Runs) -> tuple[dict[str, Latency], dict[str, float]]
 
 def _torch_runs(task: type[Task], sides: Mapping[str, Side], batch: Batch) -> Runs:
     return {name: lambda model=side.model: task.outputs(model, batch) for name, side in sides.items()}  # type: ignore[misc]
+
+
+def _onnxruntime_runs(sides: Mapping[str, Side], batch: Batch) -> Runs:
+    threads = torch.get_num_threads()
+    sessions = {name: open_session(side.folder / "model.onnx", threads) for name, side in sides.items()}
+    return {name: lambda s=session: run_session(s, batch) for name, session in sessions.items()}  # type: ignore[misc]
 
 
 def _on_gpu(

@@ -30,7 +30,7 @@ UNTRAINED_HEAD_EPOCHS = 1.0
 def run(
     spec: JobSpec, inputs: Inputs, output: Path, report: Reporter, checkpoints: Checkpoints | None = None
 ) -> dict[str, Any]:
-    """Do the job and write its bundle into `output`.
+    """Do the job and write its bundle into `output`; a frontier's, one for each level, into folders below.
 
     Args:
         spec: A resolved spec.
@@ -51,7 +51,7 @@ def run(
         prepared = prepare(spec, inputs, report)
         course = plan_course(Ladder(spec, prepared, tracker.training_step, checkpoints), spec.target, report)
         dense_steps = _dense_steps(spec, prepared)
-    tracker.expect(dense_steps, course.most_steps)
+    tracker.expect(dense_steps, course.most_steps, course.bundles)
     with TemporaryDirectory() as dense_folder:
         with tracker.phase("baseline"):
             if dense_steps:
@@ -69,8 +69,9 @@ def run(
         with tracker.phase("pruning"):
             reached = course.follow()
         delivery = Delivery(spec, inputs, prepared, dense, tracker, report)
-        (only,) = reached
-        return summary_of(delivery.deliver(only, output))
+        if len(reached) > 1:
+            return summary_of(delivery.deliver_frontier(reached, output))
+        return summary_of(delivery.deliver(reached[0], output))
 
 
 def _dense_steps(spec: JobSpec, prepared: Prepared) -> int:

@@ -107,7 +107,7 @@ def _named(target: Any) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-AnyTarget = SparsityTarget | ParametersTarget | SizeTarget | MetricDropTarget
+AnyTarget = SparsityTarget | ParametersTarget | SizeTarget | SpeedupTarget | MetricDropTarget | FrontierTarget
 TARGETS: dict[str, type[Spec]] = {next(iter(each.model_fields)): each for each in get_args(AnyTarget)}
 """By the name that tells it from the others."""
 
@@ -115,7 +115,9 @@ Target = Annotated[
     Annotated[SparsityTarget, Tag("sparsity")]
     | Annotated[ParametersTarget, Tag("parameters")]
     | Annotated[SizeTarget, Tag("size_bytes")]
-    | Annotated[MetricDropTarget, Tag("max_metric_drop")],
+    | Annotated[SpeedupTarget, Tag("speedup")]
+    | Annotated[MetricDropTarget, Tag("max_metric_drop")]
+    | Annotated[FrontierTarget, Tag("frontier")],
     Discriminator(
         _named,
         custom_error_type="target",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from client.load import load
-from core.engine.anatomy import count_parameters
+from core.engine.anatomy import bind, count_parameters
 from core.engine.inputs import Inputs
 from core.engine.pipeline import run
 from core.errors import UnreachableTargetError
@@ -79,3 +79,44 @@ def test_a_metric_may_drop_so_far(job, tmp_path):
     assert summary["sparsity"]["achieved"] == pytest.approx(0.95, abs=0.002)
     report = json.loads((tmp_path / "bundle/report.json").read_text())
     assert target["validation"]["rows"] + report["task"]["held_out_rows"] + report["task"]["train_rows"] == 60
+
+
+def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_path):
+    summary = job({"frontier": [0.7, 0.4]}, tiny.llama, "causal-lm")
+    bundle = tmp_path / "bundle"
+    assert summary["target"]["requested"] == [0.4, 0.7]
+    assert summary["target"]["achieved"] == pytest.approx([0.4, 0.7], abs=0.002)
+    parameters = []
+    for level, requested in zip(summary["frontier"], (0.4, 0.7), strict=True):
+        folder = bundle / level["folder"]
+        assert level["folder"] == f"sparsity-{requested}"
+        parameters.append(bind(load(folder)).encoder_parameters)
+        report = json.loads((folder / "report.json").read_text())
+        assert parameters[-1] == level["parameters"]["encoder"]["pruned"] == report["parameters"]["encoder"]["pruned"]
+        assert report["target"]["requested"] == requested
+        assert level["metrics"] == report["metrics"]
+        assert f"[{level['folder']}]({level['folder']}/README.md)" in (bundle / "README.md").read_text()
+    assert parameters[1] < parameters[0]
+    assert (bundle / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == {
+        "README.md",
+        "frontier.png",
+        "report.json",
+    }
+
+
+def test_a_model_is_as_fast_as_asked_for(job):
+    """How fast a tiny model is depends on the machine's mood: what is checked is that the report tells of it."""
+    heard = []
+    try:
+        summary = job({"speedup": 1.05, "runtime": "torch"}, heard=heard)
+    except UnreachableTargetError as error:
+        assert error.param == "/target/speedup"
+        assert not any(message.type == "phase" and message.phase == "pruning" for message in heard)
+        return
+    target = summary["target"]
+    latency = summary["latency_ms"]["torch"]
+    assert target["achieved"] == latency["dense"]["median"] / latency["pruned"]["median"]
+    assert (target["requested"], target["runtime"]) == (1.05, "torch")
+    assert target["expected"] > 1
+    assert summary["sparsity"]["achieved"] == pytest.approx(target["tried"][-1]["sparsity"], abs=0.002)

@@ -24,8 +24,12 @@ class Service:
     """Serves one bundle, with Range, and breaks connections on demand."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        digests = {name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-        self.files = {**files, "manifest.json": json.dumps({"format": 1, "files": digests}).encode()}
+        self.files = dict(files)
+        for folder in {"", *(name.rpartition("/")[0] for name in files)}:
+            here = {name: data for name, data in files.items() if name.rpartition("/")[0] == folder}
+            digests = {Path(name).name: {"sha256": hashlib.sha256(data).hexdigest()} for name, data in here.items()}
+            manifest = json.dumps({"format": 1, "files": digests}).encode()
+            self.files[f"{folder}/manifest.json".lstrip("/")] = manifest
         self.ranges: list[str | None] = []
         self.break_after: list[int] = []
 
@@ -33,7 +37,7 @@ class Service:
         path = request.url.path
         if path == "/v1/jobs/j/artifacts":
             return httpx.Response(200, json={"data": [self._entry(name) for name in self.files]})
-        content = self.files[path.rpartition("/")[2]]
+        content = self.files[path.removeprefix("/v1/jobs/j/artifacts/")]
         wanted = request.headers.get("range")
         self.ranges.append(wanted)
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
@@ -172,6 +176,15 @@ def test_a_download_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None
     assert service.ranges == [], "what is there is not fetched again"
 
 
+def test_bundles_in_folders_are_fetched_and_each_is_checked(tmp_path: Path) -> None:
+    service = Service({"report.json": b"{}", "sparsity-0.5/a.bin": b"01", "sparsity-0.7/a.bin": b"23"})
+    client_of(service).download("j", tmp_path)
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*") if p.is_file()} == set(service.files)
+    service.files["sparsity-0.7/a.bin"] = b"45"
+    with pytest.raises(VerificationError, match=r"sparsity-0\.7/a\.bin"):
+        client_of(service).download("j", tmp_path)
+
+
 def test_a_damaged_download_is_refused(tmp_path: Path) -> None:
     service = Service({"a.bin": b"0123456789"})
     (tmp_path / ".a.bin.partial").write_bytes(b"wrong")
@@ -187,7 +200,7 @@ def test_a_bundle_that_contradicts_its_manifest_is_refused(tmp_path: Path) -> No
         client_of(service).download("j", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["../evil", "a/../b", "a//b", "/a", "..", ""])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     entry = {"name": name, "bytes": 1, "sha256": "0" * 64, "url": "/x"}
     with pytest.raises(StorageError, match="outside"):

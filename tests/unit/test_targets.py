@@ -17,10 +17,12 @@ from core.engine.methods.budget import Budget
 from core.engine.structures import give_structure
 from core.engine.targets.amounts import level_of_bytes, level_of_parameters, removable_parameters
 from core.engine.targets.metric_drop import WithinDrop, standard_error
+from core.engine.targets.speedup import AtSpeed
 from core.engine.tasks import TASKS, Metric
 from core.errors import UnreachableTargetError
 from core.jobs.methods import Random
 from core.jobs.spec import JobSpec
+from core.jobs.targets import SpeedupTarget
 from tests import pruning, tiny, tiny_families
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
@@ -232,3 +234,57 @@ def bisecting(drop, most_drop):
         "is_good": drop(pruner.sparsity) <= most_drop,
     }
     return course, trained
+
+
+def at_speed(wanted, real=lambda sparsity: 1 - 0.9 * sparsity):
+    """A course on a machine where the time of a call falls linearly for stand-ins, and as `real` says once trained."""
+    trained, timed = [], []
+
+    def reach(level, previous=None):
+        trained.append(level.sparsity)
+        return SimpleNamespace(sparsity=level.sparsity, time=real(level.sparsity))
+
+    def stand_in(level):
+        timed.append(level.sparsity)
+        return SimpleNamespace(sparsity=level.sparsity, time=1 - 0.9 * level.sparsity)
+
+    course = object.__new__(AtSpeed)
+    course._target = SpeedupTarget(speedup=wanted, runtime="torch")
+    course._ladder = SimpleNamespace(reach=reach, stand_in=stand_in)
+    course._most, heard = 0.95, []
+    course._report, course._time = heard.append, lambda pruner: pruner.time
+    course._level, course._expected = course._search()
+    return course, trained, timed, heard
+
+
+@given(st.floats(1.05, 6.5))
+def test_few_stand_ins_find_a_speed(wanted):
+    course, trained, timed, heard = at_speed(wanted)
+    assert course._expected == pytest.approx(wanted, rel=0.02)
+    assert len(timed) <= 3
+    (reached,) = course.follow()
+    assert reached.facts["tried"] == [{"sparsity": trained[0], "speedup": pytest.approx(wanted, rel=0.02)}]
+    assert not heard
+
+
+def test_a_trained_model_that_is_slower_loses_a_little_more():
+    """Never less than before, and not more than it takes."""
+    course, trained, _, heard = at_speed(2.0, real=lambda sparsity: 1.1 - 0.9 * sparsity)
+    (reached,) = course.follow()
+    assert len(trained) == len(reached.facts["tried"]) > 1
+    assert trained == sorted(trained)
+    assert reached.facts["tried"][-1]["speedup"] == pytest.approx(2.0, rel=0.05)
+    assert not heard
+
+
+def test_a_speed_that_is_missed_after_all_is_said():
+    course, trained, _, heard = at_speed(2.0, real=lambda sparsity: 0.9)
+    course.follow()
+    assert len(trained) == 4
+    assert "not within 5% of 2" in heard[0].message
+
+
+def test_a_speed_out_of_reach_is_refused_with_what_is_possible():
+    with pytest.raises(UnreachableTargetError, match=r"with 95% of .* removed .* is 6\.90 times as fast") as caught:
+        at_speed(7.0)
+    assert caught.value.param == "/target/speedup"

@@ -113,10 +113,11 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes",
         "peak_memory_setting",
         "sparsity",
+        "frontier",
         "target",
         "seconds",
     )
-    return {key: report[key] for key in keys}
+    return {key: report[key] for key in keys if key in report}
 
 
 def write_report(report: dict[str, Any], output: Path) -> None:

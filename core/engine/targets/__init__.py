@@ -4,6 +4,7 @@ from core.engine.ladder import Ladder, Level
 from core.engine.targets.amounts import level_of_bytes, level_of_parameters
 from core.engine.targets.course import Course, Frontier, OneLevel, Reached
 from core.engine.targets.metric_drop import WithinDrop
+from core.engine.targets.speedup import AtSpeed
 from core.jobs import targets
 from core.progress import Reporter
 
@@ -26,6 +27,8 @@ def plan_course(ladder: Ladder, target: targets.AnyTarget | None, report: Report
             return OneLevel(ladder, level_of_parameters(ladder, target.parameters))
         case targets.SizeTarget():
             return OneLevel(ladder, level_of_bytes(ladder, target.size_bytes))
+        case targets.SpeedupTarget():
+            return AtSpeed(ladder, target, report)
         case targets.MetricDropTarget():
             return WithinDrop(ladder, target.max_metric_drop, report)
         case targets.FrontierTarget():

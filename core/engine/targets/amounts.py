@@ -63,6 +63,11 @@ def removable_parameters(ladder: Ladder) -> int:
     return Budget.of(bind(ladder.prepared.model), 0.0, uniform=uniform).most
 
 
+def removable_share(ladder: Ladder) -> float:
+    """The same as a share of the transformer layers' parameters."""
+    return removable_parameters(ladder) / bind(ladder.prepared.model).encoder_parameters
+
+
 def _removing(ladder: Ladder, parameters: int) -> Level:
     return Level(max(0, parameters) / bind(ladder.prepared.model).encoder_parameters, at_least=True)
 

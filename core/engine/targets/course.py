@@ -24,6 +24,9 @@ class Reached:
 class Course(ABC):
     """The way to one target. Whatever can be refused is refused when it is made, before anything is trained."""
 
+    bundles = 1
+    """How many models are delivered."""
+
     @property
     @abstractmethod
     def most_steps(self) -> int:
@@ -58,6 +61,7 @@ class Frontier(Course):
         for level in self._levels:
             ladder.check(level)
         self._ladder = ladder
+        self.bundles = len(self._levels)
 
     @property
     def most_steps(self) -> int:
