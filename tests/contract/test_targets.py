@@ -105,18 +105,18 @@ def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_p
     }
 
 
-def test_a_model_is_as_fast_as_asked_for(job):
-    """How fast a tiny model is depends on the machine's mood: what is checked is that the report tells of it."""
-    heard = []
-    try:
-        summary = job({"speedup": 1.05, "runtime": "torch"}, heard=heard)
-    except UnreachableTargetError as error:
-        assert error.param == "/target/speedup"
-        assert not any(message.type == "phase" and message.phase == "pruning" for message in heard)
-        return
-    target = summary["target"]
-    latency = summary["latency_ms"]["torch"]
+def test_a_model_is_as_fast_as_asked_for(job, monkeypatch):
+    """On a machine whose time for a call is half fixed, and half as long as the encoder is large."""
+
+    def speedup(task, sides, inputs, runtime):
+        dense, pruned = (bind(sides[name].model).encoder_parameters for name in ("dense", "pruned"))
+        return 1 / (0.5 + 0.5 * pruned / dense)
+
+    monkeypatch.setattr("core.engine.targets.speedup.speedup", speedup)
+    summary = job({"speedup": 1.25, "runtime": "torch"})
+    target, latency = summary["target"], summary["latency_ms"]["torch"]
+    assert (target["requested"], target["runtime"]) == (1.25, "torch")
+    assert target["expected"] == pytest.approx(1.25, rel=0.02)
+    assert summary["sparsity"]["achieved"] == pytest.approx(0.4, abs=0.02)
+    assert [trial["speedup"] for trial in target["tried"]] == [pytest.approx(1.25, rel=0.02)]
     assert target["achieved"] == latency["dense"]["median"] / latency["pruned"]["median"]
-    assert (target["requested"], target["runtime"]) == (1.05, "torch")
-    assert target["expected"] > 1
-    assert summary["sparsity"]["achieved"] == pytest.approx(target["tried"][-1]["sparsity"], abs=0.002)

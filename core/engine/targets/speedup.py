@@ -29,8 +29,8 @@ NEAR = 0.02
 
 MOST_STAND_INS = 6
 MOST_CORRECTIONS = 3
-LEAST_CORRECTION = 0.01
-"""Sparsity that a correction adds."""
+LEAST_CORRECTION, MOST_CORRECTION = 0.01, 0.1
+"""Sparsity that a correction adds: what is gone never comes back, and a slow minute must not cost half the model."""
 
 
 class AtSpeed(Course):
@@ -108,7 +108,7 @@ class AtSpeed(Course):
         assert self._level.sparsity is not None  # noqa: S101 found by timing
         slope = (1 - 1 / self._expected) / self._level.sparsity
         more = (1 / speedup - 1 / self._target.speedup) / slope
-        return min(self._most, sparsity + max(LEAST_CORRECTION, more))
+        return min(self._most, sparsity + min(MOST_CORRECTION, max(LEAST_CORRECTION, more)))
 
     def _timed(self, pruner: Pruner) -> dict[str, Any]:
         return {"sparsity": pruner.sparsity, "speedup": 1 / self._time(copy.deepcopy(pruner))}
