@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.conditional import UnsatisfiableRangeError, is_named, parse_range
 from api.deps import JobId, Store, Stored
@@ -16,6 +17,18 @@ from core.jobs.records import ArtifactRecord
 from core.jobs.state import Status
 from core.jobs.store import JobStore
 
+
+class _ArtifactName(StringConvertor):
+    """A file's name, or a folder's and a file's. Starlette's own `path` would drop a newline at the end."""
+
+    regex = "[^/]+(?:/[^/]+)?"
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("artifact", _ArtifactName())
+
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 
@@ -25,9 +38,9 @@ def list_artifacts(job_id: JobId, store: Store) -> ArtifactList:
     return ArtifactList(data=[ArtifactObject.of(record) for record in store.artifacts(job_id)])
 
 
-@router.head("/{name:path}", include_in_schema=False)
+@router.head("/{name:artifact}", include_in_schema=False)
 @router.get(
-    "/{name:path}",
+    "/{name:artifact}",
     response_class=StreamingResponse,
     responses=problems(404, 412, 416, 422, 503)
     | {

@@ -45,6 +45,16 @@ def test_bundle_is_listed(service, job_id):
     assert_problem(service.http.get(empty["url"], headers={"Range": "bytes=0-"}), 416, "range_not_satisfiable")
 
 
+def test_a_file_in_a_folder_is_listed_and_downloaded_by_its_path(service):
+    job_id = service.store.create(demo_spec(), name=None, labels={})[0].id
+    service.succeed(job_id, {"sparsity-0.5/report.json": b"{}"})
+    (found,) = service.http.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]
+    assert found["url"] == f"/v1/jobs/{job_id}/artifacts/sparsity-0.5/report.json"
+    answer = service.http.get(found["url"])
+    assert answer.content == b"{}"
+    assert answer.headers["content-disposition"] == "attachment; filename*=utf-8''report.json"
+
+
 def test_whole_download_can_be_checked(get):
     answer = get()
     assert answer.status_code == 200

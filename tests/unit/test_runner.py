@@ -128,12 +128,14 @@ def test_an_assignment_is_read_as_it_was_written(assignment, tmp_path):
 def test_a_bundles_files_are_stored_with_their_digests(storage, tmp_path):
     output = tmp_path / "output"
     output.mkdir()
-    for name in ("report.json", "model.safetensors"):
+    (output / "sparsity-0.5").mkdir()
+    for name in ("report.json", "model.safetensors", "sparsity-0.5/model.onnx"):
         (output / name).write_text(name)
     artifacts = upload(output, storage, "artifacts/job_x/1")
     assert [(a.name, a.media_type) for a in artifacts] == [
         ("model.safetensors", "application/octet-stream"),
         ("report.json", "application/json"),
+        ("sparsity-0.5/model.onnx", "application/octet-stream"),
     ]
     assert artifacts[1].sha256 == hashlib.sha256(b"report.json").hexdigest()
     with storage.open("artifacts/job_x/1/report.json") as stored:

@@ -33,3 +33,18 @@ def test_training_time_is_shared_by_steps():
         expected = SHARES["loading"] + SHARES["baseline"] + 0.75 * SHARES["pruning"]
         assert heard[-1].fraction == pytest.approx(expected, abs=1e-3)
         assert heard[-1].eta_seconds >= 0
+
+
+def test_several_trainings_and_bundles_share_one_bar():
+    heard = []
+    tracker = Tracker(heard.append)
+    tracker.expect(dense_steps=0, pruning_steps=6, bundles=2)
+    for name in ("loading", "baseline", "pruning", *("compacting", "evaluating", "exporting", "verifying") * 2):
+        with tracker.phase(name):
+            for step in (1, 2, 3, 1, 2, 3) if name == "pruning" else ():
+                tracker.training_step(StepReport(step, 3, loss=0.5, sparsity=0.1))
+    said = [m for m in heard if isinstance(m, StepDone)]
+    assert [(m.step, m.total_steps) for m in said if m.step] == [(step, 6) for step in range(1, 7)]
+    fractions = [m.fraction for m in said]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0, 1)
