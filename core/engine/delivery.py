@@ -42,7 +42,7 @@ from core.progress import Reporter, Warned
 
 @dataclass(frozen=True)
 class Dense:
-    """The model before pruning: what pruned ones learn from and are compared with. Its files lie in `folder`."""
+    """The model before pruning: what pruned ones are compared with. Its files lie in `folder` once they are needed."""
 
     anatomy: Anatomy
     evaluation: Evaluation
@@ -133,7 +133,7 @@ class Delivery:
     def _export(self, sides: dict[str, Side], inputs: Batch, outputs: Tensor) -> Performance:
         """Write the model in all its formats, with a probe, and measure it beside the dense one."""
         task, formats, (dense, pruned) = self.prepared.task, self.spec.export.formats, sides.values()
-        if not any(dense.folder.iterdir()):
+        if not dense.folder.exists():
             self._write_dense(dense, inputs)
         write_model(pruned.model, self.prepared.tokenizer, task, pruned.folder)
         write_probe(type(task), inputs, outputs, pruned.folder)

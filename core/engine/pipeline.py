@@ -47,12 +47,13 @@ def run(
     """
     set_seed(spec.training.seed)
     tracker = Tracker(report)
-    with tracker.phase("loading"):
-        prepared = prepare(spec, inputs, report)
-        course = plan_course(Ladder(spec, prepared, tracker.training_step, checkpoints), spec.target, report)
-        dense_steps = _dense_steps(spec, prepared)
-    tracker.expect(dense_steps, course.most_steps, course.bundles)
-    with TemporaryDirectory() as dense_folder:
+    with TemporaryDirectory() as scratch:
+        with tracker.phase("loading"):
+            prepared = prepare(spec, inputs, report)
+            ladder = Ladder(spec, prepared, tracker.training_step, checkpoints)
+            course = plan_course(ladder, spec.target, Path(scratch), report)
+            dense_steps = _dense_steps(spec, prepared)
+        tracker.expect(dense_steps, course.most_steps, course.bundles)
         with tracker.phase("baseline"):
             if dense_steps:
                 train(
@@ -65,7 +66,7 @@ def run(
                     listen=tracker.training_step,
                 )
             baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
-        dense = Dense(bind(prepared.model), baseline, Path(dense_folder))
+        dense = Dense(bind(prepared.model), baseline, Path(scratch, "dense"))
         with tracker.phase("pruning"):
             reached = course.follow()
         delivery = Delivery(spec, inputs, prepared, dense, tracker, report)

@@ -1,5 +1,7 @@
 """Targets: from what a job asks for to the levels that its model is brought to."""
 
+from pathlib import Path
+
 from core.engine.ladder import Ladder, Level
 from core.engine.targets.amounts import level_of_bytes, level_of_parameters
 from core.engine.targets.course import Course, Frontier, OneLevel, Reached
@@ -11,8 +13,14 @@ from core.progress import Reporter
 __all__ = ["Course", "Reached", "plan_course"]
 
 
-def plan_course(ladder: Ladder, target: targets.AnyTarget | None, report: Reporter) -> Course:
+def plan_course(ladder: Ladder, target: targets.AnyTarget | None, scratch: Path, report: Reporter) -> Course:
     """The way to a job's target.
+
+    Args:
+        ladder: Brings the job's model to levels.
+        target: None where the method decides how much goes.
+        scratch: A folder for what is timed, as long as the course is followed.
+        report: Told of warnings.
 
     Raises:
         UnreachableTargetError: the model cannot be pruned to it; says what is possible.
@@ -28,7 +36,7 @@ def plan_course(ladder: Ladder, target: targets.AnyTarget | None, report: Report
         case targets.SizeTarget():
             return OneLevel(ladder, level_of_bytes(ladder, target.size_bytes))
         case targets.SpeedupTarget():
-            return AtSpeed(ladder, target, report)
+            return AtSpeed(ladder, target, scratch, report)
         case targets.MetricDropTarget():
             return WithinDrop(ladder, target.max_metric_drop, report)
         case targets.FrontierTarget():

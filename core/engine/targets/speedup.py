@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -40,7 +39,7 @@ class AtSpeed(Course):
     other widths are not quite as fast, nor is a machine from one minute to the next: hence the corrections.
     """
 
-    def __init__(self, ladder: Ladder, target: SpeedupTarget, report: Reporter) -> None:
+    def __init__(self, ladder: Ladder, target: SpeedupTarget, scratch: Path, report: Reporter) -> None:
         """Time stand-ins.
 
         Raises:
@@ -50,7 +49,7 @@ class AtSpeed(Course):
         self._target = target
         self._report = report
         self._most = min(MOST_SPARSITY, removable_share(ladder))
-        self._scratch = TemporaryDirectory()
+        self._scratch = scratch
         self._dense = self._side(copy.deepcopy(ladder.prepared.model), "dense")
         self._level, self._expected = self._search()
 
@@ -123,7 +122,7 @@ class AtSpeed(Course):
         """A model as it is timed, on the CPU, written down where the runtime reads files."""
         move(model, "cpu")
         model.train(False)
-        side = Side(model, Path(self._scratch.name, name))
+        side = Side(model, self._scratch / f"timed-{name}")
         side.folder.mkdir(exist_ok=True)
         if self._target.runtime == "onnxruntime":
             task = type(self._ladder.prepared.task)
