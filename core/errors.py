@@ -3,6 +3,7 @@
 NeuroPruneError
 ├── InvalidInputError            the user can mend it: `param` says where, the message what is allowed
 │   ├── InvalidModelError
+│   │   └── ModelNotFoundError   it is not on the Hub, or not for us
 │   ├── InvalidDataError
 │   ├── UnknownFamilyError
 │   └── UnreachableTargetError
@@ -78,6 +79,12 @@ class InvalidInputError(NeuroPruneError):
 
 class InvalidModelError(InvalidInputError):
     """The model's files are missing, corrupt, or not in a form that is accepted."""
+
+
+class ModelNotFoundError(InvalidModelError):
+    """The Hub has no such model, does not let us have it, or cannot be reached."""
+
+    code: ErrorCode = "model_not_found"
 
 
 class InvalidDataError(InvalidInputError):

@@ -29,6 +29,13 @@ class Settings(BaseSettings):
     model_roots: tuple[Path, ...] = Field(
         (), description="Folders below which a job may name a model or data by path; none by default."
     )
+    hub_offline: bool = Field(
+        True, description="Whether jobs get from the Hugging Face Hub only what is in the cache already."
+    )
+    hub_home: Path | None = Field(
+        None,
+        description="Folder of the Hub's caches (hub/ of models, datasets/ of data), as HF_HOME, which is the default.",
+    )
     max_upload_bytes: int = Field(4 * 2**30, gt=0, description="Largest file accepted by POST /v1/files, bytes.")
     max_unpacked_bytes: int = Field(
         16 * 2**30, gt=0, description="Largest total size of an uploaded model archive once unpacked, bytes."

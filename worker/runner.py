@@ -38,6 +38,8 @@ class Pipe:
 
     def __call__(self, message: Note) -> None:
         if isinstance(message, PhaseStarted):
+            if message.phase == self.phase:
+                return
             self.phase = message.phase
         self.write(message)
 
@@ -106,6 +108,7 @@ def _stopped_by_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 def _run(assignment: Assignment, work_dir: Path, report: Pipe, storage: Storage, checkpoints: Checkpoints) -> Succeeded:
+    report(PhaseStarted(phase="loading"))  # what is fetched can be large
     staged = stage(assignment, work_dir / "inputs", get_settings())
     # Here and not above: what is wrong with the inputs is known before torch is loaded, which takes seconds.
     from core.engine import pipeline

@@ -1,4 +1,4 @@
-"""Brings a job's model and data into its work folder, or finds them on the service's own disk."""
+"""Brings a job's model and data into its work folder, or finds them on the service's own disk or in the Hub's cache."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from core.errors import InvalidInputError, InvalidModelError, StorageError, shown
 from core.jobs.records import Purpose
-from core.jobs.spec import BuiltinData, BuiltinModel, Data, Model, PathData, PathModel, UploadedData
+from core.jobs.spec import BuiltinData, BuiltinModel, Data, HubData, HubModel, Model, PathData, PathModel, UploadedData
 from core.settings import Settings
 from core.storage import Storage
 from core.uploads import suffix_of, unpack_model_archive
+from worker import hub
 from worker.assignment import Assignment
 
 
@@ -48,6 +49,10 @@ class Stage:
                 return _builtin_model()
             case PathModel():
                 return self._below_roots(model.path, "/model/path")
+            case HubModel():
+                folder = hub.fetch_model(model)
+                self.names[folder] = model.id.rpartition("/")[2]
+                return folder
         archive = self._fetch(model.file, "upload", "model")
         folder = unpack_model_archive(archive, self._folder / "model", self._settings.max_unpacked_bytes)
         self.names[folder] = self.names[archive][: -len(archive.name.removeprefix("upload"))]
@@ -57,6 +62,11 @@ class Stage:
         """The files of rows, by the name of their split; none for builtin data."""
         if isinstance(data, BuiltinData):
             return {}
+        if isinstance(data, HubData):
+            files = hub.fetch_rows(data, self._folder / "rows")
+            of = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
+            self.names |= {path: f"{data.id}, split {of[split]}" for split, path in files.items()}
+            return files
         named = {"train": data.train, "validation": data.validation, "test": data.test}
         return {split: self._split(data, split, name) for split, name in named.items() if name is not None}
 

@@ -14,7 +14,7 @@ from core.engine.inputs import Inputs
 from core.engine.python_docs import python_docs
 from core.engine.readers import read_rows
 from core.errors import InvalidDataError
-from core.jobs.spec import BuiltinData, JobSpec
+from core.jobs.spec import BuiltinData, HubData, JobSpec
 from core.progress import Reporter, Warned
 
 Identity = Callable[[Row], Hashable]
@@ -105,7 +105,8 @@ def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
     assert not isinstance(data, BuiltinData)  # noqa: S101 the caller has looked
 
     def read(path: Path, split_name: str) -> list[Row]:
-        return read_rows(path, inputs.source(path, f"/task/data/{split_name}"))
+        field = f"{split_name}_split" if isinstance(data, HubData) else split_name
+        return read_rows(path, inputs.source(path, f"/task/data/{field}"))
 
     identity = partial(_text_of, columns=spec.task.input_columns())
     train = everything = read(inputs.train, "train")

@@ -21,6 +21,20 @@ Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 FileId = Annotated[str, Field(pattern=r"^file_[0-9a-f]{32}$", description="Answer of POST /v1/files.")]
 
+HubId = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$",
+        description="Name on the Hugging Face Hub: owner/name, or a name alone.",
+    ),
+]
+
+Revision = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+"""A Git branch, tag or commit hash."""
+
+SplitName = Annotated[str, Field(max_length=100, pattern=r"^\w+(\.\w+)*$")]
+
 # ---- model ---------------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +61,19 @@ class PathModel(Spec):
     path: DiskPath = Field(description="Absolute path below a configured model root.")
 
 
-Model = Annotated[BuiltinModel | UploadedModel | PathModel, Field(discriminator="source")]
+class HubModel(Spec):
+    """A model on the Hugging Face Hub: its config, safetensors and tokenizer; pickles are never fetched.
+
+    Fetched by the worker, with the token that its environment may hold. One that works offline has what was put into
+    its cache before.
+    """
+
+    source: Literal["hub"]
+    id: HubId
+    revision: Revision = Field("main", description="Branch, tag or commit hash; name a commit to repeat the job.")
+
+
+Model = Annotated[BuiltinModel | UploadedModel | PathModel | HubModel, Field(discriminator="source")]
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 
@@ -115,7 +141,34 @@ class PathData(_HeldOut):
     test: DiskPath | None = Field(None, description="Test rows, as for uploads.")
 
 
-Data = Annotated[BuiltinData | UploadedData | PathData, Field(discriminator="source")]
+class HubData(_HeldOut):
+    """A dataset on the Hugging Face Hub, read without running code of its own; class names come along.
+
+    Fetched as models are.
+    """
+
+    source: Literal["hub"]
+    id: HubId
+    config: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Its configuration, such as sst2 of glue; its only one if left out.",
+    )
+    revision: Revision | None = Field(
+        None, description="Branch, tag or commit hash. Default: the newest; for a worker offline, the one in its cache."
+    )
+    train_split: SplitName = Field("train", description="Split to train on.")
+    validation_split: SplitName | None = Field(
+        "validation", description="Split for decisions; null: held out of the training rows."
+    )
+    test_split: SplitName | None = Field(
+        None, description="Split that nothing is decided on, if its labels are public."
+    )
+
+
+LabelledData = Annotated[UploadedData | PathData | HubData, Field(discriminator="source")]
+Data = Annotated[BuiltinData | UploadedData | PathData | HubData, Field(discriminator="source")]
 
 # ---- task ----------------------------------------------------------------------------------------------------------
 
@@ -143,11 +196,18 @@ class SequenceClassification(Spec):
     """Assign one label to a text or a pair of texts. Metrics: accuracy, macro F1, Matthews' correlation."""
 
     name: Literal["sequence-classification"]
-    data: UploadedData | PathData = Field(discriminator="source")
+    data: LabelledData
     metric: Literal["accuracy", "macro_f1", "matthews"] = Field("accuracy", description=HEADLINE)
     text_column: Column = Field("text", description="Column of the (first) text.")
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
+    label_names: tuple[Column, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=10_000,
+        description="Names of the classes 0, 1, …, in this order; the labels are these numbers or names. Default: what "
+        "the data says of itself (Parquet and hub data with class labels), else the labels as they are, sorted.",
+    )
 
     def input_columns(self) -> tuple[str, ...]:
         """What the model reads of a row."""
@@ -158,7 +218,7 @@ class Regression(Spec):
     """Assign one number to a text or a pair of texts. Metrics: Pearson and Spearman correlation."""
 
     name: Literal["regression"]
-    data: UploadedData | PathData = Field(discriminator="source")
+    data: LabelledData
     metric: Literal["pearson", "spearman"] = Field("pearson", description=HEADLINE)
     text_column: Column = Field("text", description="Column of the (first) text.")
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")

@@ -8,7 +8,7 @@ import pytest
 
 from client.local import EmbeddedStack
 from client.sdk import NeuroPruneClient
-from tests.integration.stack import FAST, Service
+from tests.integration.stack import FAST, HUB_HOME, Service
 from tests.servers import postgresql, postgresql_binaries
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -19,16 +19,17 @@ def stack(request, tmp_path_factory):
     """The service on SQLite; on PostgreSQL where a module says so by `parametrize(…, indirect=True)`."""
     folder = tmp_path_factory.mktemp("stack")
     if getattr(request, "param", SQLITE) == SQLITE:
-        yield from _running(folder, FAST)
+        yield from _running(folder, {})
         return
     binaries = postgresql_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server binaries on this machine")
     with postgresql(binaries) as url:
-        yield from _running(folder, FAST | {"NEUROPRUNE_DATABASE_URL": url})
+        yield from _running(folder, {"NEUROPRUNE_DATABASE_URL": url})
 
 
 def _running(folder, environment):
+    environment = FAST | environment | {"NEUROPRUNE_HUB_HOME": str(folder / HUB_HOME)}
     with EmbeddedStack(folder, port=0, environment=environment) as stack, NeuroPruneClient(stack.url) as client:
         yield Service(stack, client)
 

@@ -18,6 +18,8 @@ FAST = {
     "NEUROPRUNE_CHECKPOINT_INTERVAL_SECONDS": "1",
     "NEUROPRUNE_TORCH_THREADS": "2",
 }
+HUB_HOME = "hub"
+"""Where a stack has the caches of the Hub, below its own folder."""
 ENDED = {"succeeded", "failed", "cancelled"}
 PATIENCE_SECONDS = 120.0
 

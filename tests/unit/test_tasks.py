@@ -1,6 +1,7 @@
 """Tasks: tokenising, losses and metrics against slow references."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def task(name, **options):
 
 
 def rows(count=20):
-    return [{"text": text, "label": i % 3} for i, text in enumerate(tiny.sentences(count))]
+    return [Row({"text": text, "label": i % 3}, TRAIN, i) for i, text in enumerate(tiny.sentences(count))]
 
 
 def test_distillation_is_the_tempered_divergence():
@@ -96,10 +97,49 @@ def test_a_model_that_answers_nan_is_not_measured():
         evaluate(ours, model, ours.features(rows()))
 
 
+def labelled(*labels, class_names=None):
+    source = replace(TRAIN, class_names={"label": class_names} if class_names else {})
+    return [Row({"text": "a cat", "label": label}, source, i) for i, label in enumerate(labels, 1)]
+
+
+@pytest.mark.parametrize("said_by", ["spec", "data"])
+def test_classes_are_named_by_the_spec_or_the_data(said_by):
+    names = ("bad", "so so", "good")
+    ours = task("sequence-classification", **({"label_names": names} if said_by == "spec" else {}))
+    rows = labelled(2, 0, class_names=names if said_by == "data" else None)
+    assert ours.model_options(tiny.bert_config(), rows)["id2label"] == dict(enumerate(names))
+    assert [feature["labels"] for feature in ours.features(rows).features] == [2, 0]
+    assert ours.features(labelled("so so"))[0]["labels"] == 1
+    with pytest.raises(InvalidDataError, match=r"the label is -1, which is none of the classes; .*'bad'"):
+        ours.features(labelled(-1))
+
+
+@pytest.mark.parametrize(
+    ("own", "kept", "expected"),
+    [
+        (["LABEL_0", "LABEL_1"], ["bad", "good"], [0, 1]),
+        (["bad", "good"], ["bad", "good"], [0, 1]),
+        (["GOOD", "BAD"], ["GOOD", "BAD"], [1, 0]),
+    ],
+)
+def test_a_trained_head_takes_names_that_fit_it(own, kept, expected):
+    ours = task("sequence-classification", label_names=("bad", "good"))
+    config = BertConfig(id2label=dict(enumerate(own)), label2id={name: i for i, name in enumerate(own)})
+    assert ours.model_options(config, labelled(0, 1)) == {}
+    assert config.id2label == dict(enumerate(kept))
+    assert [feature["labels"] for feature in ours.features(labelled(0, 1, "bad", "good")).features] == expected * 2
+
+
+@pytest.mark.parametrize("own", [["bad", "fine"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
+def test_a_head_for_other_classes_goes(own):
+    ours = task("sequence-classification", label_names=("bad", "good"))
+    config = BertConfig(id2label=dict(enumerate(own)), label2id={name: i for i, name in enumerate(own)})
+    assert ours.model_options(config, labelled(0, 1))["num_labels"] == 2
+
+
 def test_classes_are_the_sorted_training_labels():
     ours = task("sequence-classification")
-    rows = [{"label": "no"}, {"label": "yes"}, {"label": "no"}]
-    assert ours.model_options(tiny.bert_config(), rows)["id2label"] == {0: "no", 1: "yes"}
+    assert ours.model_options(tiny.bert_config(), labelled("no", "yes", "no"))["id2label"] == {0: "no", 1: "yes"}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +155,7 @@ def test_classes_are_the_sorted_training_labels():
 def test_a_trained_head_keeps_its_own_classes(names, labels, expected):
     ours = task("sequence-classification")
     config = BertConfig(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
-    rows = [{"text": "a cat", "label": label} for label in labels]
+    rows = labelled(*labels)
     assert ours.model_options(config, rows) == {}
     features = ours.features(rows)
     assert [features[i]["labels"] for i in range(len(rows))] == expected
@@ -123,13 +163,13 @@ def test_a_trained_head_keeps_its_own_classes(names, labels, expected):
 
 def test_digits_sort_as_numbers():
     ours = task("sequence-classification")
-    names = ours.model_options(tiny.bert_config(), [{"label": str(i)} for i in range(12)])["id2label"]
+    names = ours.model_options(tiny.bert_config(), labelled(*map(str, range(12))))["id2label"]
     assert names == {i: str(i) for i in range(12)}
 
 
 def test_endless_digits_are_text():
     labels = ["1" * 5000, "2" * 5000]
-    options = task("sequence-classification").model_options(tiny.bert_config(), [{"label": label} for label in labels])
+    options = task("sequence-classification").model_options(tiny.bert_config(), labelled(*labels))
     assert options["num_labels"] == 2
 
 
@@ -144,9 +184,7 @@ def test_endless_digits_are_text():
 )
 def test_bad_labels_are_refused(labels, message):
     with pytest.raises(InvalidDataError, match=message):
-        task("sequence-classification").model_options(
-            tiny.bert_config(), [Row({"text": "a", "label": label}, TRAIN, i) for i, label in enumerate(labels, 1)]
-        )
+        task("sequence-classification").model_options(tiny.bert_config(), labelled(*labels))
 
 
 def test_a_held_out_label_that_training_lacks_is_named():
@@ -160,7 +198,7 @@ def test_a_held_out_label_that_training_lacks_is_named():
 @pytest.mark.parametrize("name", ["sequence-classification", "regression"])
 def test_pairs_are_encoded_together(name):
     ours = task(name, text_pair_column="second")
-    pair = [{"text": "a cat", "second": "the dog", "label": i} for i in range(2)]
+    pair = [Row({"text": "a cat", "second": "the dog", "label": i}, TRAIN, i) for i in range(2)]
     ours.model_options(tiny.bert_config(), pair)
     assert len(ours.features(pair)[0]["input_ids"]) == 4
 

@@ -1,6 +1,7 @@
 """One label for a text or a pair of texts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,12 @@ class SequenceClassificationTask(Task):
         self._classes: dict[Label, int] = {}
 
     def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
-        """The classes: the model's own where the labels are its names or ids, else the sorted labels of the rows."""
+        """The classes: named by the spec or the data, else the model's own where the labels are its names or ids, else
+        the sorted labels of the rows.
+
+        A head that was trained for as many classes as are named stays if its names are the same in any order, or none:
+        those are written into the config then.
+        """
         labels = {self._label(row) for row in rows}
         if len(labels) < 2 or len({type(label) for label in labels}) != 1:
             raise InvalidDataError(
@@ -37,19 +43,29 @@ class SequenceClassificationTask(Task):
                 f"it holds {_listed(sorted(labels, key=str)[:5])}.",
                 param="/task/label_column",
             )
+        if named := self.spec.label_names or rows[0].source.class_names.get(self.spec.label_column):
+            return self._name_classes(config, named)
         own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
         by_id: dict[Label, int] = {i: i for i in own}
         self._classes = by_id | {name: i for i, name in own.items()}
         if labels <= set(self._classes):
             return {}
         self._classes = {label: i for i, label in enumerate(sorted(labels))}
-        names = {i: str(label) for label, i in self._classes.items()}
-        return {
-            "num_labels": len(names),
-            "id2label": names,
-            "label2id": {name: i for i, name in names.items()},
-            "problem_type": "single_label_classification",
-        }
+        return _head_for([str(label) for label in self._classes])
+
+    def _name_classes(self, config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:
+        """Changes to the config for classes of these names. A label is a number, or a name that is none."""
+        own = {str(name).casefold(): int(i) for i, name in (config.id2label or {}).items()}
+        named = [own[name.casefold()] for name in names if name.casefold() in own]
+        classes, changes = list(range(len(names))), _head_for(names)
+        if sorted(named) == list(range(len(own))) and len(named) == len(names):
+            classes, changes = named, {}
+        elif set(own) == {f"label_{i}" for i in classes}:
+            config.update({"id2label": changes["id2label"], "label2id": changes["label2id"]})
+            changes = {}
+        self._classes = {name: i for name, i in zip(names, classes, strict=True) if isinstance(_plain(name), str)}
+        self._classes.update(enumerate(classes))
+        return changes
 
     def features(self, rows: list[Row]) -> Features:
         encoded = self.encode(rows, self.spec.text_column, self.spec.text_pair_column)
@@ -84,7 +100,7 @@ class SequenceClassificationTask(Task):
         label = self._label(row)
         if label not in self._classes:
             known = _listed(list(self._classes)[:20])
-            raise row.error(f"the label is {shown(label)}, which no training row has; known are {known}.")
+            raise row.error(f"the label is {shown(label)}, which is none of the classes; known are {known}.")
         return self._classes[label]
 
 
@@ -101,6 +117,16 @@ def classification_metrics(answers: Tensor) -> dict[str, Metric]:
         "accuracy": Metric(float(accuracy_score(labels, given)), "share of rows, 0 … 1", True),
         "macro_f1": Metric(float(f1_score(labels, given, average="macro", zero_division=0)), "F1, 0 … 1", True),
         "matthews": Metric(matthews, "correlation, -1 … 1", True),
+    }
+
+
+def _head_for(names: Sequence[str]) -> dict[str, Any]:
+    """The part of a config that describes a head for these classes."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": "single_label_classification",
     }
 
 
