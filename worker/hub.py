@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InvalidDataError, InvalidInputError, ModelNotFoundError, NeuroPruneError
-from core.jobs.spec import HubData, HubModel
+from core.jobs.sources import HubData, HubModel
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 """Config, weights, vocabularies, preprocessors; neither pickles nor code."""

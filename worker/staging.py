@@ -6,7 +6,17 @@ from pathlib import Path
 
 from core.errors import InvalidInputError, InvalidModelError, StorageError, shown
 from core.jobs.records import Purpose
-from core.jobs.spec import BuiltinData, BuiltinModel, Data, HubData, HubModel, Model, PathData, PathModel, UploadedData
+from core.jobs.sources import (
+    BuiltinData,
+    BuiltinModel,
+    Data,
+    HubData,
+    HubModel,
+    Model,
+    PathData,
+    PathModel,
+    UploadedData,
+)
 from core.settings import Settings
 from core.storage import Storage
 from core.uploads import suffix_of, unpack_model_archive

@@ -14,7 +14,8 @@ from core.engine.inputs import Inputs
 from core.engine.python_docs import python_docs
 from core.engine.readers import read_rows
 from core.errors import InvalidDataError
-from core.jobs.spec import BuiltinData, HubData, JobSpec
+from core.jobs.sources import BuiltinData, HubData
+from core.jobs.spec import JobSpec
 from core.progress import Reporter, Warned
 
 Identity = Callable[[Row], Hashable]

@@ -8,7 +8,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from core.engine.data import Source
 from core.engine.readers import read_rows
 from core.errors import InvalidDataError, ModelNotFoundError
-from core.jobs.spec import HubData, HubModel
+from core.jobs.sources import HubData, HubModel
 from core.settings import Settings
 from tests import hub_caches
 from tests.hub_caches import COMMIT

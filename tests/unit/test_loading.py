@@ -3,17 +3,20 @@
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from core.engine.data import Row, Source
 from core.engine.loading import load_config, load_model
 from core.engine.tasks import TASKS
 from core.jobs import spec
+from core.jobs.sources import PathData
 from tests import tiny, tiny_families
 
 
 def load(folder, labels, report=lambda message: None, kind=spec.SequenceClassification):
     name = "regression" if kind is spec.Regression else "sequence-classification"
-    part = kind(name=name, data=spec.PathData(source="path", train="/data/train.jsonl"))
+    part = kind(name=name, data=PathData(source="path", train="/data/train.jsonl"))
     task = TASKS[name](part, spec.Training(), tiny.tokenizer())
-    rows = [{"text": "a cat", "label": label} for label in labels]
+    source = Source("rows.jsonl", "/task/data/train")
+    rows = [Row({"text": "a cat", "label": label}, source, i) for i, label in enumerate(labels, 1)]
     return load_model(folder, load_config(folder), task, rows, report)
 
 

@@ -17,7 +17,8 @@ from core.engine.measure import LATENCY_BATCH, THROUGHPUT_BATCH, Performance
 from core.engine.report.target import describe_target
 from core.engine.tasks import TASKS, Metric
 from core.engine.training import uses_bf16
-from core.jobs.spec import BuiltinModel, JobSpec
+from core.jobs.sources import BuiltinModel
+from core.jobs.spec import JobSpec
 
 REPORT_FORMAT = 2
 
