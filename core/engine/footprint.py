@@ -5,7 +5,7 @@ libraries take for themselves, so it refuses too little rather than too much.
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from core.engine.inspection import Shapes
 from core.errors import OutOfGpuMemoryError, OutOfMemoryError, StorageFullError
-from core.jobs.spec import JobSpec
+from core.jobs.spec import Training
 from core.resources import available_memory
 
 _FP32_BYTES = 4
@@ -24,39 +24,24 @@ _CHECKPOINT_COPIES = 4
 """Of the weights: those of the dense model, themselves, and Adam's two moments."""
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Bytes.
-
-    Attributes:
-        weights: one copy of the model's parameters, in fp32.
-        training: all that lies on the device that trains: copies, the dense model, activations.
-        disk: what the work folder will hold beside the inputs.
-    """
-
-    weights: int
-    training: int
-    disk: int
+def weights_bytes(shapes: Shapes) -> int:
+    """One copy of the tensors of a model's files, in fp32."""
+    return _FP32_BYTES * sum(map(prod, shapes.values()))
 
 
-def footprint(shapes: Shapes, config: PreTrainedConfig, spec: JobSpec, length: int) -> Footprint:
-    """The footprint of a job.
+def training_bytes(shapes: Shapes, config: PreTrainedConfig, training: Training) -> int:
+    """What lies on the device that trains: copies of the weights, the dense model that teaches, activations."""
+    if not training.num_train_epochs:
+        return 2 * weights_bytes(shapes)
+    activations = activation_bytes(config, training.per_device_train_batch_size, training.max_length)
+    return (_TRAINING_COPIES + 1) * weights_bytes(shapes) + activations
 
-    Args:
-        shapes: of the tensors in the model's files.
-        config: the model's.
-        spec: a resolved spec.
-        length: tokens of the longest row.
-    """
-    weights = _FP32_BYTES * sum(map(prod, shapes.values()))
-    trains = bool(spec.training.num_train_epochs)
-    copies = _TRAINING_COPIES if trains else 1
-    batch = spec.training.per_device_train_batch_size if trains else spec.training.per_device_eval_batch_size
-    activations = activation_bytes(config, batch, length) if trains else 0
+
+def disk_bytes(shapes: Shapes, formats: Collection[str], *, trains: bool) -> int:
+    """What the work folder will hold beside the inputs."""
     # The dense model and the pruned one, and both as ONNX to measure them side by side.
-    files = 2 + 2 * ("onnx" in spec.export.formats) + len({"gguf", "executorch"} & set(spec.export.formats))
-    disk = weights * (files + _CHECKPOINT_COPIES * trains)
-    return Footprint(weights=weights, training=weights * (copies + 1) + activations, disk=disk)
+    files = 2 + 2 * ("onnx" in formats) + len({"gguf", "executorch"} & set(formats))
+    return weights_bytes(shapes) * (files + _CHECKPOINT_COPIES * trains)
 
 
 def activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> int:
@@ -73,33 +58,45 @@ def activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> int:
     return int(2 * layers * length * batch * hidden * (34 + 5 * heads * length / hidden))
 
 
-def check_fits(needed: Footprint, folder: Path) -> None:
-    """Refuse a job that this worker cannot hold.
+def check_memory(shapes: Shapes, config: PreTrainedConfig, training: Training) -> None:
+    """Refuse a model that this worker's memory cannot hold while it is trained.
+
+    Args:
+        shapes: of the tensors in the model's files.
+        config: the model's, which has been checked against the shapes.
+        training: of a resolved spec.
 
     Raises:
-        OutOfMemoryError: main memory does not suffice.
         OutOfGpuMemoryError: the GPU's memory does not suffice.
-        StorageFullError: the disk below `folder` does not suffice.
+        OutOfMemoryError: main memory does not suffice.
     """
     advice = "A smaller per_device_train_batch_size or max_length needs less, or a larger worker has more."
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    needed = training_bytes(shapes, config, training)
+    if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
-        if needed.training > free:
+        if needed > free:
             raise OutOfGpuMemoryError(
-                f"The job needs about {_gib(needed.training)} of GPU memory; the worker has {_gib(free)} free. {advice}"
+                f"The job needs about {_gib(needed)} of GPU memory; the worker has {_gib(free)} free. {advice}"
             )
-    # On the CPU the dense and the pruned model are compared and exported, wherever they were trained.
-    in_memory = 2 * needed.weights if on_gpu else needed.training
+        # On the CPU the dense and the pruned model are compared and exported.
+        needed = 2 * weights_bytes(shapes)
     memory = available_memory()
-    if memory is not None and in_memory > memory:
+    if memory is not None and needed > memory:
         raise OutOfMemoryError(
-            f"The job needs about {_gib(in_memory)} of memory; the worker has {_gib(memory)} free. {advice}"
+            f"The job needs about {_gib(needed)} of memory; the worker has {_gib(memory)} free. {advice}"
         )
-    disk = shutil.disk_usage(folder).free
-    if needed.disk > disk:
+
+
+def check_disk(shapes: Shapes, formats: Collection[str], folder: Path, *, trains: bool) -> None:
+    """Refuse a job that the disk below `folder` cannot hold.
+
+    Raises:
+        StorageFullError: there is too little room.
+    """
+    needed, free = disk_bytes(shapes, formats, trains=trains), shutil.disk_usage(folder).free
+    if needed > free:
         raise StorageFullError(
-            f"The job needs about {_gib(needed.disk)} of disk to work; the worker has {_gib(disk)} free. "
+            f"The job needs about {_gib(needed)} of disk to work; the worker has {_gib(free)} free. "
             "Fewer formats need less, or a larger worker has more."
         )
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Row
+from core.engine.footprint import check_memory
 from core.engine.inspection import (
     blaming_the_model,
     check_activation,
@@ -154,6 +155,7 @@ def load_model(
     Raises:
         InvalidModelError: unreadable, NaN or infinite, or weights of the transformer itself are missing, superfluous
             or of another shape.
+        OutOfMemoryError: this worker's memory, or its GPU's, cannot hold it while it is trained.
     """
     shapes = weight_shapes(folder)
     family = family_of(config.model_type)
@@ -161,6 +163,7 @@ def load_model(
     changes = task.model_options(config, rows)
     config.update(changes)
     check_shapes(config, task.auto_class, shapes, head_is_new=bool(changes))
+    check_memory(shapes, config, task.training)
     with blaming_the_model("The model cannot be loaded"):
         model, info = task.auto_class.from_pretrained(
             folder,

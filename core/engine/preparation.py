@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.engine.data import Features
 from core.engine.export.executorch import check_executorch, check_lowerable
 from core.engine.export.gguf import check_gguf
-from core.engine.footprint import check_fits, footprint
+from core.engine.footprint import check_disk
 from core.engine.generation import mend_generation_config
 from core.engine.inputs import Inputs
 from core.engine.inspection import weight_shapes
@@ -61,7 +61,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
         check_lowerable(family_of(config.model_type))
     tokenizer = load_tokenizer(inputs.model)
     length = fitting_length(spec.training.max_length, config, tokenizer, report)
-    check_fits(footprint(weight_shapes(inputs.model), config, spec, length), Path(gettempdir()))
+    trains = bool(spec.training.num_train_epochs)
+    check_disk(weight_shapes(inputs.model), spec.export.formats, Path(gettempdir()), trains=trains)
     task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)
     model, head_is_new = load_model(inputs.model, config, task, rows.everything, report)
     mend_generation_config(model, tokenizer, report)

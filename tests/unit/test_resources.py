@@ -7,39 +7,35 @@ import pytest
 import torch
 
 from core import resources
-from core.engine import footprint as module
-from core.engine.footprint import Footprint, activation_bytes, check_fits, footprint
+from core.engine import footprint
+from core.engine.footprint import activation_bytes, check_disk, check_memory, disk_bytes, training_bytes
 from core.errors import OutOfGpuMemoryError, OutOfMemoryError, StorageFullError
 from core.jobs.defaults import resolve
 from tests import tiny
 from tests.specs import demo_spec
 
-GIB = 2**30
 SHAPES = {"a.weight": (1000, 500), "a.bias": (1000,)}
 WEIGHTS = 4 * 501_000
 
 
+def training(**changes):
+    return resolve(demo_spec(**changes)).training
+
+
 def test_training_takes_weights_gradients_moments_and_a_teacher():
-    spec = resolve(demo_spec(export={"formats": ["safetensors"]}))
-    config = tiny.bert_config()
-    needed = footprint(SHAPES, config, spec, 16)
-    activations = activation_bytes(config, spec.training.per_device_train_batch_size, 16)
-    assert needed.weights == WEIGHTS
-    assert needed.training == 5 * WEIGHTS + activations
-    assert needed.disk == 6 * WEIGHTS
-
-
-def test_more_formats_take_more_disk():
-    plain, onnx = (
-        footprint(SHAPES, tiny.bert_config(), resolve(demo_spec(export={"formats": formats})), 16)
-        for formats in (["safetensors"], ["safetensors", "onnx"])
-    )
-    assert onnx.disk - plain.disk == 2 * WEIGHTS
+    config, options = tiny.bert_config(), training()
+    activations = activation_bytes(config, options.per_device_train_batch_size, options.max_length)
+    assert training_bytes(SHAPES, config, options) == 5 * WEIGHTS + activations
 
 
 def test_one_shot_methods_take_no_gradients():
-    spec = resolve(demo_spec(method={"name": "wanda"}))
-    assert footprint(SHAPES, tiny.bert_config(), spec, 16).training == 2 * WEIGHTS
+    assert training_bytes(SHAPES, tiny.bert_config(), training(method={"name": "wanda"})) == 2 * WEIGHTS
+
+
+def test_disk_is_taken_by_bundles_formats_and_checkpoints():
+    assert disk_bytes(SHAPES, ["safetensors"], trains=False) == 2 * WEIGHTS
+    assert disk_bytes(SHAPES, ["safetensors"], trains=True) == 6 * WEIGHTS
+    assert disk_bytes(SHAPES, ["safetensors", "onnx", "gguf"], trains=False) == 5 * WEIGHTS
 
 
 def test_activations_grow_as_the_formula_says():
@@ -53,37 +49,44 @@ def test_activations_grow_as_the_formula_says():
 
 @pytest.fixture
 def machine(monkeypatch):
-    """4 GiB of memory and of disk are free."""
-    monkeypatch.setattr(module, "available_memory", lambda: 4 * GIB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * GIB))
+    """As much memory and disk is free as a small job takes, but no GPU."""
+    monkeypatch.setattr(footprint, "available_memory", lambda: 5 * WEIGHTS + activation_bytes(CONFIG, 32, 64))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6 * WEIGHTS))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return monkeypatch
 
 
-def test_what_fits_is_let_through(machine, tmp_path):
-    check_fits(Footprint(weights=GIB, training=4 * GIB, disk=4 * GIB), tmp_path)
+CONFIG = tiny.bert_config()
+FITS = training().model_copy(update={"per_device_train_batch_size": 32, "max_length": 64})
+TOO_LARGE = FITS.model_copy(update={"per_device_train_batch_size": 33})
 
 
-@pytest.mark.parametrize(
-    ("needed", "error", "text"),
-    [
-        (Footprint(GIB, 5 * GIB, 0), OutOfMemoryError, "5.0 GiB of memory; the worker has 4.0 GiB"),
-        (Footprint(GIB, GIB, 5 * GIB), StorageFullError, "5.0 GiB of disk"),
-    ],
-)
-def test_what_does_not_fit_is_refused(machine, tmp_path, needed, error, text):
-    with pytest.raises(error, match=text):
-        check_fits(needed, tmp_path)
+def test_main_memory_decides_without_a_gpu(machine):
+    check_memory(SHAPES, CONFIG, FITS)
+    with pytest.raises(
+        OutOfMemoryError, match=r"about 0\.0 GiB of memory; the worker has .* smaller per_device"
+    ) as caught:
+        check_memory(SHAPES, CONFIG, TOO_LARGE)
+    assert caught.value.code == "out_of_memory_host"
 
 
-def test_a_gpu_holds_what_is_trained(machine, tmp_path):
+def test_a_gpu_holds_what_is_trained(machine):
     machine.setattr(torch.cuda, "is_available", lambda: True)
-    machine.setattr(torch.cuda, "mem_get_info", lambda: (8 * GIB, 16 * GIB))
-    check_fits(Footprint(weights=GIB, training=8 * GIB, disk=0), tmp_path)
-    with pytest.raises(OutOfGpuMemoryError, match=r"GPU memory; the worker has 8\.0 GiB free"):
-        check_fits(Footprint(weights=GIB, training=9 * GIB, disk=0), tmp_path)
-    with pytest.raises(OutOfMemoryError, match=r"6\.0 GiB of memory"):
-        check_fits(Footprint(weights=3 * GIB, training=8 * GIB, disk=0), tmp_path)
+    machine.setattr(torch.cuda, "mem_get_info", lambda: (training_bytes(SHAPES, CONFIG, FITS), 0))
+    machine.setattr(footprint, "available_memory", lambda: 2 * WEIGHTS)
+    check_memory(SHAPES, CONFIG, FITS)
+    with pytest.raises(OutOfGpuMemoryError, match="of GPU memory") as caught:
+        check_memory(SHAPES, CONFIG, TOO_LARGE)
+    assert caught.value.code == "out_of_memory_gpu"
+    machine.setattr(footprint, "available_memory", lambda: 2 * WEIGHTS - 1)
+    with pytest.raises(OutOfMemoryError, match="of memory"):
+        check_memory(SHAPES, CONFIG, FITS)
+
+
+def test_disk_has_to_suffice(machine, tmp_path):
+    check_disk(SHAPES, ["safetensors"], tmp_path, trains=True)
+    with pytest.raises(StorageFullError, match="Fewer formats"):
+        check_disk(SHAPES, ["safetensors", "gguf"], tmp_path, trains=True)
 
 
 @pytest.fixture
