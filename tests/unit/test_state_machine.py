@@ -6,6 +6,7 @@ back after it was given up.
 
 import itertools
 import tempfile
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from core.jobs.store import JobStore
 from core.progress import Artifact, Failed, StepDone, Succeeded
 from tests.specs import demo_spec
 
-MAX_ATTEMPTS = 2
+MAX_LOSSES = 2
 WORKERS = ("first", "second")
 
 
@@ -42,9 +43,10 @@ class ServiceMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.engine = create_engine(f"sqlite:///{self.folder.name}/db")
         metadata.create_all(self.engine)
-        self.store = JobStore(self.engine, lease_seconds=60, max_attempts=MAX_ATTEMPTS)
+        self.store = JobStore(self.engine, lease_seconds=60, max_attempts=MAX_LOSSES)
         self.status: dict[str, Status] = {}
         self.attempt: dict[str, int] = {}
+        self.losses: dict[str, int] = {}
         self.holder: dict[str, Lease | None] = {}
         self.expired: set[str] = set()
         self.delivered: dict[str, int] = {}
@@ -60,14 +62,27 @@ class ServiceMachine(RuleBasedStateMachine):
             self.holder[job_id] = None
             self.expired.discard(job_id)
 
-    def gives_up(self, job_id: str) -> None:
-        """What becomes of a job whose worker is gone."""
+    def gives_up(self, job_id: str, *, lost: bool) -> None:
+        """What becomes of a job without its worker, which is lost or gave it back in good order."""
+        self.losses[job_id] += lost
         if self.status[job_id] is Status.CANCELLING:
             self.moves(job_id, Status.CANCELLED)
-        elif self.attempt[job_id] < MAX_ATTEMPTS:
-            self.moves(job_id, Status.QUEUED)
-        else:
+        elif self.losses[job_id] >= MAX_LOSSES:
             self.moves(job_id, Status.FAILED)
+        elif self.status[job_id] is Status.PAUSING:
+            self.moves(job_id, Status.PAUSED)
+        else:
+            self.moves(job_id, Status.QUEUED)
+
+    def asks(self, request: Callable[[str], object], job_id: str, target: Status | None) -> None:
+        """A user's request, which the store refuses where the model knows no `target`."""
+        if target is None:
+            with pytest.raises(ConflictError):
+                request(job_id)
+            return
+        request(job_id)
+        if target is not self.status[job_id]:
+            self.moves(job_id, target)
 
     def holds(self, lease: Lease) -> bool:
         return self.holder[lease.job_id] == lease
@@ -75,7 +90,8 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(target=ids)
     def submit(self):
         job_id = self.store.create(demo_spec(), name=None, labels={})[0].id
-        self.status[job_id], self.attempt[job_id], self.holder[job_id] = Status.QUEUED, 0, None
+        self.status[job_id], self.holder[job_id] = Status.QUEUED, None
+        self.attempt[job_id] = self.losses[job_id] = 0
         return job_id
 
     @rule(target=leases, job_id=ids, worker=st.sampled_from(WORKERS), deliveries=st.sampled_from([1, 5]))
@@ -139,27 +155,43 @@ class ServiceMachine(RuleBasedStateMachine):
             with pytest.raises(ConflictError):
                 self.store.finish(lease, made[outcome])
 
-    @rule(lease=consumes(leases))
-    def is_given_back(self, lease):
+    @rule(lease=consumes(leases), lost=st.booleans())
+    def is_given_back(self, lease, lost):
+        give_back = self.store.release if lost else self.store.hand_back
         if self.holds(lease):
-            self.store.release(lease, "worker shut down")
-            self.gives_up(lease.job_id)
+            give_back(lease, "worker shut down")
+            self.gives_up(lease.job_id, lost=lost)
         else:
             with pytest.raises(LeaseLostError):
-                self.store.release(lease, "worker shut down")
+                give_back(lease, "worker shut down")
 
     @rule(job_id=ids)
     def user_cancels(self, job_id):
-        status = self.status[job_id]
-        if status in TERMINAL:
-            with pytest.raises(ConflictError):
-                self.store.request_cancel(job_id)
-            return
-        self.store.request_cancel(job_id)
-        if status is Status.QUEUED:
-            self.moves(job_id, Status.CANCELLED)
-        elif status is not Status.CANCELLING:
-            self.moves(job_id, Status.CANCELLING)
+        waits = {Status.QUEUED: Status.CANCELLED, Status.PAUSED: Status.CANCELLED} | dict.fromkeys(TERMINAL)
+        self.asks(self.store.request_cancel, job_id, waits.get(self.status[job_id], Status.CANCELLING))
+
+    @rule(job_id=ids)
+    def user_pauses(self, job_id):
+        targets = {
+            Status.QUEUED: Status.PAUSED,
+            Status.STARTING: Status.PAUSING,
+            Status.RUNNING: Status.PAUSING,
+            Status.PAUSING: Status.PAUSING,
+            Status.PAUSED: Status.PAUSED,
+        }
+        self.asks(self.store.request_pause, job_id, targets.get(self.status[job_id]))
+
+    @rule(job_id=ids)
+    def user_resumes(self, job_id):
+        self.asks(self.store.resume, job_id, {Status.PAUSED: Status.QUEUED}.get(self.status[job_id]))
+
+    @rule(job_id=ids)
+    def user_tries_again(self, job_id):
+        again = dict.fromkeys((Status.FAILED, Status.CANCELLED, Status.EXPIRED), Status.QUEUED)
+        target = again.get(self.status[job_id])
+        self.asks(self.store.retry, job_id, target)
+        if target is not None:
+            self.losses[job_id] = 0
 
     @rule(job_id=ids)
     def worker_falls_silent(self, job_id):
@@ -173,7 +205,7 @@ class ServiceMachine(RuleBasedStateMachine):
     def reaper_comes(self):
         queued = []
         for job_id in sorted(self.expired):
-            self.gives_up(job_id)
+            self.gives_up(job_id, lost=True)
             if self.status[job_id] is Status.QUEUED:
                 queued.append(job_id)
         assert sorted(self.store.reap()) == queued
@@ -184,6 +216,8 @@ class ServiceMachine(RuleBasedStateMachine):
             job = self.store.get(job_id)
             assert (job.status, job.attempt) == (status, self.attempt[job_id])
             assert (job.finished_at is not None) == (status in TERMINAL)
+            assert (job.error is not None) == (status is Status.FAILED)
+            assert len(self.store.attempts(job_id)) == job.attempt
             bundles = [artifact.attempt for artifact in self.store.artifacts(job_id)]
             assert bundles == ([self.delivered[job_id]] if status is Status.SUCCEEDED else [])
 
@@ -198,4 +232,4 @@ class ServiceMachine(RuleBasedStateMachine):
 
 
 TestService = ServiceMachine.TestCase
-TestService.settings = settings(max_examples=20, stateful_step_count=30, deadline=None, derandomize=True)
+TestService.settings = settings(max_examples=15, stateful_step_count=25, deadline=None, derandomize=True)
