@@ -172,10 +172,10 @@ def _clock(shift: str) -> dict[str, str]:
 
 SCENARIOS: Sequence[Scenario] = (
     Scenario("undisturbed", nothing),
-    Scenario("children-killed", kill_a_child, every=(0.4, 1.2)),
-    Scenario("workers-killed", kill_a_worker, every=(0.7, 1.5)),
-    Scenario("children-and-workers-killed", kill_any, every=(0.5, 1.5)),
-    Scenario("supervisors-frozen-past-their-lease", freeze_a_worker, every=(0.7, 1.5)),
+    Scenario("children-killed", kill_a_child, every=(0.2, 0.7)),
+    Scenario("workers-killed", kill_a_worker, every=(0.3, 0.9)),
+    Scenario("children-and-workers-killed", kill_any, every=(0.2, 0.8)),
+    Scenario("supervisors-frozen-past-their-lease", freeze_a_worker, every=(0.4, 1.0)),
     Scenario("broker-restarted", restart_broker),
     Scenario("broker-wiped", wipe_broker),
     Scenario("broker-connections-reset", reset_broker_connections),
