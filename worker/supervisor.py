@@ -105,8 +105,10 @@ class Supervisor:
         except LeaseLostError as error:
             logger.warning("job %s: attempt %d is fenced off: %s", lease.job_id, lease.attempt, error)
         finally:
-            if not isinstance(outcome, Succeeded):
-                self._discard(lease, artifact_prefix(lease))
+            # Of earlier attempts too: whoever made them may have been killed before he could.
+            useless = range(1, lease.attempt + (not isinstance(outcome, Succeeded)))
+            for attempt in useless:
+                self._discard(lease, artifact_prefix(lease.job_id, attempt))
 
     def _attempt(self, lease: Lease) -> Outcome:
         work_dir = (self._settings.work_dir / f"{lease.job_id}-{lease.attempt}").absolute()
@@ -133,7 +135,7 @@ class Supervisor:
             spec=spec,
             files={i: Upload(key=f.key, filename=f.filename, sha256=f.sha256) for i, f in files.items()},
             storage_url=self._settings.storage_url,
-            artifact_prefix=artifact_prefix(lease),
+            artifact_prefix=artifact_prefix(lease.job_id, lease.attempt),
             checkpoint_prefix=f"{checkpoint_prefix(lease.job_id)}/{lease.attempt}",
             checkpoints=self._store.checkpoints(lease.job_id),
         )
@@ -308,9 +310,9 @@ class Heartbeat:
         return self._status
 
 
-def artifact_prefix(lease: Lease) -> str:
+def artifact_prefix(job_id: str, attempt: int) -> str:
     """Where an attempt's files go; they become visible only with the job's success."""
-    return f"artifacts/{lease.job_id}/{lease.attempt}"
+    return f"artifacts/{job_id}/{attempt}"
 
 
 def checkpoint_prefix(job_id: str) -> str:

@@ -33,7 +33,8 @@ def run_job(job_id: str) -> None:
     settings = get_settings()
     supervisor = Supervisor(
         open_store(settings),
-        Storage(settings.storage_url),
+        # It only removes, between two renewals of the lease: what cannot be removed at once stays.
+        Storage(settings.storage_url, attempts=1),
         open_dispatcher(settings),
         settings,
         owner=f"{socket.gethostname()}:{os.getpid()}",

@@ -1,5 +1,6 @@
 """The supervisor with real child processes: small scripts in place of the runner."""
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from core.db import create_engine, metadata
 from core.dispatch import Dispatcher
+from core.errors import NotFoundError
 from core.jobs.records import Job
 from core.jobs.spec import JobSpec
 from core.jobs.state import Status
@@ -156,6 +158,19 @@ def test_the_childs_own_failure_is_the_jobs(bench: Bench) -> None:
         "no such column",
         "/task/text_column",
     )
+
+
+def test_what_earlier_attempts_stored_is_removed(bench: Bench) -> None:
+    job_id = bench.create()
+    lost = bench.store.claim(job_id, "killed before it could clean up")
+    assert lost is not None
+    bench.storage.put(f"artifacts/{job_id}/1/model.safetensors", io.BytesIO(b"half a bundle"))
+    bench.store.release(lost, "it was killed")
+    bench.storage.put(f"artifacts/{job_id}/2/report.json", io.BytesIO(b"{}"))
+    assert bench.supervise(job_id, "succeed()").status is Status.SUCCEEDED
+    with pytest.raises(NotFoundError):
+        bench.storage.open(f"artifacts/{job_id}/1/model.safetensors")
+    bench.storage.open(f"artifacts/{job_id}/2/report.json").close()
 
 
 def test_a_job_that_fills_the_disk_is_ended(bench: Bench) -> None:
