@@ -85,7 +85,7 @@ def dense_model(trial: Trial, seed: int, work: Path) -> Path:
             stage="dense",
             listen=_Progress(f"{folder.name} dense"),
         )
-    prepared.tokenizer.save_pretrained(folder)
+    prepared.task.processor.save_pretrained(folder)
     prepared.model.save_pretrained(folder)
     return folder
 

@@ -79,7 +79,7 @@ _VIT = Family(
         ),
         MlpRow(inputs=("mlp.fc1",), output="mlp.fc2"),
     ),
-    tasks=(),
+    tasks=("image-classification",),
     uniform=UniformRow(neurons="intermediate_size", heads="num_attention_heads", head_dim="head_dim"),
 )
 

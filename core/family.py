@@ -158,7 +158,8 @@ class Family:
     @property
     def export_formats(self) -> tuple[str, ...]:
         """What a job may ask for in `export.formats`."""
-        reads_one_text = not any(attention.cross for stack in self.stacks for attention in stack.attentions)
+        has_cross_attention = any(attention.cross for stack in self.stacks for attention in stack.attentions)
+        reads_one_text = not has_cross_attention and "image-classification" not in self.tasks
         # What a router chooses decides how many tokens an expert reads.
         has_experts = any(stack.experts is not None for stack in self.stacks)
         further = {"executorch": reads_one_text and not has_experts, "gguf": self.gguf is not None}

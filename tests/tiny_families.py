@@ -117,7 +117,7 @@ SIZES: dict[str, dict[str, Any]] = {
 and what else sets it apart.
 """
 
-TRIED = {"whisper": "speech-to-text", "vit": "image-classification", "deit": "image-classification"}
+TRIED = {"whisper": "speech-to-text"}
 """With what to try a family that serves no task."""
 
 

@@ -68,6 +68,11 @@ def text_of(row: Row, column: str) -> str:
     return value
 
 
+def length_of(feature: Feature) -> int:
+    """Tokens of a row; images are of one size."""
+    return len(feature.get("input_ids", ()))
+
+
 class Features(Dataset[Feature]):
     """Tokenised rows, each with its position as `row`, so that what was computed for it once can be found again."""
 
@@ -85,7 +90,7 @@ def batches_by_length(
     features: Features, batch_size: int, collate: Callable[[list[Feature]], Batch]
 ) -> DataLoader[Feature]:
     """All rows once, longest first, so that a batch holds little padding and memory peaks at the start."""
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    order = sorted(range(len(features)), key=lambda i: -length_of(features[i]))
     groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return DataLoader(features, batch_sampler=groups, collate_fn=collate)
 

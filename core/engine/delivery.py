@@ -135,14 +135,14 @@ class Delivery:
         task, formats, (dense, pruned) = self.prepared.task, self.spec.export.formats, sides.values()
         if not dense.folder.exists():
             self._write_dense(dense, inputs)
-        write_model(pruned.model, self.prepared.tokenizer, task, pruned.folder)
+        write_model(pruned.model, task.processor, task, pruned.folder)
         write_probe(type(task), inputs, outputs, pruned.folder)
         if self.spec.structure == "masked":
             write_compressed(pruned.folder)
         if "onnx" in formats:
             export_onnx(type(task), pruned.model, inputs, pruned.folder / "model.onnx")
         if "gguf" in formats:
-            export_gguf(pruned.model, self.prepared.tokenizer, pruned.folder / "model.gguf")
+            export_gguf(pruned.model, task.tokenizer, pruned.folder / "model.gguf")
         if "executorch" in formats:
             length = task.training.max_length
             export_executorch(type(task), pruned.model, inputs, length, pruned.folder / "model.pte")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from core.errors import InvalidModelError, NeuroPruneError
 from core.families import family_of
@@ -49,6 +51,21 @@ def weight_shapes(folder: Path) -> Shapes:
         with blaming_the_model(f"{path.name} cannot be read"), safe_open(path, framework="pt") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
+
+
+def named_as_now(shapes: Shapes, config: PreTrainedConfig) -> Shapes:
+    """The same tensors as today's classes call them: files may have older names, which loading translates."""
+    base_class: Any = MODEL_MAPPING[type(config)]
+    mapping: Callable[[str], list[Any] | None] = get_checkpoint_conversion_mapping
+    found = mapping(base_class.__name__) or mapping(config.model_type) or []
+    renamings = [transform for transform in found if isinstance(transform, WeightRenaming)]
+
+    def renamed(name: str) -> str:
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return {renamed(name): shape for name, shape in shapes.items()}
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -2,11 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from core.engine.data import Row
 from core.engine.footprint import check_memory
@@ -18,6 +26,7 @@ from core.engine.inspection import (
     in_base_model,
     layer_pattern,
     most_tokens,
+    named_as_now,
     weight_shapes,
 )
 from core.engine.tasks import Task
@@ -35,6 +44,8 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 """transformers makes an empty tokenizer where there is none of these."""
+
+PROCESSOR_FILE = "preprocessor_config.json"
 
 LEAST_LENGTH = 8
 """Tokens a row that a model must take at least, as in the spec."""
@@ -60,6 +71,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def load_image_processor(folder: Path) -> BaseImageProcessor:
+    """The folder's image processor, in the form that needs no torchvision.
+
+    Raises:
+        InvalidModelError: there is none, or it cannot be read.
+    """
+    if not (folder / PROCESSOR_FILE).is_file():
+        raise InvalidModelError(f"The model's folder holds no {PROCESSOR_FILE}.", param="/model")
+    with blaming_the_model("The model's image processor cannot be read"):
+        auto_class: Any = AutoImageProcessor
+        processor: BaseImageProcessor = auto_class.from_pretrained(folder, backend="pil", local_files_only=True)
+    return processor
 
 
 def check_architecture(folder: Path, task_name: str) -> None:
@@ -157,7 +182,7 @@ def load_model(
             or of another shape.
         OutOfMemoryError: this worker's memory, or its GPU's, cannot hold it while it is trained.
     """
-    shapes = weight_shapes(folder)
+    shapes = named_as_now(weight_shapes(folder), config)
     family = family_of(config.model_type)
     check_layers(config, family, shapes)
     changes = task.model_options(config, rows)
@@ -177,7 +202,7 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]}
     reset = {str(key) for key, *_ in info["mismatched_keys"]}
     _check_body(model, family, missing | reset, {str(key) for key in info["unexpected_keys"]})
-    if model.config.pad_token_id is None:
+    if model.config.pad_token_id is None and not task.reads_images:
         # Where one answer a row is read from its last token: that is the last one that is no padding.
         model.config.pad_token_id = task.tokenizer.pad_token_id
     head_is_missing = any(not in_base_model(model, key) for key in missing)

@@ -67,7 +67,8 @@ class Performance:
     flops: dict[str, int]
     gpu_memory_bytes: dict[str, dict[str, int]]
     size_bytes: dict[str, int]
-    length: int
+    length: int | None
+    """Tokens a row; None of images."""
     threads: int
 
     def latency_as_dict(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Performance:
         return {runtime: {k: asdict(v) for k, v in sides.items()} for runtime, sides in self.latency_ms.items()}
 
 
-def measure(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str]) -> Performance:
+def measure(task: type[Task], sides: Mapping[str, Side], inputs: Batch) -> Performance:
     """Time the models side by side, and count what they do.
 
     They run in torch, on the CPU and on the GPU if there is one, and in ONNX Runtime where each folder holds a
@@ -84,10 +85,10 @@ def measure(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str]) 
     Args:
         task: What the models are for; they run up to its outputs.
         sides: The models by name, in eval mode on the CPU.
-        inputs: Names of the inputs that they take.
+        inputs: An example batch.
     """
     config = next(iter(sides.values())).model.config
-    one, many = (full_batch(inputs, config, rows) for rows in (LATENCY_BATCH, THROUGHPUT_BATCH))
+    one, many = (full_batch_like(inputs, config, rows) for rows in (LATENCY_BATCH, THROUGHPUT_BATCH))
     threads = torch.get_num_threads()
     latency, throughput, memory = {}, {}, {}
     with torch.inference_mode():
@@ -100,7 +101,8 @@ def measure(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str]) 
             )
         flops = {name: count_flops(run) for name, run in _torch_runs(task, sides, one).items()}
     sizes = {name: saved_bytes(side.folder) for name, side in sides.items()}
-    return Performance(latency, throughput, flops, memory, sizes, one["input_ids"].shape[1], threads)
+    length = one["input_ids"].shape[1] if "input_ids" in one else None
+    return Performance(latency, throughput, flops, memory, sizes, length, threads)
 
 
 def speedup(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str], runtime: str) -> float:
@@ -123,6 +125,13 @@ def full_batch(names: Iterable[str], config: PreTrainedConfig, rows: int) -> Bat
     """So many rows of `LENGTH` tokens, or as many as the model takes; each input int64 [rows, length]."""
     length = min(LENGTH, most_tokens(config) or LENGTH)
     return {name: torch.full((rows, length), int(name != "token_type_ids")) for name in names}
+
+
+def full_batch_like(inputs: Batch, config: PreTrainedConfig, rows: int) -> Batch:
+    """A full batch of what an example batch holds; of images, which are of one size, its first row repeated."""
+    images = {name: tensor for name, tensor in inputs.items() if tensor.ndim > 2}
+    repeated = {name: tensor[:1].repeat(rows, *[1] * (tensor.ndim - 1)) for name, tensor in images.items()}
+    return full_batch([name for name in inputs if name not in images], config, rows) | repeated
 
 
 def interleave(runs: Runs, rounds: int, seconds: float = math.inf) -> dict[str, Latency]:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from core.engine.data import Batch
 from core.engine.export.bundle import load_bundle
 from core.engine.export.onnx import open_session, run_session
-from core.engine.measure import THROUGHPUT_BATCH, full_batch
+from core.engine.measure import THROUGHPUT_BATCH, full_batch_like
 from core.engine.tasks import Task
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -37,7 +37,7 @@ def peak_memory(task: type[Task], dense: Path, bundle: Path, inputs: Batch) -> d
     if not available():
         return {}
     config = AutoConfig.from_pretrained(dense, local_files_only=True)
-    batch = full_batch(inputs, config, THROUGHPUT_BATCH)
+    batch = full_batch_like(inputs, config, THROUGHPUT_BATCH)
 
     def in_torch(model: PreTrainedModel) -> Callable[[], object]:
         return lambda: task.outputs(model, batch)

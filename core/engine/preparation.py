@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from core.engine.data import Features
 from core.engine.export.executorch import check_executorch, check_lowerable
@@ -18,6 +18,7 @@ from core.engine.loading import (
     check_architecture,
     fitting_length,
     load_config,
+    load_image_processor,
     load_model,
     load_tokenizer,
     move,
@@ -36,7 +37,6 @@ class Prepared:
     """What is loaded before anything is trained."""
 
     task: Task
-    tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     head_is_new: bool
     train: Features
@@ -59,18 +59,28 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     config = load_config(inputs.model)
     if "executorch" in spec.export.formats:
         check_lowerable(family_of(config.model_type))
-    tokenizer = load_tokenizer(inputs.model)
-    length = fitting_length(spec.training.max_length, config, tokenizer, report)
+    task = _task(spec, inputs, config, report)
     trains = bool(spec.training.num_train_epochs)
     check_disk(weight_shapes(inputs.model), spec.export.formats, Path(gettempdir()), trains=trains)
-    task = TASKS[spec.task.name](spec.task, spec.training.model_copy(update={"max_length": length}), tokenizer)
     model, head_is_new = load_model(inputs.model, config, task, rows.everything, report)
-    mend_generation_config(model, tokenizer, report)
+    if model.can_generate():
+        mend_generation_config(model, task.tokenizer, report)
     if "gguf" in spec.export.formats:
-        check_gguf(model, tokenizer)
+        check_gguf(model, task.tokenizer)
     train_features, validation_features = task.features(rows.train), task.features(rows.validation)
     held_out_features = validation_features if rows.test is None else task.features(rows.reported)
-    check_vocabulary(tokenizer, train_features)
+    if not task.reads_images:
+        check_vocabulary(task.tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return Prepared(task, tokenizer, model, head_is_new, train_features, validation_features, held_out_features)
+    return Prepared(task, model, head_is_new, train_features, validation_features, held_out_features)
+
+
+def _task(spec: JobSpec, inputs: Inputs, config: PreTrainedConfig, report: Reporter) -> Task:
+    """The task with what makes the model's inputs; `max_length` is as much as the model takes."""
+    kind, training = TASKS[spec.task.name], spec.training
+    if kind.reads_images:
+        return kind(spec.task, training, load_image_processor(inputs.model))
+    tokenizer = load_tokenizer(inputs.model)
+    length = fitting_length(training.max_length, config, tokenizer, report)
+    return kind(spec.task, training.model_copy(update={"max_length": length}), tokenizer)

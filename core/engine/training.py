@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from core.checkpoints import Checkpoints
 from core.engine import checkpointing
-from core.engine.data import Batch, Features
+from core.engine.data import Batch, Features, length_of
 from core.engine.epochs import EpochSampler
 from core.engine.evaluate import HiddenTeacher, Teacher
 from core.engine.methods import Pruner
@@ -101,7 +101,7 @@ def train(
             args=_arguments(task.training, steps, scratch),
             train_dataset=features,
             data_collator=task.collate,
-            processing_class=task.tokenizer,
+            processing_class=task.processor,
             callbacks=[_PruningCallback(pruner, steps, listen), _CheckpointCallback(stage, checkpoints)],
         )
         trainer.task, trainer.student, trainer.pruner = task, model, pruner
@@ -183,7 +183,7 @@ class _DistillingTrainer(Trainer):
         """The order of the rows depends on the seed and the epoch alone, so that it can be taken up in the middle."""
         rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         rows: Any = self.train_dataset
-        lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
+        lengths = [length_of(rows[i]) for i in range(len(rows))]
         return EpochSampler(lengths, rows_a_step, self.args.seed)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.anatomy import Anatomy, bind
-from core.engine.data import Features
+from core.engine.data import Features, length_of
 from core.engine.inspection import blaming_the_model
 from core.engine.tasks import Task
 from core.errors import InvalidDataError, InvalidModelError
@@ -50,7 +50,7 @@ def check_runs(task: Task, model: PreTrainedModel, train: Features, held_out: Fe
             or infinity.
     """
     _check_token_ids(model, train, held_out)
-    rows = sorted(train.features, key=lambda row: len(row[model.main_input_name]))
+    rows = sorted(train.features, key=length_of)
     with blaming_the_model("The model does not run"):
         _check_heads(bind(model))
         outputs = task.outputs(model, task.collate([rows[0], rows[-1]]))

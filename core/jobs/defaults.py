@@ -21,6 +21,7 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "regression": TrainingDefaults(num_train_epochs=4, learning_rate=1e-4, distillation=0.5),
     "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.5),
     "masked-lm": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
+    "image-classification": TrainingDefaults(num_train_epochs=3, learning_rate=1e-4, distillation=0.5),
     "seq2seq": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
 }
 

@@ -39,14 +39,8 @@ class SentenceEmbedding(Spec):
         return (self.text_column,)
 
 
-class SequenceClassification(Spec):
-    """Assign one label to a text or a pair of texts. Metrics: accuracy, macro F1, Matthews' correlation."""
-
-    name: Literal["sequence-classification"]
-    data: LabelledData
+class _Classification(Spec):
     metric: Literal["accuracy", "macro_f1", "matthews"] = Field("accuracy", description=HEADLINE)
-    text_column: Column = Field("text", description="Column of the (first) text.")
-    text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
     label_names: tuple[Column, ...] | None = Field(
         None,
@@ -55,6 +49,15 @@ class SequenceClassification(Spec):
         description="Names of the classes 0, 1, …, in this order; the labels are these numbers or names. Default: what "
         "the data says of itself (Parquet and hub data with class labels), else the labels as they are, sorted.",
     )
+
+
+class SequenceClassification(_Classification):
+    """Assign one label to a text or a pair of texts. Metrics: accuracy, macro F1, Matthews' correlation."""
+
+    name: Literal["sequence-classification"]
+    data: LabelledData
+    text_column: Column = Field("text", description="Column of the (first) text.")
+    text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
 
     def input_columns(self) -> tuple[str, ...]:
         """What the model reads of a row."""
@@ -150,8 +153,23 @@ class Seq2Seq(Spec):
         return self
 
 
+class ImageClassification(_Classification):
+    """Assign one label to an image. Metrics: accuracy, macro F1, Matthews' correlation."""
+
+    name: Literal["image-classification"]
+    data: LabelledData
+    image_column: Column = Field(
+        "image", description="Column of the PNG or JPEG file: base64 text or, in Parquet, bytes or {bytes: …}."
+    )
+
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return (self.image_column,)
+
+
 Task = Annotated[
-    SentenceEmbedding | SequenceClassification | Regression | CausalLM | MaskedLM | Seq2Seq, Field(discriminator="name")
+    SentenceEmbedding | SequenceClassification | Regression | CausalLM | MaskedLM | Seq2Seq | ImageClassification,
+    Field(discriminator="name"),
 ]
 
 # ---- structure, training, export -----------------------------------------------------------------------------------
@@ -302,8 +320,8 @@ class JobSpec(Spec):
     def _formats_fit_task(self) -> "JobSpec":
         if "gguf" in self.export.formats and not isinstance(self.task, CausalLM):
             raise ValueError(f"export.formats: gguf is for causal-lm, not for {self.task.name}")
-        if "executorch" in self.export.formats and isinstance(self.task, Seq2Seq):
-            raise ValueError("export.formats: executorch is for models that read one text, not for seq2seq")
+        if "executorch" in self.export.formats and isinstance(self.task, Seq2Seq | ImageClassification):
+            raise ValueError(f"export.formats: executorch is for models that read one text, not for {self.task.name}")
         return self
 
     def file_ids(self) -> dict[str, str]:

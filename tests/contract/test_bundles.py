@@ -129,7 +129,11 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
     """As much of a report as a card needs."""
     sides = {"dense": {"median": dense_ms}, "pruned": {"median": pruned_ms}}
     return {
-        "model": {"name": "mine", "auto_class": TASKS[case.task].auto_class.__name__},
+        "model": {
+            "name": "mine",
+            "auto_class": TASKS[case.task].auto_class.__name__,
+            "processor_class": "AutoTokenizer",
+        },
         "structure": "ragged",
         "target": {"achieved": 0.5, "removed": 0.5, "zero": 0.0},
         "method": {

@@ -1,5 +1,6 @@
 """Whole jobs of tasks that read or write something else than the usual: what is reported, delivered and refused."""
 
+import base64
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from core.engine.pipeline import run
 from core.engine.preparation import Inputs
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
-from tests import tiny, tiny_families
+from tests import tiny, tiny_families, tiny_tasks
 
 
 def do(folder, rows, task, tmp_path, **options) -> dict:
@@ -27,6 +28,22 @@ def do(folder, rows, task, tmp_path, **options) -> dict:
     }
     run(resolve(JobSpec.model_validate(spec)), Inputs(folder, train), tmp_path / "bundle", lambda _: None)
     return json.loads((tmp_path / "bundle/report.json").read_text())
+
+
+def test_an_image_model_is_pruned(tmp_path):
+    folder = tmp_path / "model"
+    tiny_families.model("vit", "image-classification").save_pretrained(folder)
+    tiny_tasks.processor("image-classification").save_pretrained(folder)
+    rows = [{"image": base64.b64encode(tiny_tasks.image(i)).decode(), "label": "ab"[i % 2]} for i in range(20)]
+    report = do(folder, rows, {"name": "image-classification", "metric": "macro_f1"}, tmp_path)
+    assert report["headline_metric"] == "macro_f1"
+    assert {"accuracy", "macro_f1"} <= set(report["metrics"])
+    assert set(report["verification"]["largest_absolute_difference"]) == WAYS
+    assert set(read_probe(tmp_path / "bundle")[0]) == {"pixel_values"}
+    assert "length" not in report["latency_setting"]
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "processor = AutoImageProcessor.from_pretrained" in card
+    assert load(tmp_path / "bundle").config.id2label == {0: "a", 1: "b"}
 
 
 WAYS = {"compaction", "loader", "auto_class", "onnx"}

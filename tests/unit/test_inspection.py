@@ -12,6 +12,7 @@ from core.engine.anatomy import bind
 from core.engine.data import Features
 from core.engine.inputs import Inputs
 from core.engine.loading import fitting_length
+from core.engine.tasks import TASKS
 from core.engine.trial import check_runs
 from core.errors import InvalidDataError, InvalidModelError
 from core.families import FAMILIES
@@ -19,7 +20,7 @@ from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import PhaseStarted, Warned
 from tests import tiny, tiny_families
-from tests.tiny_tasks import ImageClassification, inputs
+from tests.tiny_tasks import image, processor
 
 
 class EndOfLoadingError(Exception):
@@ -118,17 +119,15 @@ def test_every_family_loads_for_its_tasks(tmp_path, family):
 
 
 def test_a_family_without_a_task_is_refused_with_those_that_have_it(tmp_path):
-    folder = tiny.save(tiny_families.model("vit", "image-classification"), tmp_path / "model")
-    message = r"This family has no task yet: ViT\. The families that serve 'causal-lm' are llama, .*gpt2"
+    folder = tiny.save(tiny_families.model("whisper", "speech-to-text"), tmp_path / "model")
+    message = r"This family has no task yet: Whisper\. The families that serve 'causal-lm' are llama, .*gpt2"
     refused(folder, message, task="causal-lm")
 
 
 @pytest.mark.parametrize("model_type", ["vit", "deit"])
 def test_models_of_images_are_tried_on_images(model_type):
-    task, features = (
-        ImageClassification(None, None, None),
-        Features([{"pixel_values": image} for image in inputs("image-classification", 3)["pixel_values"]]),
-    )
+    task = TASKS["image-classification"](None, None, processor("image-classification"))
+    features = Features([{"image": image(seed), "labels": 0} for seed in range(3)])
     model = tiny_families.model(model_type, "image-classification")
     check_runs(task, model, features, features)
     model.classifier.bias.data[0] = torch.nan

@@ -18,17 +18,15 @@ import zstandard
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from core.engine.data import Batch
 from core.engine.export import modeling_neuroprune
 from core.engine.export.description import read_architecture, read_description, read_manifest
 from core.engine.tasks import TASKS, Task
+from core.engine.tasks.base import Processor
 from core.errors import VerificationError
 from core.version import VERSION
-
-Processor = PreTrainedTokenizerBase | BaseImageProcessor
-"""What makes a model's inputs."""
 
 WEIGHTS_FILE = "model.safetensors"
 COMPRESSED_FILE = f"{WEIGHTS_FILE}.zst"

@@ -72,23 +72,26 @@ def _performance(report: dict[str, Any]) -> list[str]:
 def _settings(report: dict[str, Any]) -> str:
     """For which inputs the figures hold."""
     latency, throughput, memory = (report[f"{name}_setting"] for name in ("latency", "throughput", "peak_memory"))
+    length = f", each of length {latency['length']}" if "length" in latency else ""
     return (
         f"Latency and FLOPs at batch {latency['batch']}, throughput at batch {throughput['batch']}, peak memory at "
-        f"batch {memory['batch']}, each of length {latency['length']}; {latency['threads']} threads, dense and pruned "
+        f"batch {memory['batch']}{length}; {latency['threads']} threads, dense and pruned "
         "in turns. Peak memory is what a process that loads and runs the model takes for it, weights included."
     )
 
 
 def _use(report: dict[str, Any]) -> list[str]:
     """How to load the model."""
-    auto_class, structure = report["model"]["auto_class"], report["structure"]
+    auto_class, processor_class = (report["model"][part] for part in ("auto_class", "processor_class"))
+    structure = report["structure"]
     trust = ", trust_remote_code=True" if structure == "ragged" else ""
     return [
         "```python",
-        f"from transformers import {auto_class}, AutoTokenizer",
+        f"from transformers import {auto_class}, {processor_class}",
         "",
         f'model = {auto_class}.from_pretrained("path/to/this/folder"{trust})',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        f"{'tokenizer' if processor_class == 'AutoTokenizer' else 'processor'} = "
+        f'{processor_class}.from_pretrained("path/to/this/folder")',
         "```",
         "",
         _WHAT_IT_TAKES[structure] + ': `from client.load import load; model = load("path/to/this/folder")`.',

@@ -59,6 +59,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
             "name": spec.model.name if isinstance(spec.model, BuiltinModel) else model_name,
             "architecture": type(measured.dense).__name__,
             "auto_class": task.auto_class.__name__,
+            "processor_class": "AutoImageProcessor" if task.reads_images else "AutoTokenizer",
         },
         "task": {
             "name": spec.task.name,
@@ -143,9 +144,10 @@ def _sparsity(measured: Measured) -> dict[str, float]:
 
 
 def _performance(measured: Measured) -> dict[str, Any]:
-    """What the models cost to run, each figure beside the setting that it holds for: full rows of `length` tokens."""
+    """What the models cost to run, each figure beside its setting: full rows of `length` tokens, or images."""
     performance = measured.performance
-    one, many = ({"batch": batch, "length": performance.length} for batch in (LATENCY_BATCH, THROUGHPUT_BATCH))
+    length = {} if performance.length is None else {"length": performance.length}
+    one, many = ({"batch": batch, **length} for batch in (LATENCY_BATCH, THROUGHPUT_BATCH))
     threads = {"threads": performance.threads}
     compressed = {} if measured.compressed_bytes is None else {"compressed": measured.compressed_bytes}
     return {

@@ -78,6 +78,6 @@ def _stand_in_bytes(ladder: Ladder, level: Level) -> int:
     model, removed = pruner.anatomy.model, pruner.masks.removed_parameters()
     give_structure(ladder.spec.structure, pruner.anatomy, pruner.plan())
     with TemporaryDirectory() as folder:
-        write_model(model, ladder.prepared.tokenizer, ladder.prepared.task, Path(folder))
+        write_model(model, ladder.prepared.task.processor, ladder.prepared.task, Path(folder))
         saved = saved_bytes(Path(folder))
     return saved + HEADER_BYTES * len(list(model.parameters())) + BYTES_PER_PARAMETER * removed

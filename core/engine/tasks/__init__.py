@@ -2,6 +2,7 @@
 
 from core.engine.tasks.base import Metric, Task
 from core.engine.tasks.causal_lm import CausalLMTask
+from core.engine.tasks.image_classification import ImageClassificationTask
 from core.engine.tasks.masked_lm import MaskedLMTask
 from core.engine.tasks.regression import RegressionTask
 from core.engine.tasks.sentence_embedding import SentenceEmbeddingTask
@@ -17,6 +18,7 @@ TASKS: dict[str, type[Task]] = {
         CausalLMTask,
         MaskedLMTask,
         Seq2SeqTask,
+        ImageClassificationTask,
     )
 }
 

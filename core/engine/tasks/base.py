@@ -6,14 +6,17 @@ Shapes: B rows in a batch, L tokens in the longest of them, V vocabulary, C clas
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.engine.data import Batch, Feature, Features, Row, pad, text_of
 from core.jobs import spec
+
+Processor = PreTrainedTokenizerBase | BaseImageProcessor
+"""What makes a model's inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,20 @@ class Task(ABC):
     """The transformers Auto class that builds a model for this task."""
     outputs_per_row: ClassVar[bool]
     """Whether the outputs are small enough to be kept for all rows (a vector a row, not one a token)."""
+    reads_images: ClassVar[bool] = False
+    """Whether rows hold images, not texts."""
     dropout: ClassVar[bool] = True
     """Whether to train with the model's dropout; exact targets without label noise are better fitted without."""
 
-    def __init__(self, task: Any, training: spec.Training, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, task: Any, training: spec.Training, processor: Processor) -> None:
         self.spec = task
         self.training = training
-        self.tokenizer = tokenizer
+        self.processor = processor
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What makes a model's inputs, of tasks that read texts."""
+        return cast(PreTrainedTokenizerBase, self.processor)
 
     @property
     def headline(self) -> str:
@@ -133,7 +143,7 @@ class Task(ABC):
 NO_LABEL = -100
 """At positions that are not to be predicted; PyTorch's losses skip it."""
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "pixel_values")
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -1,141 +1,17 @@
 """One label for a text or a pair of texts."""
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from transformers import AutoModelForSequenceClassification
 
-import torch
-import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-
-from core.engine.data import Batch, Features, Row
-from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
-from core.errors import InvalidDataError, shown
-
-Label = int | str
-DISTILLATION_TEMPERATURE = 2.0
+from core.engine.data import Features, Row
+from core.engine.tasks.classification import ClassificationTask
 
 
-class SequenceClassificationTask(Task):
+class SequenceClassificationTask(ClassificationTask):
     """Logits [B, C]."""
 
     name = "sequence-classification"
     auto_class = AutoModelForSequenceClassification
-    outputs_per_row = True
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._classes: dict[Label, int] = {}
-
-    def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
-        """The classes: named by the spec or the data, else the model's own where the labels are its names or ids, else
-        the sorted labels of the rows.
-
-        A head that was trained for as many classes as are named stays if its names are the same in any order, or none:
-        those are written into the config then.
-        """
-        labels = {self._label(row) for row in rows}
-        if len(labels) < 2 or len({type(label) for label in labels}) != 1:
-            raise InvalidDataError(
-                f"Column {shown(self.spec.label_column)} must hold at least two classes, all integers or all strings; "
-                f"it holds {_listed(sorted(labels, key=str)[:5])}.",
-                param="/task/label_column",
-            )
-        if named := self.spec.label_names or rows[0].source.class_names.get(self.spec.label_column):
-            return self._name_classes(config, named)
-        own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
-        by_id: dict[Label, int] = {i: i for i in own}
-        self._classes = by_id | {name: i for i, name in own.items()}
-        if labels <= set(self._classes):
-            return {}
-        self._classes = {label: i for i, label in enumerate(sorted(labels))}
-        return _head_for([str(label) for label in self._classes])
-
-    def _name_classes(self, config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:
-        """Changes to the config for classes of these names. A label is a number, or a name that is none."""
-        own = {str(name).casefold(): int(i) for i, name in (config.id2label or {}).items()}
-        named = [own[name.casefold()] for name in names if name.casefold() in own]
-        classes, changes = list(range(len(names))), _head_for(names)
-        if sorted(named) == list(range(len(own))) and len(named) == len(names):
-            classes, changes = named, {}
-        elif set(own) == {f"label_{i}" for i in classes}:
-            config.update({"id2label": changes["id2label"], "label2id": changes["label2id"]})
-            changes = {}
-        self._classes = {name: i for name, i in zip(names, classes, strict=True) if isinstance(_plain(name), str)}
-        self._classes.update(enumerate(classes))
-        return changes
 
     def features(self, rows: list[Row]) -> Features:
         encoded = self.encode(rows, self.spec.text_column, self.spec.text_pair_column)
-        return Features([{**feature, "labels": self._class(row)} for feature, row in zip(encoded, rows, strict=True)])
-
-    @staticmethod
-    def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
-        logits: Tensor = model(**model_inputs(batch)).logits
-        return logits.float()
-
-    def loss(self, outputs: Tensor, batch: Batch, teacher: Tensor | None) -> Tensor:
-        hard = F.cross_entropy(outputs, batch["labels"])
-        share = self.training.distillation
-        if teacher is None or share is None:
-            return hard
-        return (1 - share) * hard + share * soft_cross_entropy(outputs, teacher, DISTILLATION_TEMPERATURE)
-
-    def summarise(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The class that each row was given, and its label, [B, 2]."""
-        return torch.stack([outputs.argmax(-1), batch["labels"]], dim=1)
-
-    def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
-        return classification_metrics(torch.cat(summaries))
-
-    def _label(self, row: Row) -> Label:
-        label = row.get(self.spec.label_column)
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            raise row.lacks(self.spec.label_column, "an integer or a string")
-        return _plain(label)
-
-    def _class(self, row: Row) -> int:
-        label = self._label(row)
-        if label not in self._classes:
-            known = _listed(list(self._classes)[:20])
-            raise row.error(f"the label is {shown(label)}, which is none of the classes; known are {known}.")
-        return self._classes[label]
-
-
-def classification_metrics(answers: Tensor) -> dict[str, Metric]:
-    """Accuracy, F1 averaged over the classes, and Matthews' correlation, which is NaN where all labels are the same.
-
-    Args:
-        answers: The class that each row was given, and its label, [rows, 2].
-    """
-    given, labels = answers.numpy().T
-    is_defined = len(set(labels.tolist())) > 1
-    matthews = float(matthews_corrcoef(labels, given)) if is_defined else math.nan
-    return {
-        "accuracy": Metric(float(accuracy_score(labels, given)), "share of rows, 0 … 1", True),
-        "macro_f1": Metric(float(f1_score(labels, given, average="macro", zero_division=0)), "F1, 0 … 1", True),
-        "matthews": Metric(matthews, "correlation, -1 … 1", True),
-    }
-
-
-def _head_for(names: Sequence[str]) -> dict[str, Any]:
-    """The part of a config that describes a head for these classes."""
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": "single_label_classification",
-    }
-
-
-def _listed(labels: list[Label]) -> str:
-    return ", ".join(map(shown, labels))
-
-
-def _plain(label: Label) -> Label:
-    """Digits as an integer: CSV and a config's class names know no others."""
-    return (
-        int(label) if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) <= 18 else label
-    )
+        return Features([{**feature, "labels": self.class_of(row)} for feature, row in zip(encoded, rows, strict=True)])

@@ -1,0 +1,58 @@
+"""Images in rows: PNG or JPEG, as bytes or in base64, decoded within bounds."""
+
+import base64
+import io
+import warnings
+from typing import Any
+
+from PIL import Image
+
+from core.engine.data import Row
+from core.errors import InvalidDataError
+
+FORMATS = ("PNG", "JPEG")
+
+MOST_PIXELS = 50_000_000
+"""A few bytes can stand for any number of equal pixels."""
+
+
+def image_bytes(row: Row, column: str) -> bytes:
+    """The file in a column: base64 text, bytes, or `{"bytes": …}` as datasets writes it; it can be decoded.
+
+    Raises:
+        InvalidDataError: no such column, or no image in it; the message names the row.
+    """
+    value: Any = row.get(column)
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    except ValueError as error:
+        raise row.error(f"column {column!r} holds text that is no base64.") from error
+    if not isinstance(data, bytes):
+        raise row.lacks(column, "a PNG or JPEG image, as bytes or in base64")
+    try:
+        decode(data)
+    except InvalidDataError as error:
+        raise row.error(f"column {column!r}: {error.message}") from error
+    return data
+
+
+def decode(data: bytes) -> Image.Image:
+    """An image in RGB.
+
+    Raises:
+        InvalidDataError: it is broken, of another format, or has more than `MOST_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Reads no more than the header.
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise InvalidDataError(f"the image has {image.width} by {image.height} pixels, more than {MOST_PIXELS}.")
+        return image.convert("RGB")
+    except (InvalidDataError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever their input leads them to
+        raise InvalidDataError(f"the image cannot be read ({type(error).__name__}); PNG and JPEG can.") from error
