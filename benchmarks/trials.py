@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from core.engine.anatomy import bind
 from core.engine.evaluate import evaluate
 from core.engine.inputs import Inputs
-from core.engine.measure import full_batch, interleave
+from core.engine.measure import full_batch_like, interleave
 from core.engine.methods import Schedule, build_pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.pruning import prune
@@ -132,8 +132,7 @@ def run_method(trial: Trial, spec: JobSpec, dense_folder: Path, title: str) -> d
 @torch.inference_mode()
 def speedup(prepared: Prepared, dense: PreTrainedModel) -> float:
     """How many times as fast the pruned model answers as the dense one: torch, one full row, timed in turns."""
-    names = model_inputs(prepared.task.collate([prepared.held_out[0]]))
-    batch = full_batch(names, dense.config, 1)
+    batch = full_batch_like(model_inputs(prepared.task.collate([prepared.held_out[0]])), dense.config, 1)
     sides = {"dense": dense, "pruned": prepared.model}
     for model in sides.values():
         model.train(False)
