@@ -28,7 +28,9 @@ def assert_nothing_kept(service):
     assert not folder.exists() or list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "content"), [("train.jsonl.gz", gzip.compress(ROWS)), ("t.csv", b"text\none\n")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("train.jsonl.gz", gzip.compress(ROWS, mtime=0)), ("t.csv", b"text\none\n")]
+)
 def test_dataset_is_stored_and_usable(service, name, content):
     answer = upload(service, name, content)
     assert answer.status_code == 201, answer.text
@@ -73,11 +75,11 @@ def test_model_is_stored(service, tmp_path, name, write):
         ("m.bin", b"x", "model", ".zip, .tar.gz, .tgz"),
         ("m.zip", b"not a zip", "model", "cannot be read"),
         ("m.zip", b"", "model", "cannot be read"),
-        ("m.tar.gz", gzip.compress(b"not a tar"), "model", "cannot be read"),
+        ("m.tar.gz", gzip.compress(b"not a tar", mtime=0), "model", "cannot be read"),
         ("d.txt", b"x", "dataset", ".jsonl, .csv"),
         ("d.jsonl", b"", "dataset", "no rows"),
         ("d.jsonl", b"{]", "dataset", "Line 1"),
-        ("d.jsonl.gz", gzip.compress(ROWS)[:-9], "dataset", "not a whole gzip"),
+        ("d.jsonl.gz", gzip.compress(ROWS, mtime=0)[:-9], "dataset", "not a whole gzip"),
         ("d.csv", b"a,b\n1\n", "dataset", "Line 2"),
     ],
 )
