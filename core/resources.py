@@ -1,12 +1,15 @@
 """What this machine has left, and what a job takes of it: memory and disk in bytes, read from the kernel (Linux)."""
 
 import errno
+import os
 from contextlib import suppress
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _VMSTAT = Path("/proc/vmstat")
 _CGROUP = Path("/sys/fs/cgroup")
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_WORDS = (*map(os.strerror, _OUT_OF_SPACE), "PytorchStreamWriter failed writing")
 
 
 def available_memory() -> int | None:
@@ -48,7 +51,10 @@ def _fields(path: Path) -> dict[str, int]:
 
 def is_out_of_space(error: BaseException | None) -> bool:
     """Whether this says that a disk, or somebody's share of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in _OUT_OF_SPACE
+    # What libraries in other languages raise only quotes the kernel, and torch not even that.
+    return any(words in str(error) for words in _WORDS)
 
 
 def folder_bytes(folder: Path) -> int:

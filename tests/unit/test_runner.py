@@ -157,6 +157,8 @@ OutOfMemoryError.__module__ = "torch"
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), "out_of_memory_host", "smaller"),
         (OutOfMemoryError("CUDA out of memory"), "out_of_memory_gpu", "GPU"),
         (OSError(errno.ENOSPC, "No space left"), "storage_full", "disk is full"),
+        (ValueError("I/O error: No space left on device (os error 28)"), "storage_full", "disk is full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "storage_full", "is full"),
         (StorageFullError("There is no room."), "storage_full", "no room"),
         (StorageError("The store does not answer."), "storage_unavailable", "not answer"),
         (KeyError("secret"), "internal", "while pruning"),
