@@ -15,6 +15,7 @@ from core.engine.data import Batch
 from core.engine.tasks.base import Processor
 from core.engine.tasks.causal_lm import CausalLMTask
 from core.engine.tasks.image_classification import ImageClassificationTask
+from core.engine.tasks.masked_lm import MaskedLMTask
 from core.engine.tasks.seq2seq import Seq2SeqTask
 from tests import tiny
 
@@ -63,4 +64,8 @@ def processor(task: str) -> Processor:
     """What makes a model's inputs; that of images needs no torchvision."""
     if task == ImageClassificationTask.name:
         return ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    return tiny.tokenizer()
+    tokenizer = tiny.tokenizer()
+    if task == MaskedLMTask.name:
+        # One of the tokens that there are, so that the vocabulary stays.
+        tokenizer.add_special_tokens({"mask_token": "[UNK]"})
+    return tokenizer

@@ -86,7 +86,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def check_activation(config: PreTrainedConfig, family: Family) -> None:
     """Refuse an activation that transformers does not know."""
-    for entry in {mlp.activation for stack in family.stacks for mlp in stack.mlps if mlp.fixed_activation is None}:
+    entries = {mlp.activation for stack in family.stacks for mlp in stack.mlps if mlp.fixed_activation is None}
+    entries |= {stack.experts.activation for stack in family.stacks if stack.experts is not None}
+    for entry in sorted(entries):
         name = getattr(config, entry, None)
         if isinstance(name, str) and name not in ACT2FN:
             raise InvalidModelError(

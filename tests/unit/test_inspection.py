@@ -1,5 +1,6 @@
 """What is refused while a job loads its model: every lie of a config and every hole in a folder, with its reason."""
 
+import base64
 import json
 
 import pytest
@@ -22,6 +23,9 @@ from core.progress import PhaseStarted, Warned
 from tests import tiny, tiny_families
 from tests.tiny_tasks import image, processor
 
+TASK_OPTIONS = {"seq2seq": {"kind": "translation", "source_column": "text", "target_column": "text"}}
+"""What a task needs besides its data."""
+
 
 class EndOfLoadingError(Exception):
     """The job got through loading."""
@@ -36,11 +40,13 @@ def load(folder, task="sentence-embedding", texts=None, labels=None, **training)
     texts = texts or tiny.sentences(12)
     labels = labels or [0, 1] * len(texts)
     data = folder.parent / "rows.jsonl"
-    rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=False))
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=False)]
+    if task == "image-classification":
+        rows = [row | {"image": base64.b64encode(image(seed)).decode()} for seed, row in enumerate(rows)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = {
         "model": {"source": "path", "path": str(folder)},
-        "task": {"name": task, "data": {"source": "path", "train": str(data)}},
+        "task": {"name": task, "data": {"source": "path", "train": str(data)}, **TASK_OPTIONS.get(task, {})},
         "target": {"sparsity": 0.5},
         "training": training,
     }
@@ -112,9 +118,11 @@ def test_every_family_loads_for_its_tasks(tmp_path, family):
         if task == "causal-lm":
             model.config.pad_token_id = None
         folder = tiny.save(model, tmp_path / task)
+        processor(task).save_pretrained(folder)
         assert load(folder, task=task, labels=[0, 1, 1, 0] * 3, max_length=32) == []
-        mlp = family.stacks[0].mlps[0]
-        if mlp.fixed_activation is None:
+        stack = family.stacks[0]
+        mlp = stack.mlps[0] if stack.mlps else stack.experts
+        if getattr(mlp, "fixed_activation", None) is None:
             refused(lie(folder, **{mlp.activation: "foo"}), f"{mlp.activation} 'foo' is not known", task=task)
 
 
