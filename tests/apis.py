@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 
 from api.app import create_app
 from core.jobs.store import JobStore
@@ -72,6 +73,8 @@ def served_api(database, tmp_path_factory):
         max_unpacked_bytes=10 * MAX_UPLOAD_BYTES,
     )
     dispatcher = RememberingDispatcher()
+    # As the service's own, tracebacks are plain: the default ones print local variables, for seconds.
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
     with served(create_app(settings, dispatcher=dispatcher)) as http:
         yield http, root / "storage", dispatcher
 
