@@ -119,10 +119,7 @@ def _against_target(target: dict[str, Any]) -> str:
     name = target["name"]
     if name in (None, "sparsity", "frontier") or target["achieved"] is None:
         return ""
-    asked, achieved = (
-        f"{target[key]:,}" if isinstance(target[key], int) else f"{target[key]:.4g}"
-        for key in ("requested", "achieved")
-    )
+    asked, achieved = (_amount(target[key]) for key in ("requested", "achieved"))
     return f"Asked for: {name} {asked}; achieved: {achieved} ({target['unit']})."
 
 
