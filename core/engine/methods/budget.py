@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.engine.anatomy import Anatomy
 from core.engine.plan import Masks
@@ -112,29 +112,27 @@ class Budget:
                 param="/method/in_rows",
             )
         budget = cls(
-            sparsity,
-            anatomy.encoder_parameters,
-            heads if groups is None else heads - attentions * groups[0],
-            attention.units.cost,
-            neurons if groups is None else neurons - mlps,
-            mlp.units.cost,
-            None if heads_kept is None else heads - heads_kept,
-            attentions,
-            mlps,
-            int(in_rows * attention.inputs.count + 0.5),
-            attention.inputs.cost,
-            attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
-            removed_experts,
-            expert_neurons,
-            router_cost,
-            experts_per_token,
-            None if groups is None else tuple(heads - attentions * count for count in groups),
-            at_least or uniform,
-            0 if gone is None else sum(gone.removed("heads")),
-            0 if gone is None else sum(gone.removed("neurons")) - sum(gone.removed("experts")) * expert_neurons,
-            0 if gone is None else max(gone.removed("inputs")),
-            0 if gone is None else sum(gone.removed("experts")),
+            sparsity=sparsity,
+            encoder_parameters=anatomy.encoder_parameters,
+            heads=heads if groups is None else heads - attentions * groups[0],
+            head_cost=attention.units.cost,
+            neurons=neurons if groups is None else neurons - mlps,
+            neuron_cost=mlp.units.cost,
+            removed_heads=None if heads_kept is None else heads - heads_kept,
+            attentions=attentions,
+            mlps=mlps,
+            inputs_each=int(in_rows * attention.inputs.count + 0.5),
+            input_cost=attention.inputs.cost,
+            crossing=attention.units.cost + attention.inputs.cost - attention.removed_parameters(1, 1),
+            experts=removed_experts,
+            expert_neurons=expert_neurons,
+            router_cost=router_cost,
+            experts_per_token=experts_per_token,
+            uniform_heads=None if groups is None else tuple(heads - attentions * count for count in groups),
+            at_least=at_least or uniform,
         )
+        if gone is not None:
+            budget = budget._going_on_from(gone)
         budget._check(anatomy.family.title)
         return budget
 
@@ -259,6 +257,17 @@ class Budget:
         """Neurons that make up what so many heads and in-rows leave of `wanted` parameters."""
         left = max(0.0, wanted - self._attention_parameters(heads, inputs_each))
         return min(self.neurons, int(left / self.neuron_cost + 0.5))
+
+    def _going_on_from(self, gone: Masks) -> "Budget":
+        """The same with what is gone before."""
+        experts = sum(gone.removed("experts"))
+        return replace(
+            self,
+            heads_gone=sum(gone.removed("heads")),
+            neurons_gone=sum(gone.removed("neurons")) - experts * self.expert_neurons,
+            inputs_gone_each=max(gone.removed("inputs")),
+            experts_gone=experts,
+        )
 
     def _check(self, family: str) -> None:
         counts = self.counts(1.0)
