@@ -61,16 +61,17 @@ class PlainLines:
         self._printed_at = -_LINE_EVERY_SECONDS
 
     def show(self, event: Event) -> None:
-        """Print the event, if it is worth a line."""
-        if event.type == "phase":
-            self._phase = event.data["phase"]
-            self._printed_at = -_LINE_EVERY_SECONDS
-        elif event.type == "progress":
-            if time.monotonic() - self._printed_at >= _LINE_EVERY_SECONDS:
-                self._printed_at = time.monotonic()
-                self._print(self._progress_line(event.data))
-        else:
-            self._print(sentence(event))
+        """Print the event, if it is worth a line; kinds that are not known are not."""
+        match event.type:
+            case "phase":
+                self._phase = event.data["phase"]
+                self._printed_at = -_LINE_EVERY_SECONDS
+            case "progress":
+                if time.monotonic() - self._printed_at >= _LINE_EVERY_SECONDS:
+                    self._printed_at = time.monotonic()
+                    self._print(self._progress_line(event.data))
+            case "status" | "warning":
+                self._print(sentence(event))
 
     def _progress_line(self, data: dict[str, Any]) -> str:
         parts = [f"{self._phase:<11} {data['fraction']:4.0%}", metrics_line(data), time_left(data["eta_at"])]

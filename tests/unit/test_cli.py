@@ -129,6 +129,15 @@ def test_events_are_shown_on_terminals_and_in_logs(is_terminal):
         assert text in shown
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("kind", ["checkpoint", "unheard-of"])
+def test_events_that_say_nothing_to_a_person_are_passed_over(is_terminal, kind):
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
+    with progress_display(console) as show:
+        show(Event(1, kind, {"stage": "pruning"}))
+    assert "pruning" not in console.file.getvalue()
+
+
 def test_the_time_left_is_minutes_and_seconds():
     def in_seconds(seconds):
         return (datetime.now(UTC) + timedelta(seconds=seconds, milliseconds=200)).isoformat()
