@@ -158,4 +158,7 @@ def _out_of_memory(error: Exception) -> ErrorCode | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing is left to do, and taking torch's modules apart takes more than a second

@@ -172,9 +172,9 @@ def _clock(shift: str) -> dict[str, str]:
 
 SCENARIOS: Sequence[Scenario] = (
     Scenario("undisturbed", nothing),
-    Scenario("children-killed", kill_a_child, every=(0.2, 0.7)),
-    Scenario("workers-killed", kill_a_worker, every=(0.3, 0.9)),
-    Scenario("children-and-workers-killed", kill_any, every=(0.2, 0.8)),
+    Scenario("children-killed", kill_a_child, every=(0.4, 1.4)),
+    Scenario("workers-killed", kill_a_worker, every=(0.5, 1.6)),
+    Scenario("children-and-workers-killed", kill_any, every=(0.4, 1.4)),
     Scenario("supervisors-frozen-past-their-lease", freeze_a_worker, every=(0.4, 1.0)),
     Scenario("broker-restarted", restart_broker),
     Scenario("broker-wiped", wipe_broker),

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -105,6 +104,9 @@ def classification_metrics(answers: Tensor) -> dict[str, Metric]:
     Args:
         answers: The class that each row was given, and its label, [rows, 2].
     """
+    # Here and not above: the import takes seconds, and a process that verifies a bundle needs no metrics.
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     given, labels = answers.numpy().T
     is_defined = len(set(labels.tolist())) > 1
     matthews = float(matthews_corrcoef(labels, given)) if is_defined else math.nan

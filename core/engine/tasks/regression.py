@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
@@ -82,6 +81,8 @@ class RegressionTask(Task):
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
         """Correlation of answers and labels; NaN where all answers, or all labels, are the same."""
+        from scipy.stats import pearsonr, spearmanr  # slow to import, as all metrics are
+
         answers, labels = torch.cat(summaries).double().numpy().T
         is_defined = _differ(answers) and _differ(labels)
         pearson = float(pearsonr(answers, labels).statistic) if is_defined else math.nan

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
@@ -68,6 +67,8 @@ def _similarities(embeddings: Tensor) -> NDArray[np.float32]:
 
 def _rank_correlation(ours: NDArray[np.float32], dense: NDArray[np.float32]) -> float:
     """Spearman's; NaN where either has but one value, as of a single pair or of equal texts."""
+    from scipy.stats import spearmanr  # slow to import, as all metrics are
+
     if len(ours) < 2 or min(np.ptp(ours), np.ptp(dense)) < EQUAL_SIMILARITIES:
         return math.nan
     return float(spearmanr(ours, dense).statistic)

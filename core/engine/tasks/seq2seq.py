@@ -3,10 +3,8 @@
 from itertools import zip_longest
 from typing import Any
 
-import sacrebleu
 import torch
 import torch.nn.functional as F
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
@@ -143,6 +141,8 @@ class Seq2SeqTask(Task):
 
 def translation_metrics(written: list[str], references: list[list[str]]) -> dict[str, Metric]:
     """sacreBLEU's BLEU (Post 2018, tokens as in mteval-13a) and chrF (Popović 2015) of the whole corpus."""
+    import sacrebleu  # slow to import, as all metrics are
+
     streams: Any = list(zip_longest(*references))
     return {
         "bleu": Metric(sacrebleu.corpus_bleu(written, streams).score, "BLEU, 0 … 100", True),
@@ -152,6 +152,8 @@ def translation_metrics(written: list[str], references: list[list[str]]) -> dict
 
 def summary_metrics(written: list[str], references: list[list[str]]) -> dict[str, Metric]:
     """Mean F1 of ROUGE-1, 2 and L (Lin 2004) with stems; of several references, the best one of a row counts."""
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import, as all metrics are
+
     scorer = RougeScorer(list(ROUGE.values()), use_stemmer=True)
     scores = [scorer.score_multi(texts, text) for text, texts in zip(written, references, strict=True)]
     return {
