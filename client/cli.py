@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -162,9 +163,25 @@ def jobs(
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """Cancel a job."""
-    with NeuroPruneClient(url) as client:
-        job = client.cancel(job_id)
-    _print_json(job) if as_json else console.print(f"{job['id']} is {job['status']}.")
+    _steer(NeuroPruneClient.cancel, job_id, as_json=as_json, url=url)
+
+
+@app.command()
+def pause(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """Hold a job back: a queued one at once, a running one at its next checkpoint."""
+    _steer(NeuroPruneClient.pause, job_id, as_json=as_json, url=url)
+
+
+@app.command()
+def resume(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """Queue a paused job again; it goes on from where it was."""
+    _steer(NeuroPruneClient.resume, job_id, as_json=as_json, url=url)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """Queue a failed, cancelled or expired job again; it goes on from its last checkpoint while that is kept."""
+    _steer(NeuroPruneClient.retry, job_id, as_json=as_json, url=url)
 
 
 # ---- catalogue -----------------------------------------------------------------------------------------------------
@@ -201,6 +218,12 @@ def families(as_json: AsJson = False) -> None:
         for f in FAMILIES
     ]
     _print_table(["model_type", "family", "tasks", "uniform", "export"], rows)
+
+
+def _steer(request: Callable[[NeuroPruneClient, str], Json], job_id: str, *, as_json: bool, url: str) -> None:
+    with NeuroPruneClient(url) as client:
+        job = request(client, job_id)
+    _print_json(job) if as_json else console.print(f"{job['id']} is {job['status']}.")
 
 
 def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:

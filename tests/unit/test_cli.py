@@ -118,6 +118,31 @@ def test_watch_fails_where_the_job_does(run, service):
     assert [json.loads(line)["seq"] for line in out.splitlines()] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("verb", "status"), [("cancel", "cancelled"), ("pause", "pausing"), ("resume", "queued"), ("retry", "queued")]
+)
+def test_jobs_are_steered_by_verbs(run, service, verb, status):
+    asked = []
+
+    def handler(request):
+        asked.append((request.method, request.url.path))
+        return httpx.Response(202, json={"id": "job_1", "status": status})
+
+    service(handler)
+    assert run(verb, "job_1")[:2] == (0, f"job_1 is {status}.\n")
+    assert json.loads(run(verb, "job_1", "--json")[1]) == {"id": "job_1", "status": status}
+    assert asked == [("POST", f"/v1/jobs/job_1/{verb}")] * 2
+
+
+def test_a_verb_that_a_job_does_not_allow_is_one_line(run, service):
+    problem = {"title": "Conflict", "status": 409, "code": "illegal_transition", "detail": "It has succeeded."}
+    service(lambda _: httpx.Response(409, json=problem))
+    status, out, err = run("pause", "job_1")
+    assert (status, out) == (1, "")
+    assert "It has succeeded." in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_events_are_shown_on_terminals_and_in_logs(is_terminal):
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
