@@ -77,7 +77,8 @@ def work(work_dir: Path, pipe: Pipe) -> int:
     except Interrupted:
         pipe.write(Stopped())
     except Exception as error:  # whatever it is, the supervisor must learn of it
-        traceback.print_exc()
+        with suppress(OSError):  # the disk that its log is on may be full
+            traceback.print_exc()
         pipe.write(failure(error, pipe.phase))
         return 1
     return 0
@@ -159,6 +160,7 @@ def _out_of_memory(error: Exception) -> ErrorCode | None:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)  # nothing is left to do, and taking torch's modules apart takes more than a second

@@ -28,7 +28,8 @@ from core.engine.export.modeling_neuroprune import MODELING_FILE
 from core.engine.export.onnx import open_session, run_session
 from core.engine.memory import ENVIRONMENT, peak_memory
 from core.engine.tasks import Task
-from core.errors import NeuroPruneError, VerificationError
+from core.errors import NeuroPruneError, StorageFullError, VerificationError
+from core.resources import is_out_of_space
 
 TOLERANCE = {"loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0, "executorch": 1e-4}
 """Largest absolute difference from the masked model's outputs, fp32, by the way a bundle is loaded.
@@ -114,10 +115,13 @@ def verify(folder: Path, dense: Path | None = None) -> Findings:
 
     Raises:
         VerificationError: a difference exceeds `TOLERANCE`, or the bundle could not be loaded.
+        StorageFullError: loading needs more disk than there is.
     """
     done = _in_clean_process(folder, *filter(None, [dense]))
     if done.returncode:
         logger.error("Loading %s in a clean process failed:\n%s", folder, done.stderr)
+        if is_out_of_space(RuntimeError(_last_line(done.stderr))):
+            raise StorageFullError("The worker's disk is full (while verifying).")
         raise VerificationError(f"The bundle does not load in a clean process: {_last_line(done.stderr)}")
     found = Findings(**json.loads(done.stdout.splitlines()[-1]))
     for way, difference in found.differences.items():

@@ -299,3 +299,10 @@ def test_the_probe_holds_what_a_batch_does(bundle):
 def test_a_bundle_of_format_1_still_loads():
     """One that version 0.1.0 wrote, when a layer had one attention and one MLP."""
     assert inspect(ROOT / "tests/data/bundle_format_1")["max_abs_difference"] <= 1e-5
+
+
+def test_a_disk_that_is_full_while_verifying_is_not_the_bundles_fault(tmp_path, monkeypatch):
+    full = subprocess.CompletedProcess([], 1, "", "Traceback …\nOSError: [Errno 28] No space left on device: 'a' -> 'b'\n")
+    monkeypatch.setattr(verify, "_in_clean_process", lambda *_: full)
+    with pytest.raises(StorageFullError, match="while verifying"):
+        verify.verify(tmp_path)

@@ -189,3 +189,14 @@ def test_settings_are_those_of_the_environment(monkeypatch, tmp_path):
         assert get_settings().model_roots == (Path(tmp_path),)
     finally:
         get_settings.cache_clear()
+
+
+def test_a_job_that_cannot_even_write_its_log_still_says_how_it_failed(tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner.traceback, "print_exc", no_room)
+    messages = tmp_path / "messages"
+    with messages.open("wb", buffering=0) as stream:
+        assert runner.work(tmp_path, runner.Pipe(stream)) == 1  # there is no assignment
+    assert isinstance(decode(messages.read_bytes().strip()), Failed)
