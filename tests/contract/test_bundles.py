@@ -20,7 +20,7 @@ from core.engine.export.bundle import write_manifest
 from core.engine.report.card import model_card
 from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
-from core.errors import VerificationError
+from core.errors import StorageFullError, VerificationError
 from tests.contract.test_families import CASES, every_task, inputs, masked, outputs, ragged_plan, write_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -302,7 +302,9 @@ def test_a_bundle_of_format_1_still_loads():
 
 
 def test_a_disk_that_is_full_while_verifying_is_not_the_bundles_fault(tmp_path, monkeypatch):
-    full = subprocess.CompletedProcess([], 1, "", "Traceback …\nOSError: [Errno 28] No space left on device: 'a' -> 'b'\n")
-    monkeypatch.setattr(verify, "_in_clean_process", lambda *_: full)
+    full = subprocess.CompletedProcess(
+        [], 1, "", "Traceback …\nOSError: [Errno 28] No space left on device: 'a' -> 'b'\n"
+    )
+    monkeypatch.setattr(verification, "_in_clean_process", lambda *_: full)
     with pytest.raises(StorageFullError, match="while verifying"):
-        verify.verify(tmp_path)
+        verify(tmp_path)
