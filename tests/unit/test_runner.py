@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -25,14 +24,7 @@ ROWS, MODEL = "file_" + "1" * 32, "file_" + "2" * 32
 ROW = b'{"text": "a", "label": 0}\n'
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """A runner configures logging for its whole process, which here goes on with other tests."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
 @pytest.fixture
