@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from client import demo as demo_job
+from client.comparison import comparison
 from client.display import progress_display
 from client.local import EmbeddedStack
 from client.sdk import DEFAULT_URL, Json, NeuroPruneClient
@@ -108,6 +109,14 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> Non
     """Follow a job to its end; the exit status is 0 if it succeeds. With --json, one event a line."""
     with NeuroPruneClient(url) as client:
         _follow(client, job_id, as_json=as_json)
+
+
+@app.command()
+def show(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """Show where a job stands, and what came of it."""
+    with NeuroPruneClient(url) as client:
+        job = client.job(job_id)
+    _print_json(job) if as_json else _print_job(job)
 
 
 @app.command()
@@ -230,8 +239,20 @@ def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:
     with nullcontext(_print_event) if as_json else progress_display(console) as show:
         for event in client.watch(job_id):
             show(event)
-    if client.job(job_id)["status"] != "succeeded":
+    job = client.job(job_id)
+    if job["status"] != "succeeded":
         raise typer.Exit(1)
+    if not as_json:
+        _print_job(job)
+
+
+def _print_job(job: Json) -> None:
+    summary, error = job["metrics_summary"], job["error"]
+    phase = f" ({job['phase']})" if job["phase"] else ""
+    reason = f": {error['message']}" if error else "."
+    console.print(f"{job['id']} is {job['status']}{phase}{reason}", markup=False, highlight=False, soft_wrap=True)
+    if summary is not None:
+        console.print(comparison(summary, job["name"] or job["id"]))
 
 
 def _print_event(event: Any) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from client.comparison import comparison
 from client.display import progress_display
 from client.local import EmbeddedStack
 from client.sdk import Json, NeuroPruneClient
 from core.errors import InvalidInputError, NeuroPruneError, VerificationError
-from core.wording import speed_change
 
 SPEC: Json = {
     "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
@@ -45,7 +44,7 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
         client.download(job["id"], output)
     console.print(f"Downloaded; every sha256 is right. Loading {output} in a clean process …")
     loaded = load_in_clean_process(output)
-    console.print(comparison(job["metrics_summary"]))
+    console.print(comparison(job["metrics_summary"], "all-MiniLM-L6-v2, before and after"))
     console.print(
         f"A clean process loaded the pruned model; its outputs differ from the recorded ones by at most "
         f"{loaded['max_abs_difference']:.1e}."
@@ -93,36 +92,6 @@ def load_in_clean_process(folder: Path) -> dict[str, Any]:
         raise VerificationError(f"{folder} could not be loaded: {answer.stderr.strip()[-2000:]}")
     loaded: dict[str, Any] = json.loads(answer.stdout)
     return loaded
-
-
-def comparison(summary: Json) -> Table:
-    """Dense beside pruned, from a job's `metrics_summary`."""
-    table = Table(title="all-MiniLM-L6-v2, before and after")
-    table.add_column("")
-    for heading in ("dense", "pruned", "change"):
-        table.add_column(heading, justify="right")
-    for name, metric in summary["metrics"].items():
-        dense, pruned = metric["dense"], metric["pruned"]
-        table.add_row(name.replace("_", " "), f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}")
-    for name, count in summary["parameters"].items():
-        table.add_row(f"{name} parameters", *_pair(count, 1e6, "M"), _share(count))
-    table.add_row("weights on disk", *_pair(summary["size_bytes"], 1e6, " MB"), _share(summary["size_bytes"]))
-    for runtime, sides in summary["latency_ms"].items():
-        median = {side: sides[side]["median"] for side in ("dense", "pruned")}
-        change = speed_change(median["dense"], median["pruned"])
-        table.add_row(f"latency, {_RUNTIMES.get(runtime, runtime)}", *_pair(median, 1, " ms"), change)
-    return table
-
-
-_RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-
-
-def _pair(sides: dict[str, float], unit: float, suffix: str) -> tuple[str, str]:
-    return f"{sides['dense'] / unit:.2f}{suffix}", f"{sides['pruned'] / unit:.2f}{suffix}"
-
-
-def _share(sides: dict[str, float]) -> str:
-    return f"{sides['pruned'] / sides['dense'] - 1:+.1%}"
 
 
 def _make_way(output: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from client import cli, demo, sdk
+from client.comparison import comparison
 from client.display import progress_display, time_left
 from client.sdk import Event
 from core.errors import InvalidInputError
@@ -171,12 +172,60 @@ def test_the_time_left_is_minutes_and_seconds():
     assert time_left(None) == ""
 
 
-def test_the_demo_sets_dense_beside_pruned():
-    console = Console(file=io.StringIO(), width=120)
-    console.print(demo.comparison(SUMMARY))
-    shown = console.file.getvalue()
-    for text in ("0.9500", "-0.0500", "5.00M", "-50.0%", "60.00 MB", "-25.0%", "ONNX Runtime", "2.00x faster"):
+def test_a_summary_sets_dense_beside_pruned():
+    shown = printed(SUMMARY)
+    for text in ("title", "0.9500", "-0.0500", "5.00M", "-50.0%", "60.00 MB", "-25.0%", "ONNX Runtime", "2.00x faster"):
         assert text in shown
+
+
+def level(folder, sparsity, pearson, *, is_dominated):
+    return {
+        "folder": folder,
+        "is_dominated": is_dominated,
+        "metrics": {"pearson": {"dense": 0.9, "pruned": pearson, "unit": "", "higher_is_better": True}},
+        "parameters": {"encoder": {"dense": 10_000_000, "pruned": round(10_000_000 * (1 - sparsity))}},
+        "latency_ms": {"torch": {"dense": {"median": 20.0}, "pruned": {"median": 20.0 * (1 - sparsity)}}},
+    }
+
+
+def test_a_frontier_is_a_row_a_level():
+    levels = [
+        level("sparsity-0.5", 0.5, 0.88, is_dominated=True),
+        level("sparsity-0.75", 0.75, 0.89, is_dominated=False),
+    ]
+    lines = printed({"headline_metric": "pearson", "frontier": levels}).splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows == [
+        ["dense", "0.9000", "10.00M", "20.00 ms"],
+        ["(sparsity-0.5)", "0.8800", "5.00M", "10.00 ms, 2.00x faster"],
+        ["sparsity-0.75", "0.8900", "2.50M", "5.00 ms, 4.00x faster"],
+    ]
+
+
+def test_a_level_without_the_metric_has_an_empty_cell():
+    without = level("sparsity-0.5", 0.5, 0.88, is_dominated=False) | {"metrics": {}}
+    assert "0.8800" not in printed({"headline_metric": "pearson", "frontier": [without]})
+
+
+def test_show_tells_where_a_job_stands_and_what_came_of_it(run, service):
+    job = {"id": "job_1", "name": "mine", "status": "running", "phase": "pruning", "error": None}
+    job["metrics_summary"] = None
+    service(lambda _: httpx.Response(200, json=job))
+    assert run("show", "job_1")[:2] == (0, "job_1 is running (pruning).\n")
+    job |= {"status": "succeeded", "phase": None, "metrics_summary": SUMMARY}
+    _, out, _ = run("show", "job_1")
+    assert out.startswith("job_1 is succeeded.\n")
+    assert "mine" in out
+    assert "-0.0500" in out
+    assert json.loads(run("show", "job_1", "--json")[1])["metrics_summary"] == SUMMARY
+    job |= {"status": "failed", "error": {"message": "no [such] column"}, "metrics_summary": None}
+    assert run("show", "job_1")[1] == "job_1 is failed: no [such] column\n"
+
+
+def printed(summary):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(comparison(summary, "title"))
+    return console.file.getvalue()
 
 
 def test_the_demo_removes_its_own_bundle_and_nothing_else(tmp_path):
