@@ -7,12 +7,14 @@ of a JSONL file; a run whose key is there is not repeated.
 import copy
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from core.engine.anatomy import bind
 from core.engine.evaluate import evaluate
@@ -64,7 +66,8 @@ class Trial:
         )
 
     def prepared(self, spec: JobSpec, model: Path) -> Prepared:
-        """Loaded model and rows."""
+        """Loaded model and rows; a new head depends on the seed alone."""
+        set_seed(spec.training.seed)
         return prepare(spec, Inputs(model, self.train, self.validation), _quiet)
 
 
@@ -85,8 +88,13 @@ def dense_model(trial: Trial, seed: int, work: Path) -> Path:
             stage="dense",
             listen=_Progress(f"{folder.name} dense"),
         )
-    prepared.task.processor.save_pretrained(folder)
-    prepared.model.save_pretrained(folder)
+    work.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=work) as scratch:  # so that whoever finds the folder finds it whole
+        made = Path(scratch) / folder.name
+        prepared.task.processor.save_pretrained(made)
+        prepared.model.save_pretrained(made)
+        with suppress(OSError):  # another process was faster
+            made.rename(folder)
     return folder
 
 
