@@ -243,16 +243,19 @@ def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:
     if job["status"] != "succeeded":
         raise typer.Exit(1)
     if not as_json:
-        _print_job(job)
+        _print_outcome(job)
 
 
 def _print_job(job: Json) -> None:
-    summary, error = job["metrics_summary"], job["error"]
     phase = f" ({job['phase']})" if job["phase"] else ""
-    reason = f": {error['message']}" if error else "."
+    reason = f": {job['error']['message']}" if job["error"] else "."
     console.print(f"{job['id']} is {job['status']}{phase}{reason}", markup=False, highlight=False, soft_wrap=True)
-    if summary is not None:
-        console.print(comparison(summary, job["name"] or job["id"]))
+    _print_outcome(job)
+
+
+def _print_outcome(job: Json) -> None:
+    if job["metrics_summary"] is not None:
+        console.print(comparison(job["metrics_summary"], escape(job["name"] or job["id"])))
 
 
 def _print_event(event: Any) -> None:

@@ -119,6 +119,21 @@ def test_watch_fails_where_the_job_does(run, service):
     assert [json.loads(line)["seq"] for line in out.splitlines()] == [1, 2, 3, 4, 5]
 
 
+def test_watch_ends_with_what_came_of_the_job(run, service):
+    def handler(request):
+        if request.url.path.endswith("/events"):
+            return httpx.Response(200, text="event: done\ndata: {}\n\n")
+        job = {"id": "job_x", "name": "my [first] job", "status": "succeeded", "finished_at": "2026-01-01T00:00:00Z"}
+        return httpx.Response(200, json=job | {"metrics_summary": SUMMARY})
+
+    service(handler)
+    status, out, _ = run("watch", "job_x")
+    assert status == 0
+    assert "my [first] job" in out
+    assert "-0.0500" in out
+    assert run("watch", "job_x", "--json")[:2] == (0, "")
+
+
 @pytest.mark.parametrize(
     ("verb", "status"), [("cancel", "cancelled"), ("pause", "pausing"), ("resume", "queued"), ("retry", "queued")]
 )
