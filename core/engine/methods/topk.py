@@ -7,6 +7,7 @@ what makes sum c_i f_i = B hold. As the temperature tau falls, the gates become 
 import math
 
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from core.errors import NumericalError
@@ -48,7 +49,14 @@ def soft_top_k(scores: Tensor, budget: float, temperature: float, costs: Tensor 
         return torch.ones_like(scores, dtype=torch.float64)
     # Relative to the pivot, ties there are ties at zero, however large the scores are beside the temperature.
     logits = (scores.double() - _pivot(scores, budget, costs).double()) / temperature
-    return torch.sigmoid(logits + _shift(logits, budget, costs, PRECISION * total))
+    return _sigmoid(logits + _shift(logits, budget, costs, PRECISION * total))
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """The same for the same logit wherever it stands: of torch's on a CPU, the last few entries can be an ulp off."""
+    if logits.device.type != "cpu":
+        return torch.sigmoid(logits)
+    return torch.from_numpy(expit(logits.numpy()))
 
 
 @torch.no_grad()
