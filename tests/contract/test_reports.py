@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from client.demo import comparison
+from client.comparison import comparison
 from client.load import load
 from core.engine.anatomy import bind
 from core.engine.compact import compact
@@ -69,7 +69,9 @@ def test_a_metric_that_the_rows_do_not_define_is_left_out(job, tmp_path):
     assert list(report["metrics"]) == ["cosine_to_dense"]
     assert any("similarity_spearman" in each.message for each in messages if isinstance(each, Warned))
     assert "spearman" not in (tmp_path / "bundle/README.md").read_text()
-    assert [row for row in comparison(summary).columns[0].cells if row.startswith("cosine")] == ["cosine to dense"]
+    assert [row for row in comparison(summary, "title").columns[0].cells if row.startswith("cosine")] == [
+        "cosine to dense"
+    ]
 
 
 def test_a_bad_row_is_named_as_the_user_knows_it(job):
