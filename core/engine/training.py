@@ -4,7 +4,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from core.engine.data import Batch, Features, length_of
 from core.engine.epochs import EpochSampler
 from core.engine.evaluate import HiddenTeacher, Teacher
 from core.engine.methods import Pruner
+from core.engine.narrowing import Narrowing, narrowing
 from core.engine.tasks import Task
 from core.errors import NumericalError
 from core.jobs import spec
@@ -95,6 +96,7 @@ def train(
         checkpoints.stop_deferred(),
         tempfile.TemporaryDirectory() as scratch,
         _dropout(model, task.dropout),
+        narrowing(pruner.anatomy, pruner.masks) if pruner is not None else nullcontext() as narrow,
     ):
         trainer = _DistillingTrainer(
             model=model,
@@ -102,7 +104,7 @@ def train(
             train_dataset=features,
             data_collator=task.collate,
             processing_class=task.processor,
-            callbacks=[_PruningCallback(pruner, steps, listen), _CheckpointCallback(stage, checkpoints)],
+            callbacks=[_PruningCallback(pruner, narrow, steps, listen), _CheckpointCallback(stage, checkpoints)],
         )
         trainer.task, trainer.student, trainer.pruner = task, model, pruner
         trainer.teacher, trainer.hidden_teacher = teacher, hidden_teacher
@@ -218,10 +220,15 @@ class _PruningCallback(TrainerCallback):
 
     trainer: _DistillingTrainer
 
-    def __init__(self, pruner: Pruner | None, steps: int, listen: StepListener) -> None:
+    def __init__(self, pruner: Pruner | None, narrowing: Narrowing | None, steps: int, listen: StepListener) -> None:
         self.pruner = pruner
+        self.narrowing = narrowing
         self.steps = steps
         self.listen = listen
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.narrowing is not None:
+            self.narrowing.update()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
