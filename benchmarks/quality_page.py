@@ -4,6 +4,7 @@ python -m benchmarks.quality_page
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
 from textwrap import fill
@@ -13,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS, Case, runs
+from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS, runs
 
 ROOT = Path(__file__).parent.parent
 FIGURE = ROOT / "docs" / "figures" / "quality.svg"
@@ -101,7 +102,7 @@ def document(results: list[Result]) -> str:
 
 
 def _introduction(results: list[Result]) -> str:
-    done, total = (sum(count(results, name, case) for name, case in CASES.items()) for count in (_done, _planned))
+    done, total = (sum(counts) for counts in zip(*map(partial(_progress, results), CASES), strict=True))
     text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
         `python -m benchmarks.quality DATA` makes. {done} of the matrix's {total} runs are done; what is not in the
         tables was not run. All methods start from the same dense model and get the same rows,
@@ -111,13 +112,11 @@ def _introduction(results: list[Result]) -> str:
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
-def _planned(_results: list[Result], _name: str, case: Case) -> int:
-    return sum(1 for _ in runs(case))
-
-
-def _done(results: list[Result], name: str, case: Case) -> int:
-    found = of(results, case=name)
-    return sum(bool(of(found, method=m, target=target, seed=seed)) for m, target, seed in runs(case))
+def _progress(results: list[Result], name: str) -> tuple[int, int]:
+    """How many of a case's runs are done, and how many there are."""
+    found, case = of(results, case=name), CASES[name]
+    planned = [{"seed": seed, "method": m, "target": target} for seed in range(case.seeds) for m, target in runs(case)]
+    return sum(bool(of(found, **run)) for run in planned), len(planned)
 
 
 def _summary(results: list[Result]) -> str:

@@ -9,6 +9,7 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from core.engine.anatomy import bind
-from core.engine.evaluate import evaluate
+from core.engine.evaluate import Teacher, evaluate
 from core.engine.inputs import Inputs
 from core.engine.measure import full_batch_like, interleave
 from core.engine.methods import Schedule, build_pruner
@@ -98,53 +99,71 @@ def dense_model(trial: Trial, seed: int, work: Path) -> Path:
     return folder
 
 
-def run_method(trial: Trial, spec: JobSpec, dense_folder: Path, title: str) -> dict[str, Any]:
-    """Prune the dense model and measure both on the held-out rows.
+class Dense:
+    """A trial's dense model of one seed and what is known of it. Every run starts from it; nothing changes it."""
+
+    def __init__(self, trial: Trial, seed: int, work: Path) -> None:
+        """Train the dense model if it is not there yet, evaluate it, and let it answer the training rows."""
+        folder = dense_model(trial, seed, work)
+        self.prepared = trial.prepared(trial.spec({"name": "neuroprune"}, 0.5, seed), folder)
+        self.model = copy.deepcopy(self.prepared.model)
+        self.evaluation = evaluate(self.prepared.task, self.model, self.prepared.held_out)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """What it answers to the training rows."""
+        return Teacher(self.prepared.task, self.model, self.prepared.train)
+
+
+def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
+    """Prune a copy of the dense model and measure both on the held-out rows.
 
     Returns:
         Metrics of both, seconds of pruning, what every layer kept, how many times as fast the smaller model is.
     """
-    prepared = trial.prepared(spec, dense_folder)
-    task, training = prepared.task, spec.training
-    baseline = evaluate(task, prepared.model, prepared.held_out)
-    dense = copy.deepcopy(prepared.model)
+    task, training = dense.prepared.task, spec.training
+    model = copy.deepcopy(dense.model)
     epochs = training.num_train_epochs or 0
-    steps = total_steps(len(prepared.train), training, epochs) if epochs else 0
+    steps = total_steps(len(dense.prepared.train), training, epochs) if epochs else 0
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
     sparsity = spec.target.sparsity if spec.target is not None else None
-    encoder_parameters = bind(dense).encoder_parameters
-    pruner = build_pruner(bind(prepared.model), spec.method, sparsity, schedule, training.seed)
+    pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
+    teacher = dense.teacher if steps else None
     started = time.monotonic()
-    prune(task, pruner, dense, prepared.train, steps, _Progress(title))
+    prune(task, pruner, dense.model, dense.prepared.train, steps, _Progress(title), teacher=teacher)
     seconds = time.monotonic() - started
-    pruned = evaluate(task, prepared.model, prepared.held_out, baseline.summaries)
+    pruned = evaluate(task, model, dense.prepared.held_out, dense.evaluation.summaries)
     plan = pruner.plan()
     kept = [[len(plan.kept(part.units)) for part in layer.parts] for layer in pruner.anatomy.layers]
     give_structure("ragged", pruner.anatomy, plan)
     return {
-        "dense": {name: metric.value for name, metric in baseline.metrics.items()},
+        "dense": {name: metric.value for name, metric in dense.evaluation.metrics.items()},
         "pruned": {name: metric.value for name, metric in pruned.metrics.items()},
         "headline": task.headline,
-        "higher_is_better": baseline.metrics[task.headline].higher_is_better,
+        "higher_is_better": dense.evaluation.metrics[task.headline].higher_is_better,
         "sparsity": pruner.sparsity,
-        "encoder_parameters": {"dense": encoder_parameters, "pruned": pruner.anatomy.encoder_parameters},
-        "speedup": round(speedup(prepared, dense), 3),
+        "encoder_parameters": {
+            "dense": bind(dense.model).encoder_parameters,
+            "pruned": pruner.anatomy.encoder_parameters,
+        },
+        "speedup": round(speedup(dense, model), 3),
         "kept": kept,
         "merged_heads": len(pruner.merged),
-        "train_rows": len(prepared.train),
+        "train_rows": len(dense.prepared.train),
         "steps": steps,
         "seconds": round(seconds, 1),
     }
 
 
 @torch.inference_mode()
-def speedup(prepared: Prepared, dense: PreTrainedModel) -> float:
+def speedup(dense: Dense, pruned: PreTrainedModel) -> float:
     """How many times as fast the pruned model answers as the dense one: torch, one full row, timed in turns."""
-    batch = full_batch_like(model_inputs(prepared.task.collate([prepared.held_out[0]])), dense.config, 1)
-    sides = {"dense": dense, "pruned": prepared.model}
+    task = dense.prepared.task
+    batch = full_batch_like(model_inputs(task.collate([dense.prepared.held_out[0]])), dense.model.config, 1)
+    sides = {"dense": dense.model, "pruned": pruned}
     for model in sides.values():
         model.train(False)
-    runs = {name: lambda model=model: prepared.task.outputs(model, batch) for name, model in sides.items()}
+    runs = {name: lambda model=model: task.outputs(model, batch) for name, model in sides.items()}
     times = interleave(runs, ROUNDS)
     return times["dense"].median / times["pruned"].median
 
