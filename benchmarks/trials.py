@@ -87,7 +87,7 @@ def dense_model(trial: Trial, seed: int, work: Path) -> Path:
             prepared.train,
             steps=steps,
             stage="dense",
-            listen=_Progress(f"{folder.name} dense"),
+            listen=Progress(f"{folder.name} dense"),
         )
     work.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=work) as scratch:  # so that whoever finds the folder finds it whole
@@ -130,7 +130,7 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
     pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
     teacher = dense.teacher if steps else None
     started = time.monotonic()
-    prune(task, pruner, dense.model, dense.prepared.train, steps, _Progress(title), teacher=teacher)
+    prune(task, pruner, dense.model, dense.prepared.train, steps, Progress(title), teacher=teacher)
     seconds = time.monotonic() - started
     pruned = evaluate(task, model, dense.prepared.held_out, dense.evaluation.summaries)
     plan = pruner.plan()
@@ -189,7 +189,7 @@ class Results:
             file.write(json.dumps(result) + "\n")
 
 
-class _Progress:
+class Progress:
     """Prints where training stands, now and then."""
 
     def __init__(self, title: str) -> None:

@@ -31,7 +31,7 @@ def weights_bytes(shapes: Shapes) -> int:
 
 def training_bytes(shapes: Shapes, config: PreTrainedConfig, training: Training) -> int:
     """What lies on the device that trains: copies of the weights, the dense model that teaches, activations."""
-    if not training.num_train_epochs:
+    if not training.trains:
         return 2 * weights_bytes(shapes)
     activations = activation_bytes(config, training.per_device_train_batch_size, training.max_length)
     return (_TRAINING_COPIES + 1) * weights_bytes(shapes) + activations

@@ -74,11 +74,19 @@ class Ladder:
         return True
 
     def steps(self, level: Level, before: float = 0.0) -> int:
-        """Optimiser steps to a level from one of sparsity `before`."""
+        """Optimiser steps to a level from one of sparsity `before`, those of its recovery included."""
+        return sum(self._steps(level, before))
+
+    def _steps(self, level: Level, before: float) -> tuple[int, int]:
+        """Optimiser steps of a level's pruning and of its recovery."""
         training = self.spec.training
         assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
-        epochs = training.num_train_epochs * level.share_of_epochs(before)
-        return total_steps(len(self.prepared.train), training, epochs) if epochs else 0
+        rows, share = len(self.prepared.train), level.share_of_epochs(before)
+        pruning, recovery = (
+            total_steps(rows, training, epochs * share) if epochs else 0
+            for epochs in (training.num_train_epochs, training.recovery_epochs)
+        )
+        return pruning, recovery
 
     def reach(self, level: Level, previous: Pruner | None = None) -> Pruner:
         """Train a copy of the model to a level.
@@ -92,11 +100,11 @@ class Ladder:
         """
         prepared, training = self.prepared, self.spec.training
         start, before = (prepared.model, 0.0) if previous is None else (previous.anatomy.model, previous.sparsity)
-        steps = self.steps(level, before)
+        steps, recovery_steps = self._steps(level, before)
         gone = before / level.sparsity if level.sparsity else 0.0
         schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction, min(1.0, gone))
         pruner = self._pruner(copy.deepcopy(start), level, schedule, previous)
-        if steps and self._teacher is None and training.distillation != 0:
+        if training.trains and self._teacher is None and training.distillation != 0:
             self._teacher = Teacher(prepared.task, prepared.model, prepared.train)
         prune(
             prepared.task,
@@ -105,6 +113,7 @@ class Ladder:
             prepared.train,
             steps,
             self._listen,
+            recovery_steps=recovery_steps,
             stage="pruning" if level.sparsity is None else f"pruning-{level.sparsity:g}",
             checkpoints=self._checkpoints,
             teacher=self._teacher,

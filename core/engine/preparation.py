@@ -60,8 +60,7 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     if "executorch" in spec.export.formats:
         check_lowerable(family_of(config.model_type))
     task = _task(spec, inputs, config, report)
-    trains = bool(spec.training.num_train_epochs)
-    check_disk(weight_shapes(inputs.model), spec.export.formats, Path(gettempdir()), trains=trains)
+    check_disk(weight_shapes(inputs.model), spec.export.formats, Path(gettempdir()), trains=spec.training.trains)
     model, head_is_new = load_model(inputs.model, config, task, rows.everything, report)
     if model.can_generate():
         mend_generation_config(model, task.tokenizer, report)

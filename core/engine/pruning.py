@@ -1,4 +1,4 @@
-"""One training run under a pruner: calibrate, train while it removes, finish."""
+"""One training run under a pruner: calibrate, train while it removes, recover, finish."""
 
 from contextlib import ExitStack, closing
 from functools import partial
@@ -23,11 +23,15 @@ def prune(
     steps: int,
     listen: StepListener,
     *,
+    recovery_steps: int = 0,
     stage: str = "pruning",
     checkpoints: Checkpoints | None = None,
     teacher: Teacher | None = None,
 ) -> None:
-    """Calibrate, train while the pruner removes, and finish.
+    """Calibrate, train while the pruner removes, recover, and finish.
+
+    Recovery is a training of its own, whose learning rate rises anew (rewinding, Renda et al. 2020,
+    https://arxiv.org/abs/2003.02389).
 
     Args:
         task: What the model is for.
@@ -35,6 +39,7 @@ def prune(
         dense: What that model learns from.
         features: The training rows.
         steps: Optimiser steps; 0 for methods that need none.
+        recovery_steps: Further ones, in which nothing more goes.
         listen: Hears of every step.
         stage: Names the training within the job.
         checkpoints: Where it goes on from and leaves its state; None to do neither.
@@ -42,7 +47,7 @@ def prune(
     """
     model, training = pruner.anatomy.model, task.training
     pruner.calibrate(partial(_run_calibration, task, model, features))
-    if steps:
+    if steps or recovery_steps:
         learns_from_teacher = training.distillation is None or training.distillation > 0
         if learns_from_teacher and teacher is None:
             teacher = Teacher(task, dense, features)
@@ -50,18 +55,21 @@ def prune(
             hidden_teacher = None
             if training.hidden_distillation:
                 hidden_teacher = stack.enter_context(closing(HiddenTeacher(task, bind(dense), pruner.anatomy)))
-            train(
-                task,
-                model,
-                features,
-                steps=steps,
-                stage=stage,
-                checkpoints=checkpoints,
-                teacher=teacher,
-                hidden_teacher=hidden_teacher,
-                pruner=pruner,
-                listen=listen,
-            )
+            for name, count, before in ((stage, steps, 0), (f"{stage}-recovery", recovery_steps, steps)):
+                if count:
+                    train(
+                        task,
+                        model,
+                        features,
+                        steps=count,
+                        steps_before=before,
+                        stage=name,
+                        checkpoints=checkpoints,
+                        teacher=teacher,
+                        hidden_teacher=hidden_teacher,
+                        pruner=pruner,
+                        listen=listen,
+                    )
     pruner.finish()
 
 

@@ -59,6 +59,7 @@ def train(
     features: Features,
     *,
     steps: int,
+    steps_before: int = 0,
     stage: str,
     checkpoints: Checkpoints | None = None,
     teacher: Teacher | None = None,
@@ -75,6 +76,7 @@ def train(
         model: What is trained.
         features: The training rows.
         steps: How many optimiser steps.
+        steps_before: How many the pruner has seen before; if any, it removes nothing more.
         stage: Names this training within the job; each has its own checkpoints.
         checkpoints: Where it may go on from, and leaves its state; None to do neither.
         teacher: Answers that the model learns from, beside the labels or instead of them.
@@ -104,7 +106,10 @@ def train(
             train_dataset=features,
             data_collator=task.collate,
             processing_class=task.processor,
-            callbacks=[_PruningCallback(pruner, narrow, steps, listen), _CheckpointCallback(stage, checkpoints)],
+            callbacks=[
+                _PruningCallback(pruner, narrow, steps, steps_before, listen),
+                _CheckpointCallback(stage, checkpoints),
+            ],
         )
         trainer.task, trainer.student, trainer.pruner = task, model, pruner
         trainer.teacher, trainer.hidden_teacher = teacher, hidden_teacher
@@ -220,10 +225,18 @@ class _PruningCallback(TrainerCallback):
 
     trainer: _DistillingTrainer
 
-    def __init__(self, pruner: Pruner | None, narrowing: Narrowing | None, steps: int, listen: StepListener) -> None:
+    def __init__(
+        self,
+        pruner: Pruner | None,
+        narrowing: Narrowing | None,
+        steps: int,
+        steps_before: int,
+        listen: StepListener,
+    ) -> None:
         self.pruner = pruner
         self.narrowing = narrowing
         self.steps = steps
+        self.steps_before = steps_before
         self.listen = listen
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -250,13 +263,13 @@ class _PruningCallback(TrainerCallback):
         if self.pruner is not None:
             scheduler = self.trainer.lr_scheduler
             assert scheduler is not None  # noqa: S101 training has begun
-            self.pruner.step(step, float(scheduler.get_last_lr()[0]))
+            self.pruner.step(self.steps_before + step, float(scheduler.get_last_lr()[0]))
         assert self.trainer.last_loss is not None  # noqa: S101 a step was taken
         sparsity = self.pruner.sparsity if self.pruner is not None else 0.0
         self.listen(StepReport(step, self.steps, float(self.trainer.last_loss), sparsity))
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.pruner is not None:
+        if self.pruner is not None and not self.steps_before:
             self.pruner.end_epoch()
 
 

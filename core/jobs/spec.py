@@ -211,6 +211,13 @@ class Training(Spec):
         le=1,
         description="Share of the steps after gradual pruning, with what was removed held.",
     )
+    recovery_epochs: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Further passes over the training rows after pruning, with what was removed held and the learning "
+        "rate risen anew.",
+    )
     distillation: float | None = Field(
         None,
         ge=0,
@@ -229,6 +236,11 @@ class Training(Spec):
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of every random choice.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained after or while it is pruned; of a resolved spec."""
+        return bool(self.num_train_epochs or self.recovery_epochs)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "Training":

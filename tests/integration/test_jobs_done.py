@@ -68,6 +68,34 @@ def test_causal_lm_on_an_uploaded_model_with_grouped_queries(stack, upload_model
     assert "perplexity" in job["metrics_summary"]["metrics"]
 
 
+def test_a_frontier_is_several_bundles_of_one_job(stack, upload_model, upload_rows, tmp_path):
+    job_id = stack.submit(
+        {
+            "model": {"source": "upload", "file": upload_model(stack, "bert_classifier")},
+            "task": {"name": "sequence-classification", "data": uploaded(stack, upload_rows)},
+            "target": {"frontier": [0.3, 0.6]},
+            "training": TRAINING | {"num_train_epochs": 1, "dense_epochs": 0},
+            "export": {"formats": ["safetensors"]},
+        }
+    )
+    job = stack.finished(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    summary = job["metrics_summary"]
+    assert summary["target"]["achieved"] == pytest.approx([0.3, 0.6], abs=NEAREST)
+    stack.client.download(job_id, tmp_path)
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert summary["frontier"] == document["frontier"]
+    dense = {name: metric["dense"] for name, metric in summary["frontier"][0]["metrics"].items()}
+    for level, encoder in zip(summary["frontier"], (0.7, 0.4), strict=True):
+        folder = tmp_path / level["folder"]
+        assert load_in_clean_process(folder)["max_abs_difference"] <= 1e-5
+        assert level["metrics"] == json.loads((folder / "report.json").read_text())["metrics"]
+        assert {name: metric["dense"] for name, metric in level["metrics"].items()} == dense
+        counted = level["parameters"]["encoder"]
+        assert counted["pruned"] / counted["dense"] == pytest.approx(encoder, abs=NEAREST)
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     "method",
     [

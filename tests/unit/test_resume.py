@@ -9,6 +9,7 @@ from core.checkpoints import Checkpoints, CheckpointStore
 from core.engine.anatomy import bind
 from core.engine.evaluate import HiddenTeacher, Teacher
 from core.engine.methods import Schedule, build_pruner
+from core.engine.pruning import prune
 from core.engine.tasks import TASKS
 from core.engine.training import train
 from core.errors import Interrupted
@@ -18,7 +19,7 @@ from core.storage import Storage
 from tests import tiny
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
-STEPS = 12
+STEPS, RECOVERY_STEPS = 12, 6
 ROWS = 26
 """7 batches of 4, so that accumulated steps end in the middle of an epoch and at its end."""
 
@@ -87,6 +88,60 @@ class Job:
             self.recorded[message.stage] = message
         else:
             self.warnings.append(message.message)
+
+
+class RecoveringJob(Job):
+    """A job that recovers in a training of its own; of an attempt's steps, it tells what the pruner hears."""
+
+    def attempt(self, stop_at: int | None = None):
+        self.attempts += 1
+        torch.manual_seed(self.attempts)
+        part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+        task = TASKS["causal-lm"](part, self.training, tiny.tokenizer())
+        features = task.features([{"text": text} for text in tiny.sentences(ROWS)])
+        anatomy = bind(tiny.llama())
+        pruner = build_pruner(anatomy, self.method, 0.5, Schedule(STEPS, 0.1, 0.4), seed=0)
+        checkpoints = Checkpoints(self.store(), interval_seconds=1e9)
+        rates = []
+        take_step = pruner.step
+
+        def watch(step, learning_rate):
+            rates.append((step, learning_rate))
+            take_step(step, learning_rate)
+            if step == stop_at:
+                checkpoints.request_stop()
+
+        pruner.step = watch
+        prune(
+            task,
+            pruner,
+            tiny.llama(),
+            features,
+            STEPS,
+            lambda _: None,
+            recovery_steps=RECOVERY_STEPS,
+            checkpoints=checkpoints,
+        )
+        return anatomy.model, pruner, rates
+
+
+def test_a_recovery_holds_what_is_gone_while_the_learning_rate_rises_anew(tmp_path):
+    _, pruner, rates = RecoveringJob(tmp_path, NEUROPRUNE).attempt()
+    assert [step for step, _ in rates] == list(range(1, STEPS + RECOVERY_STEPS + 1))
+    pruning, recovery = ([rate for _, rate in part] for part in (rates[:STEPS], rates[STEPS:]))
+    assert pruning[-1] < 0.2 * max(pruning)
+    assert max(recovery) == max(pruning)
+    assert pruner.sparsity == pruner.removal.final_sparsity
+
+
+def test_a_recovery_that_was_stopped_ends_with_the_same_bits(tmp_path):
+    expected, _, _ = RecoveringJob(tmp_path / "whole", NEUROPRUNE).attempt()
+    job = RecoveringJob(tmp_path / "stopped", NEUROPRUNE)
+    with pytest.raises(Interrupted):
+        job.attempt(stop_at=STEPS + 3)
+    model, _, rates = job.attempt()
+    assert rates[0][0] == STEPS + 4
+    assert is_same(model, expected)
 
 
 def is_same(one, other) -> bool:

@@ -24,6 +24,7 @@ from core.jobs.methods import Random
 from core.jobs.spec import JobSpec
 from core.jobs.targets import SpeedupTarget
 from tests import pruning, tiny, tiny_families
+from tests.specs import demo_spec
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
 MODELS = {
@@ -164,6 +165,13 @@ def test_levels_take_longer_the_sparser_they_are():
     assert Level(0.7).share_of_epochs(0.5) == 0.5
     assert Level(0.9).share_of_epochs(0.7) == pytest.approx(2 / 3)
     assert Level(None).share_of_epochs() == 1
+
+
+def test_a_levels_steps_are_those_of_its_pruning_and_of_its_recovery():
+    training = {"num_train_epochs": 2, "recovery_epochs": 1, "per_device_train_batch_size": 4}
+    ladder = Ladder(demo_spec(training=training), SimpleNamespace(train=range(40)), listen=None)
+    assert ladder.steps(Level(0.5)) == 30
+    assert ladder.steps(Level(0.7), before=0.5) == 15
 
 
 def test_a_schedule_starts_where_the_level_before_ended():

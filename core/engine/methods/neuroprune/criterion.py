@@ -23,7 +23,8 @@ from core.engine.methods.neuroprune.redundancy import hand_over_, representative
 from core.engine.units import Units
 from core.jobs.methods import NeuroPrune
 
-SALIENCY_DECAY = 0.95
+SALIENCY_DECAY = 0.99
+"""Of the exponential average over steps; a gradient of one batch says little about a unit."""
 
 
 class NeuroPruneCriterion(Criterion):
@@ -59,8 +60,9 @@ class NeuroPruneCriterion(Criterion):
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
-        worth = self.saliency[position].sqrt() if self.options.importance else self._connectivity(units)
-        scores = by_mean(worth, kept)
+        # Saliencies are comparable between layers as they are: all are changes of the same loss.
+        saliency, importance = self.saliency[position].sqrt(), self.options.importance
+        scores = saliency if importance else by_mean(self._connectivity(units), kept)
         if units.kind == "heads" and self.options.redundancy:
             successors = representatives(self.attentions[position], kept, self.options.theta)
             redundant = successors != torch.arange(len(successors))
