@@ -103,10 +103,10 @@ _LABEL = {"name": "sequence-classification"}
 CASES = {
     "stsb": Case(
         "MiniLM, STS-B",
-        minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=2, max_length=64),
+        minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=1, max_length=64),
         3,
     ),
-    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 3, 8_000, num_train_epochs=2, max_length=48), 3),
+    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 2, 16_000, num_train_epochs=1, max_length=48), 3),
     "cola": Case(
         "MiniLM, CoLA",
         minilm("cola", {**_LABEL, "metric": "matthews"}, 2, None, num_train_epochs=2, max_length=32),

@@ -14,6 +14,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks.ablations import RESULTS as ABLATIONS
+from benchmarks.ablations import VARIANTS
 from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS, runs
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,11 @@ COLORS = {
 COLUMNS = 3
 
 Result = dict[str, Any]
+
+_ABOUT_ABLATIONS = (
+    "The defaults, and beside them one thing changed at a time, from `benchmarks/results/ablations.jsonl` "
+    "(`python -m benchmarks.ablations DATA`). Single runs of one seed: differences of a few tenths are noise."
+)
 
 
 def quality(result: Result, side: str) -> float:
@@ -98,6 +105,8 @@ def document(results: list[Result]) -> str:
         found = of(results, case=name)
         if found:
             sections += [f"## {case.title}", _about(found), _table(found)]
+    if ABLATIONS.all():
+        sections += ["## NeuroPrune's own choices", fill(_ABOUT_ABLATIONS, 120), _ablations(ABLATIONS.all())]
     return "\n\n".join(["# What pruning costs, and what it keeps", *sections]) + "\n"
 
 
@@ -168,6 +177,23 @@ def _row(target: float, method: str, rows: list[Result]) -> str:
         f"| {median(r['encoder_parameters']['pruned'] for r in rows):,.0f} "
         f"| {median(r['speedup'] for r in rows):.2f}x | {median(r['seconds'] for r in rows):.0f} |"
     )
+
+
+def _ablations(results: list[Result]) -> str:
+    lines = [
+        "| case | removed | variant | metric | against dense | steps | seconds |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for name, case in CASES.items():
+        for target in sorted({r["target"] for r in of(results, case=name)}):
+            for variant in VARIANTS:
+                for r in of(results, case=name, target=target, variant=variant):
+                    change = quality(r, "pruned") - quality(r, "dense")
+                    lines.append(
+                        f"| {case.title} | {target:.0%} | {variant} | {_cell([quality(r, 'pruned')])} | {change:+.2f} "
+                        f"| {r['steps']} | {r['seconds']:.0f} |"
+                    )
+    return "\n".join(lines)
 
 
 def _cell(values: list[float]) -> str:

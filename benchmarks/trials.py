@@ -121,16 +121,20 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
     Returns:
         Metrics of both, seconds of pruning, what every layer kept, how many times as fast the smaller model is.
     """
-    task, training = dense.prepared.task, spec.training
+    training, features = spec.training, dense.prepared.train
+    task = copy.copy(dense.prepared.task)
+    task.training = training
     model = copy.deepcopy(dense.model)
-    epochs = training.num_train_epochs or 0
-    steps = total_steps(len(dense.prepared.train), training, epochs) if epochs else 0
+    steps, recovery_steps = (
+        total_steps(len(features), training, epochs) if epochs else 0
+        for epochs in (training.num_train_epochs, training.recovery_epochs)
+    )
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
     sparsity = spec.target.sparsity if spec.target is not None else None
     pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
-    teacher = dense.teacher if steps else None
+    teacher = dense.teacher if steps and training.distillation != 0 else None
     started = time.monotonic()
-    prune(task, pruner, dense.model, dense.prepared.train, steps, Progress(title), teacher=teacher)
+    prune(task, pruner, dense.model, features, steps, Progress(title), recovery_steps=recovery_steps, teacher=teacher)
     seconds = time.monotonic() - started
     pruned = evaluate(task, model, dense.prepared.held_out, dense.evaluation.summaries)
     plan = pruner.plan()
@@ -149,8 +153,8 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         "speedup": round(speedup(dense, model), 3),
         "kept": kept,
         "merged_heads": len(pruner.merged),
-        "train_rows": len(dense.prepared.train),
-        "steps": steps,
+        "train_rows": len(features),
+        "steps": steps + recovery_steps,
         "seconds": round(seconds, 1),
     }
 
