@@ -33,6 +33,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "longer recovery": {"recovery_fraction": 0.6},
     "twice as long": {"num_train_epochs": 2.0},
     "four times as long": {"num_train_epochs": 4.0},
+    "twelve times as long": {"num_train_epochs": 12.0},
     "recovery of its own": {"recovery_epochs": 1.0},
 }
 """Options of training, by what they mean; those of `MULTIPLES` are multiples of the case's own."""

@@ -88,8 +88,8 @@ def page(results: list[dict[str, Any]]) -> str:
             "What the numbers can bear: on SST-2 even a random choice recovers at 70 %, so methods differ by less than "
             "the noise; on RTE this encoder is hardly above chance before it is pruned. STS-B tells methods apart. "
             "NeuroPrune's alpha, beta and the floor that all methods share were chosen by looking at NeuroPrune on "
-            "these tasks; the other methods have their defaults. NeuroPrune's rows are older than its ranking by saliency as "
-            "it is (`docs/decisions/0005`).",
+            "these tasks; the other methods have their defaults. NeuroPrune's rows are older than its "
+            "ranking by saliency as it is (`docs/decisions/0005`).",
             "",
             *sections,
         ]

@@ -62,11 +62,9 @@ def minilm(
 
 def babyllama(data: Path, _work: Path) -> Trial:
     """A Llama of 0.9M parameters with grouped queries, trained by its author on TinyStories, a character a token."""
-    training = {"num_train_epochs": 1, "max_length": 256, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
+    training = {"num_train_epochs": 0.3, "max_length": 256, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
     files = _splits(data / "tinystories")
-    return Trial(
-        "quality-babyllama", data / "models" / "babyllama-tok105", *files, {"name": "causal-lm"}, 0, training, 600
-    )
+    return Trial("quality-babyllama", data / "models" / "babyllama-tok105", *files, {"name": "causal-lm"}, 0, training)
 
 
 def decoder(data_set: str, dense_epochs: float) -> Callable[[Path, Path], Trial]:
