@@ -38,6 +38,16 @@ def test_resolving_fills_only_what_was_left_open():
     assert resolve(given).training == given.training
 
 
+def test_sparser_targets_train_longer_unless_the_user_says_how_long():
+    usual = TRAINING_DEFAULTS["sentence-embedding"].num_train_epochs
+    for sparsity, expected in ((0.2, usual), (0.5, usual), (0.7, 1.5 * usual), (0.9, 2 * usual)):
+        spec = demo_spec(target={"sparsity": sparsity})
+        assert resolve(spec).training.num_train_epochs == pytest.approx(expected)
+        asked = demo_spec(target={"sparsity": sparsity}, training={"num_train_epochs": 1})
+        assert resolve(asked).training.num_train_epochs == 1
+    assert resolve(demo_spec(target={"frontier": [0.5, 0.9]})).training.num_train_epochs == usual
+
+
 def test_every_option_is_documented():
     definitions = JobSpec.model_json_schema()["$defs"]
     for model, schema in definitions.items():
