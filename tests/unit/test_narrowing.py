@@ -1,4 +1,4 @@
-"""While it trains, an MLP leaves out the neurons that are gone: the same numbers, from smaller products."""
+"""While it trains, a model leaves out the heads and neurons that are gone: the same numbers, from smaller products."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from core.engine.anatomy import bind
 from core.engine.narrowing import narrowing
 from core.engine.plan import Masks
 from core.families import FAMILIES
-from tests import tiny_families, tiny_tasks
+from tests import tiny, tiny_families, tiny_tasks
 from tests.tiny_families import TRIED, kinds
 
 CASES = [
@@ -35,9 +35,10 @@ def test_outputs_and_gradients_stay_as_they_are(kind, task):
     anatomy = bind(model)
     masks = Masks(anatomy)
     generator = torch.Generator().manual_seed(0)
-    for index, mlp in enumerate(anatomy.mlps):
-        removed = torch.rand(mlp.units.count, generator=generator) < (1.0 if index == 1 else 0.6)
-        masks.remove(mlp.units.position, removed.nonzero().flatten())
+    for parts in (anatomy.mlps, anatomy.attentions):
+        for index, part in enumerate(parts):
+            removed = torch.rand(part.units.count, generator=generator) < (1.0 if index == 1 else 0.6)
+            masks.remove(part.units.position, removed.nonzero().flatten())
     value, gradients = answer(model, batch)
     widths = []
     watched = anatomy.mlps[0].output.module
@@ -55,3 +56,23 @@ def test_outputs_and_gradients_stay_as_they_are(kind, task):
     widths.clear()
     answer(model, batch)
     assert set(widths) <= {anatomy.mlps[0].units.count}
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama, tiny_families.gpt2])
+def test_attentions_compute_with_the_heads_that_are_left(make):
+    anatomy = bind(make().eval())
+    masks, attention = Masks(anatomy), anatomy.attentions[0]
+    masks.remove(attention.units.position, torch.tensor([0]))
+    widths = []
+    attention.output.module.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[-1]))
+    ids = torch.tensor([[4, 5, 6]])
+    with torch.no_grad():
+        whole = anatomy.model(ids)[0]
+        with narrowing(anatomy, masks) as narrow:
+            narrow.update()
+            narrowed = anatomy.model(ids)[0]
+        again = anatomy.model(ids)[0]
+    a_group = attention.queries_per_group * attention.head_dim
+    assert widths == [attention.groups * a_group, (attention.groups - 1) * a_group, attention.groups * a_group]
+    torch.testing.assert_close(narrowed, whole, rtol=1e-4, atol=1e-5)
+    assert torch.equal(again, whole)
