@@ -64,10 +64,11 @@ def main(
         for target in sparsity or [0.7]:
             for changed in variant or VARIANTS:
                 key = {"case": name, "variant": changed, "target": target, "seed": SEED}
-                if RESULTS.has(key):
-                    continue
                 method = {"name": "neuroprune", **METHOD.get(changed, {})}
                 spec = trial.spec(method, target, SEED, **training_of(trial, changed))
+                key |= {"options": spec.method.model_dump(mode="json", exclude={"name"})} | trial.recipe(spec)
+                if RESULTS.has(key):
+                    continue
                 dense = dense or Dense(trial, SEED, work)
                 RESULTS.add({**key, **run_method(dense, spec, f"{name} at {target:.0%}, {changed}")})
 

@@ -135,8 +135,9 @@ def main(
     """Run what is missing."""
     for name in case or CASES:
         trial = CASES[name].build(data, work)
-        for number in range(CASES[name].seeds) if seed is None else seed:
-            _run_missing(name, trial, number, work)
+        for number in range(CASES[name].seeds):
+            if seed is None or number in seed:
+                _run_missing(name, trial, number, work)
 
 
 def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
@@ -147,6 +148,7 @@ def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
         spec = trial.spec({"name": method}, sparsity, seed, **untrained)
         options = spec.method.model_dump(mode="json", exclude={"name"})
         key = {"case": name, "method": method, "options": options, "seed": seed, "target": sparsity}
+        key |= trial.recipe(spec)
         if not RESULTS.has(key):
             dense = dense or Dense(trial, seed, work)
             RESULTS.add({**key, **run_method(dense, spec, f"{name}, {method} at {sparsity:.0%}, seed {seed}")})

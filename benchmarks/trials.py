@@ -5,6 +5,7 @@ of a JSONL file; a run whose key is there is not repeated.
 """
 
 import copy
+import hashlib
 import json
 import time
 from contextlib import suppress
@@ -32,6 +33,16 @@ from core.jobs.spec import JobSpec
 
 ROUNDS = 30
 """Timed answers of each model."""
+
+_DENSE = {
+    "learning_rate",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "precision",
+}
+"""Of the training, what a dense model depends on."""
 
 MINILM = {"source": "builtin", "name": "all-MiniLM-L6-v2"}
 
@@ -66,6 +77,18 @@ class Trial:
             )
         )
 
+    def recipe(self, spec: JobSpec) -> dict[str, Any]:
+        """All that a result depends on beside the method, for its key."""
+        training = spec.training.model_dump(mode="json", exclude={"seed"})
+        return {"rows": self.max_train_rows, "dense_epochs": self.dense_epochs, "training": training}
+
+    def dense_folder(self, seed: int, work: Path) -> Path:
+        """Where the dense model of one seed is kept; another recipe has another folder."""
+        training = self.spec({"name": "neuroprune"}, 0.5, seed).training
+        recipe = [self.task, self.max_train_rows, self.dense_epochs, training.model_dump(include=_DENSE)]
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return work / f"{self.name}-{seed}-{digest[:8]}"
+
     def prepared(self, spec: JobSpec, model: Path) -> Prepared:
         """Loaded model and rows; a new head depends on the seed alone."""
         set_seed(spec.training.seed)
@@ -74,7 +97,7 @@ class Trial:
 
 def dense_model(trial: Trial, seed: int, work: Path) -> Path:
     """Folder of the trial's dense model, trained now if it is not there yet."""
-    folder = work / f"{trial.name}-{seed}"
+    folder = trial.dense_folder(seed, work)
     if (folder / "config.json").exists():
         return folder
     spec = trial.spec({"name": "neuroprune"}, 0.5, seed)
@@ -106,7 +129,7 @@ class Dense:
         """Train the dense model if it is not there yet, evaluate it, and let it answer the training rows."""
         folder = dense_model(trial, seed, work)
         self.prepared = trial.prepared(trial.spec({"name": "neuroprune"}, 0.5, seed), folder)
-        self.model = copy.deepcopy(self.prepared.model)
+        self.model = self.prepared.model
         self.evaluation = evaluate(self.prepared.task, self.model, self.prepared.held_out)
 
     @cached_property
@@ -132,7 +155,7 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
     sparsity = spec.target.sparsity if spec.target is not None else None
     pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
-    teacher = dense.teacher if steps and training.distillation != 0 else None
+    teacher = dense.teacher if training.trains and training.distillation != 0 else None
     started = time.monotonic()
     prune(task, pruner, dense.model, features, steps, Progress(title), recovery_steps=recovery_steps, teacher=teacher)
     seconds = time.monotonic() - started

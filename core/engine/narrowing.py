@@ -1,7 +1,7 @@
 """A shortcut of training: a model computes with the heads and neurons that are left, while its weights stay whole.
 
-What is removed is at zero and contributes nothing, so what is computed is the same, in less time; optimiser, masks and
-checkpoints know nothing of it.
+What is removed is at zero and contributes nothing, so what is computed is the same, in less time (but dropout draws
+fewer numbers); optimiser, masks and checkpoints know nothing of it.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,17 @@ from core.engine.anatomy import Anatomy, Attention, Layer, Mlp
 from core.engine.plan import Masks
 from core.engine.units import Matrix, Part, Projection
 
+MOST_LEFT = 0.6
+"""Share of a block up to which it is narrowed: the chosen weights are copied for every backward pass, which takes more
+memory than it spares while most of them are left.
+"""
+
 
 class Narrowing:
     """Narrows the attentions and MLPs of a live model to what its masks keep, as of the last `update`.
 
-    Attentions that get something from outside for all of their heads, such as biases, stay as they are.
+    Attentions stay as they are where they get something from outside for all of their heads, such as biases, or read
+    the number of heads from the config, which other layers share.
     """
 
     def __init__(self, anatomy: Anatomy, masks: Masks) -> None:
@@ -41,7 +47,7 @@ class Narrowing:
             if isinstance(part, Attention) and not len(kept):
                 # Code of attentions expects a head; this one is at zero.
                 kept = torch.zeros(1, dtype=torch.long)
-            if len(kept) != width:
+            if len(kept) != width and len(kept) <= MOST_LEFT * part.units.count:
                 self._blocks[index] = layer, part, len(kept)
                 _narrow(layer, part, kept.to(part.output.weight.device))
 

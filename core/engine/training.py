@@ -98,7 +98,10 @@ def train(
         checkpoints.stop_deferred(),
         tempfile.TemporaryDirectory() as scratch,
         _dropout(model, task.dropout),
-        narrowing(pruner.anatomy, pruner.masks) if pruner is not None else nullcontext() as narrow,
+        # Copies of a model on several GPUs would all compute with the first one's weights.
+        narrowing(pruner.anatomy, pruner.masks)
+        if pruner is not None and torch.cuda.device_count() < 2
+        else nullcontext() as narrow,
     ):
         trainer = _DistillingTrainer(
             model=model,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.jobs.methods import trains
 from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
-from core.jobs.targets import AnyTarget, SparsityTarget
+from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,16 @@ SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisati
 def _pace(target: AnyTarget | None) -> float:
     """How many times the usual epochs a job takes: sparser models recover more slowly, so 0.7 takes 1.5, 0.9 takes 2.
 
-    Targets that bring a model to several levels have a schedule of their own for the further ones.
+    A frontier's are those of its first level; of other targets, nobody knows the sparsity before the model is read.
     """
-    return max(1.0, 1 + (target.sparsity - 0.5) / 0.4) if isinstance(target, SparsityTarget) else 1.0
+    match target:
+        case SparsityTarget():
+            sparsity = target.sparsity
+        case FrontierTarget():
+            sparsity = target.frontier[0]
+        case _:
+            return 1.0
+    return max(1.0, 1 + (sparsity - 0.5) / 0.4)
 
 
 def resolve(spec: JobSpec) -> JobSpec:

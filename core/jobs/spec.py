@@ -319,6 +319,10 @@ class JobSpec(Spec):
             check_target(self.target, self.method, self.structure, self.export.formats)
         if trains(self.method) and self.training.num_train_epochs == 0:
             raise ValueError(f"training.num_train_epochs must be above 0: {self.method.name} prunes while it trains")
+        if isinstance(self.method, NeuroPrune) and self.method.mode == "faithful" and self.training.recovery_epochs:
+            raise ValueError(
+                "training.recovery_epochs must be 0 in mode faithful, whose connections go at the very end"
+            )
         return self
 
     @model_validator(mode="after")

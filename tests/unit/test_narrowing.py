@@ -37,7 +37,7 @@ def test_outputs_and_gradients_stay_as_they_are(kind, task):
     generator = torch.Generator().manual_seed(0)
     for parts in (anatomy.mlps, anatomy.attentions):
         for index, part in enumerate(parts):
-            removed = torch.rand(part.units.count, generator=generator) < (1.0 if index == 1 else 0.6)
+            removed = torch.rand(part.units.count, generator=generator) < (1.0 if index == 1 else 0.7)
             masks.remove(part.units.position, removed.nonzero().flatten())
     value, gradients = answer(model, batch)
     widths = []
@@ -62,7 +62,8 @@ def test_outputs_and_gradients_stay_as_they_are(kind, task):
 def test_attentions_compute_with_the_heads_that_are_left(make):
     anatomy = bind(make().eval())
     masks, attention = Masks(anatomy), anatomy.attentions[0]
-    masks.remove(attention.units.position, torch.tensor([0]))
+    gone = torch.arange(attention.groups // 2)
+    masks.remove(attention.units.position, gone)
     widths = []
     attention.output.module.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[-1]))
     ids = torch.tensor([[4, 5, 6]])
@@ -73,6 +74,6 @@ def test_attentions_compute_with_the_heads_that_are_left(make):
             narrowed = anatomy.model(ids)[0]
         again = anatomy.model(ids)[0]
     a_group = attention.queries_per_group * attention.head_dim
-    assert widths == [attention.groups * a_group, (attention.groups - 1) * a_group, attention.groups * a_group]
+    assert widths == [attention.groups * a_group, (attention.groups - len(gone)) * a_group, attention.groups * a_group]
     torch.testing.assert_close(narrowed, whole, rtol=1e-4, atol=1e-5)
     assert torch.equal(again, whole)

@@ -45,7 +45,14 @@ def test_sparser_targets_train_longer_unless_the_user_says_how_long():
         assert resolve(spec).training.num_train_epochs == pytest.approx(expected)
         asked = demo_spec(target={"sparsity": sparsity}, training={"num_train_epochs": 1})
         assert resolve(asked).training.num_train_epochs == 1
-    assert resolve(demo_spec(target={"frontier": [0.5, 0.9]})).training.num_train_epochs == usual
+    for first, expected in ((0.5, usual), (0.7, 1.5 * usual)):
+        frontier = demo_spec(target={"frontier": [first, 0.9]})
+        assert resolve(frontier).training.num_train_epochs == pytest.approx(expected)
+
+
+def test_the_published_method_takes_no_recovery():
+    spec = {**DEMO, "target": None, "method": FAITHFUL, "training": {"recovery_epochs": 1}}
+    assert "must be 0 in mode faithful" in faults(spec)[""]
 
 
 def test_every_option_is_documented():

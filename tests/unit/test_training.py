@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from core.engine import narrowing
 from core.engine.anatomy import bind
 from core.engine.evaluate import Teacher
 from core.engine.methods import Schedule, build_pruner
+from core.engine.methods.gradual import GradualPruner
 from core.engine.tasks import TASKS
 from core.engine.training import _dropout, train
 from core.errors import NumericalError
@@ -71,6 +73,38 @@ def test_the_target_is_met_exactly(sparsity):
     assert pruner.masks.removed_parameters() / bind(model).encoder_parameters == pytest.approx(sparsity, abs=0.0015)
 
 
+@pytest.fixture
+def narrowed(monkeypatch):
+    """How wide each block was made while training."""
+    widths = []
+
+    def spy(layer, part, kept):
+        widths.append(len(kept))
+        narrow(layer, part, kept)
+
+    narrow = narrowing._narrow
+    monkeypatch.setattr(narrowing, "_narrow", spy)
+    return widths
+
+
+def test_training_computes_with_what_is_left_and_then_with_everything_again(narrowed):
+    model, pruner, _ = run(0.7, layer_floor=1.0)
+    left = {int(pruner.masks.kept(mlp.units.position).sum()) for mlp in pruner.anatomy.mlps}
+    assert left <= set(narrowed)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_training_that_fails_leaves_a_model_that_computes_with_everything(narrowed, monkeypatch):
+    made = []
+    make = tiny.llama
+    monkeypatch.setattr(tiny, "llama", lambda: made.append(make()) or made[-1])
+    monkeypatch.setattr(GradualPruner, "end_epoch", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(0.9)
+    assert narrowed
+    assert not any("forward" in vars(module) for model in made for module in model.modules())
+
+
 def test_every_layer_keeps_its_share():
     _, pruner, _ = run(0.7, layer_floor=1.0)
     assert len({len(pruner.plan().kept(mlp.units)) for mlp in pruner.anatomy.mlps}) <= 2
@@ -94,6 +128,7 @@ def test_training_leaves_the_model_in_fp32():
 def test_strong_penalties_leave_zeros_and_no_penalty_leaves_none():
     for strength, expected in ((0.0, False), (5.0, True)):
         model, pruner, _ = run(0.3, alpha=strength, beta=strength)
+        pruner.finish()
         attention = bind(model).layers[0].attentions[0]
         zeros = [(matrix.weight == 0).sum() for matrix in attention.projections]
         removed = ~pruner.masks.kept(0)

@@ -40,15 +40,16 @@ class GradualPruner(Pruner):
     def step(self, step: int, learning_rate: float) -> None:
         """Shrink, remove what is due, hold."""
         self.unshrunk += learning_rate
-        if step % SHRINK_EVERY == 0 or step == self.schedule.total_steps:
-            self.criterion.shrink(self.unshrunk)
-            self.unshrunk = 0.0
+        if step % SHRINK_EVERY == 0:
+            self._shrink()
         if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
             self.removal.advance(self.schedule.reached(step), self.criterion)
         self.masks.hold()
         self.removal.hold()
 
+    @torch.no_grad()
     def finish(self) -> None:
+        self._shrink()
         if self.removal.sparsity != self.removal.final_sparsity:
             raise VerificationError(
                 f"{self.removal.sparsity:.4%} of the encoder went instead of {self.removal.final_sparsity:.4%}."
@@ -58,6 +59,10 @@ class GradualPruner(Pruner):
     @property
     def sparsity(self) -> float:
         return self.removal.sparsity
+
+    def _shrink(self) -> None:
+        self.criterion.shrink(self.unshrunk)
+        self.unshrunk = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         criterion, removal = self.criterion.state_dict(), self.removal.state_dict()
