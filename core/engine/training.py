@@ -93,7 +93,9 @@ def train(
     if found is not None and found.finished:
         checkpointing.restore(found.folder, model, pruner)
         return
-    set_seed(task.training.seed)
+    # A recovery sees the rows in another order than the pruning before it.
+    seed = (task.training.seed + steps_before) % 2**32
+    set_seed(seed)
     with (
         checkpoints.stop_deferred(),
         tempfile.TemporaryDirectory() as scratch,
@@ -105,7 +107,7 @@ def train(
     ):
         trainer = _DistillingTrainer(
             model=model,
-            args=_arguments(task.training, steps, scratch),
+            args=_arguments(task.training, steps, seed, scratch),
             train_dataset=features,
             data_collator=task.collate,
             processing_class=task.processor,
@@ -147,7 +149,7 @@ def uses_bf16(training: spec.Training) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def _arguments(training: spec.Training, steps: int, scratch: str) -> TrainingArguments:
+def _arguments(training: spec.Training, steps: int, seed: int, scratch: str) -> TrainingArguments:
     assert training.learning_rate is not None  # noqa: S101 resolved specs have one
     return TrainingArguments(
         output_dir=scratch,
@@ -163,7 +165,7 @@ def _arguments(training: spec.Training, steps: int, scratch: str) -> TrainingArg
         bf16=uses_bf16(training),
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        seed=training.seed,
+        seed=seed,
         logging_strategy="no",
         save_strategy="no",
         remove_unused_columns=False,
