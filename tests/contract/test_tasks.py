@@ -53,12 +53,14 @@ def test_an_encoder_decoder_is_pruned(tmp_path):
     folder = tiny.save(tiny_families.model("t5", "seq2seq"), tmp_path / "model")
     sources, targets = tiny.sentences(40), tiny.sentences(40, seed=1)
     rows = [{"source": source, "target": [target]} for source, target in zip(sources, targets, strict=True)]
-    report = do(folder, rows, {"name": "seq2seq", "kind": "summarisation", "max_target_length": 8}, tmp_path)
+    task = {"name": "seq2seq", "kind": "summarisation", "max_target_length": 8}
+    # ONNX of encoder-decoders is tried with the families, and takes long.
+    report = do(folder, rows, task, tmp_path, export={"formats": ["safetensors"]})
     assert report["headline_metric"] == "rouge_l"
     written = {"rouge_1", "rouge_2", "rouge_l"}
     assert set(report["metrics"]) == written | {"nats_per_token", "perplexity", "nats_per_character"}
     assert report["target"]["achieved"] == pytest.approx(0.3, abs=0.01)
-    assert set(report["verification"]["largest_absolute_difference"]) == WAYS
+    assert set(report["verification"]["largest_absolute_difference"]) == WAYS - {"onnx"}
     inputs, _ = read_probe(tmp_path / "bundle")
     assert set(inputs) == {"input_ids", "attention_mask", "decoder_input_ids"}
     model, options = load(tmp_path / "bundle"), {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
