@@ -144,7 +144,8 @@ def main(
     """Run the seeds that are missing."""
     for number in SEEDS if seed is None else seed:
         spec = specification(data / "sst2", number)
-        key = {"seed": number, "max_metric_drop": MOST_DROP, "options": spec.method.model_dump(mode="json")}
+        options, training = spec.method.model_dump(mode="json"), spec.training.model_dump(mode="json")
+        key = {"max_metric_drop": MOST_DROP, "options": options, "training": training, "dense_epochs": DENSE_EPOCHS}
         if not RESULTS.has(key):
             try:
                 found = follow(spec, data / "sst2")

@@ -30,6 +30,7 @@ from core.engine.tasks.base import model_inputs
 from core.engine.training import StepReport, total_steps, train
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
+from core.jobs.targets import SparsityTarget
 
 ROUNDS = 30
 """Timed answers of each model."""
@@ -59,12 +60,17 @@ class Trial:
     dense_epochs: float
     training: dict[str, Any]
     max_train_rows: int | None = None
+    max_validation_rows: int | None = None
 
     def spec(self, method: dict[str, Any], sparsity: float | None, seed: int, **training: Any) -> JobSpec:
         """The resolved job of one run; the model's source says nothing here."""
-        data = {"source": "path", "train": str(self.train), "validation": str(self.validation)}
-        if self.max_train_rows is not None:
-            data["max_train_rows"] = self.max_train_rows
+        data = {
+            "source": "path",
+            "train": str(self.train),
+            "validation": str(self.validation),
+            "max_train_rows": self.max_train_rows,
+            "max_validation_rows": self.max_validation_rows,
+        }
         return resolve(
             JobSpec.model_validate(
                 {
@@ -80,7 +86,8 @@ class Trial:
     def recipe(self, spec: JobSpec) -> dict[str, Any]:
         """All that a result depends on beside the method, for its key."""
         training = spec.training.model_dump(mode="json", exclude={"seed"})
-        return {"rows": self.max_train_rows, "dense_epochs": self.dense_epochs, "training": training}
+        rows = {"train": self.max_train_rows, "validation": self.max_validation_rows}
+        return {"rows": rows, "dense_epochs": self.dense_epochs, "training": training}
 
     def dense_folder(self, seed: int, work: Path) -> Path:
         """Where the dense model of one seed is kept; another recipe has another folder."""
@@ -153,7 +160,7 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         for epochs in (training.num_train_epochs, training.recovery_epochs)
     )
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
-    sparsity = spec.target.sparsity if spec.target is not None else None
+    sparsity = spec.target.sparsity if isinstance(spec.target, SparsityTarget) else None
     pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
     teacher = dense.teacher if training.trains and training.distillation != 0 else None
     started = time.monotonic()
