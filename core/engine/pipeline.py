@@ -79,4 +79,4 @@ def _dense_steps(spec: JobSpec, prepared: Prepared) -> int:
     """Optimiser steps of dense training."""
     asked = spec.training.dense_epochs
     epochs = asked if asked is not None else UNTRAINED_HEAD_EPOCHS * prepared.head_is_new
-    return total_steps(len(prepared.train), spec.training, epochs) if epochs else 0
+    return total_steps(len(prepared.train), spec.training, epochs)

@@ -4,7 +4,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ StepListener = Callable[[StepReport], None]
 
 
 def total_steps(rows: int, training: spec.Training, epochs: float) -> int:
-    """Optimiser steps of so many passes over so many rows."""
+    """Optimiser steps of so many passes over so many rows; at least one, if it is not none at all."""
+    if not epochs:
+        return 0
     batches = math.ceil(rows / training.per_device_train_batch_size)
     return max(1, math.ceil(math.ceil(batches / training.gradient_accumulation_steps) * epochs))
 
@@ -76,7 +78,7 @@ def train(
         model: What is trained.
         features: The training rows.
         steps: How many optimiser steps.
-        steps_before: How many the pruner has seen before; if any, it removes nothing more.
+        steps_before: How many the pruner has seen before, in another training.
         stage: Names this training within the job; each has its own checkpoints.
         checkpoints: Where it may go on from, and leaves its state; None to do neither.
         teacher: Answers that the model learns from, beside the labels or instead of them.
@@ -100,30 +102,34 @@ def train(
         checkpoints.stop_deferred(),
         tempfile.TemporaryDirectory() as scratch,
         _dropout(model, task.dropout),
-        # Copies of a model on several GPUs would all compute with the first one's weights.
-        narrowing(pruner.anatomy, pruner.masks)
-        if pruner is not None and torch.cuda.device_count() < 2
-        else nullcontext() as narrow,
+        _narrowing(pruner) as narrow,
     ):
         trainer = _DistillingTrainer(
-            model=model,
+            task,
+            model,
+            pruner,
+            teacher,
+            hidden_teacher,
             args=_arguments(task.training, steps, seed, scratch),
             train_dataset=features,
-            data_collator=task.collate,
-            processing_class=task.processor,
             callbacks=[
                 _PruningCallback(pruner, narrow, steps, steps_before, listen),
                 _CheckpointCallback(stage, checkpoints),
             ],
         )
-        trainer.task, trainer.student, trainer.pruner = task, model, pruner
-        trainer.teacher, trainer.hidden_teacher = teacher, hidden_teacher
         trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
         # Takes off the autocast that training put around forward: evaluation and export are in fp32.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         result = Path(scratch) / "result"
         checkpointing.write(result, model, pruner)
         checkpoints.save_end(stage, steps, result)
+
+
+def _narrowing(pruner: Pruner | None) -> AbstractContextManager[Narrowing | None]:
+    """Compute with what a pruner leaves, unless several GPUs are to: all would use the first one's weights."""
+    if pruner is None or torch.cuda.device_count() > 1:
+        return nullcontext()
+    return narrowing(pruner.anatomy, pruner.masks)
 
 
 @contextmanager
@@ -177,15 +183,20 @@ def _arguments(training: spec.Training, steps: int, seed: int, scratch: str) -> 
 class _DistillingTrainer(Trainer):
     """Takes the loss from the task, with the teacher's answers where there is one."""
 
-    task: Task
-    student: PreTrainedModel
-    teacher: Teacher | None
-    hidden_teacher: HiddenTeacher | None
-    pruner: Pruner | None
     last_loss: Tensor | None = None
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        task: Task,
+        student: PreTrainedModel,
+        pruner: Pruner | None,
+        teacher: Teacher | None,
+        hidden_teacher: HiddenTeacher | None,
+        **options: Any,
+    ) -> None:
+        self.task, self.student, self.pruner = task, student, pruner
+        self.teacher, self.hidden_teacher = teacher, hidden_teacher
+        super().__init__(model=student, data_collator=task.collate, processing_class=task.processor, **options)
         self.model_accepts_loss_kwargs = False
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, _PruningCallback):
@@ -274,7 +285,7 @@ class _PruningCallback(TrainerCallback):
         self.listen(StepReport(step, self.steps, float(self.trainer.last_loss), sparsity))
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.pruner is not None and not self.steps_before:
+        if self.pruner is not None:
             self.pruner.end_epoch()
 
 
