@@ -20,7 +20,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.methods import trials
+from benchmarks.quality import CASES, WORK
 from benchmarks.trials import Results, dense_model
 from core.engine.anatomy import bind, count_parameters
 from core.engine.evaluate import Teacher
@@ -78,11 +78,11 @@ def peak_bytes(data: Path, work: Path, *, pruned: bool) -> int:
 
 def main(
     data: Path,
-    work: Annotated[Path, typer.Option(help="Where the dense model is kept.")] = Path("/tmp/neuroprune-benchmarks"),
+    work: Annotated[Path, typer.Option(help="Where the dense model is kept.")] = WORK,
     alone: Annotated[str | None, typer.Option(help="Train one way, plain or pruned, and print peak bytes.")] = None,
 ) -> None:
     """Measure and print."""
-    trained = trials(data)["sst2"]
+    trained = CASES["sst2"].build(data, work)
     dense = dense_model(trained, 0, work)
     trial = replace(trained, max_train_rows=STEPS * 32)
     spec = trial.spec({"name": "neuroprune"}, SPARSITY, 0)
