@@ -22,7 +22,7 @@ API_TESTS = tests/contract/test_walls.py $(wildcard tests/*/test_api_*.py) \
 	$(shell grep -lE "^ *(from|import) api" tests/*/test_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-api chaos lint types imports containers check constraints clean
+.PHONY: help install demo up test thorough test-api chaos lint types imports containers check constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,11 +35,14 @@ demo: install ## prune a real model on this machine, start to finish
 up: install ## start the service on this machine and keep it running
 	@exec $(BIN)/neuroprune up
 
-test: install ## run the tests, all but chaos
-	@$(BIN)/python -m pytest -m "not chaos" $(PARALLEL) $(PYTEST_ARGS)
+test: install ## run the tests, all but thorough and chaos
+	@$(BIN)/python -m pytest -m "not chaos and not thorough" $(PARALLEL) $(PYTEST_ARGS)
+
+thorough: install ## run the tests that take long and are left out of test
+	@$(BIN)/python -m pytest -m thorough $(PARALLEL) $(PYTEST_ARGS)
 
 test-api: .venv-api/installed ## run the tests of the API where there is no torch
-	@.venv-api/bin/python -m pytest -m "not chaos" $(API_TESTS) $(PYTEST_ARGS)
+	@.venv-api/bin/python -m pytest -m "not chaos and not thorough" $(API_TESTS) $(PYTEST_ARGS)
 
 chaos: install ## run the tests that kill processes and servers
 	@$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from core.engine.report.card import model_card
 from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
 from core.errors import StorageFullError, VerificationError
-from tests.contract.test_families import CASES, every_task, inputs, masked, outputs, ragged_plan, write_bundle
+from tests import tiny
+from tests.contract.test_families import CASES, THOROUGH, inputs, masked, outputs, ragged_plan, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,43 +88,51 @@ def test_truncated_weights_are_refused_though_the_manifest_was_written_anew(bund
         load(bundle)
 
 
-@every_task
-def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(case, tmp_path):
-    folder = made(case, tmp_path / "bundle")
-    auto_class = TASKS[case.task].auto_class.__name__
-    load(folder).save_pretrained(tmp_path / "once")
-    in_new_process(
-        f"from transformers import {auto_class}\n"
-        f"model = {auto_class}.from_pretrained({str(tmp_path / 'once')!r}, trust_remote_code=True)\n"
-        f"model.save_pretrained({str(tmp_path / 'twice')!r})\nprint(0)",
+def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(tmp_path):
+    """With every task. One process saves what `from_pretrained` loaded, another loads that: starting takes long."""
+    expected, save, load_again = {}, ["import transformers"], ["import transformers"]
+    for number, case in enumerate(THOROUGH):
+        folder = made(case, tmp_path / f"bundle-{number}")
+        expected[case] = outputs(case, load(folder))
+        once, twice = (tmp_path / f"{times}-{number}" for times in ("once", "twice"))
+        load(folder).save_pretrained(once)
+        from_pretrained = f"transformers.{TASKS[case.task].auto_class.__name__}.from_pretrained"
+        save.append(f"{from_pretrained}({str(once)!r}, trust_remote_code=True).save_pretrained({str(twice)!r})")
+        load_again.append(f"{from_pretrained}({str(twice)!r}, trust_remote_code=True)")
+    in_new_process("\n".join([*save, "print(0)"]), tmp_path)
+    in_new_process("\n".join([*load_again, "print(0)"]), tmp_path)
+    for number, case in enumerate(THOROUGH):
+        for times in ("once", "twice"):
+            assert torch.equal(outputs(case, load(tmp_path / f"{times}-{number}")), expected[case]), (times, case)
+
+
+ANSWER = """
+batch = tokenizer(["the cat sat"], return_tensors="pt")
+batch.pop("token_type_ids", None)
+answer = model(**batch)[0].detach().flatten()
+"""
+
+
+def test_what_the_card_says_works(tmp_path):
+    """With every task, each card's code on its own, all in one process."""
+    programs, expected = [], []
+    for number, case in enumerate(THOROUGH):
+        here = tmp_path / str(number)
+        folder = made(case, here / "path" / "to" / "this" / "folder")
+        code = re.search(r"```python\n(.*?)```", model_card(report(case)), re.DOTALL)[1]
+        programs.append((str(here), code + ANSWER))
+        own: dict[str, Any] = {"model": load(folder), "tokenizer": tiny.tokenizer()}
+        exec(ANSWER, own)
+        expected.append(own["answer"])
+    answers = in_new_process(
+        "import json, os\nanswers = []\n"
+        f"for folder, code in {programs!r}:\n"
+        "    os.chdir(folder)\n    own = {}\n    exec(code, own)\n    answers.append(own['answer'].tolist())\n"
+        "print(json.dumps(answers))",
         tmp_path,
     )
-    in_new_process(
-        f"from transformers import {auto_class}\n"
-        f"{auto_class}.from_pretrained({str(tmp_path / 'twice')!r}, trust_remote_code=True)\nprint(0)",
-        tmp_path,
-    )
-    expected = outputs(case, load(folder))
-    for saved in ("once", "twice"):
-        assert torch.equal(outputs(case, load(tmp_path / saved)), expected)
-
-
-@every_task
-def test_what_the_card_says_works(case, tmp_path):
-    folder = made(case, tmp_path / "path" / "to" / "this" / "folder")
-    card = model_card(report(case))
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    text = (
-        "import json, torch\ntorch.set_grad_enabled(False)\nbatch = tokenizer(['the cat sat'], return_tensors='pt')\n"
-    )
-    text += "batch.pop('token_type_ids', None)\nprint(json.dumps(model(**batch)[0].flatten().tolist()))"
-    found = torch.tensor(in_new_process(f"{code}\n{text}", tmp_path))
-    from tests import tiny
-
-    batch = tiny.tokenizer()(["the cat sat"], return_tensors="pt")
-    batch.pop("token_type_ids", None)
-    with torch.no_grad():
-        assert float((found - load(folder)(**batch)[0].flatten()).abs().max()) <= 1e-5
+    for case, found, answer in zip(THOROUGH, answers, expected, strict=True):
+        assert float((torch.tensor(found) - answer).abs().max()) <= 1e-5, case
 
 
 def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:

@@ -83,7 +83,12 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "task"),
-    [("distilbert", "regression"), ("opt", "regression"), ("gpt_neo", "causal-lm"), ("albert", "sentence-embedding")],
+    [
+        ("opt", "regression"),
+        ("albert", "sentence-embedding"),
+        pytest.param("distilbert", "regression", marks=pytest.mark.thorough),
+        pytest.param("gpt_neo", "causal-lm", marks=pytest.mark.thorough),
+    ],
 )
 def test_families_that_name_everything_otherwise_are_pruned(model_type, task, tmp_path):
     folder = tiny.save(tiny_families.model(model_type, task), tmp_path / "model")
