@@ -128,7 +128,11 @@ def _introduction(results: list[Result]) -> str:
 def _progress(results: list[Result], name: str) -> tuple[int, int]:
     """How many of a case's runs are done, and how many there are."""
     found, case = of(results, case=name), CASES[name]
-    planned = [{"seed": seed, "method": m, "target": target} for seed in range(case.seeds) for m, target in runs(case)]
+    planned = [
+        {"seed": seed, "method": method, "target": target}
+        for seed in range(case.seeds)
+        for method, target in runs(case, seed)
+    ]
     return sum(bool(of(found, **run)) for run in planned), len(planned)
 
 
