@@ -16,6 +16,8 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.ablations import RESULTS as ABLATIONS
 from benchmarks.ablations import VARIANTS
+from benchmarks.metric_drop import MOST_DROP
+from benchmarks.metric_drop import RESULTS as BUDGETS
 from benchmarks.quality import BASELINES, CASES, COMPARED, ONE_SHOT, RESULTS, runs
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,8 @@ def document(results: list[Result]) -> str:
         found = of(results, case=name)
         if found:
             sections += [f"## {case.title}", _about(found), _table(found)]
+    if BUDGETS.all():
+        sections += ["## A budget instead of a sparsity", fill(_about_budgets(), 120), _budgets(BUDGETS.all())]
     if ABLATIONS.all():
         sections += ["## NeuroPrune's own choices", fill(_ABOUT_ABLATIONS, 120), _ablations(ABLATIONS.all())]
     return "\n\n".join(["# What pruning costs, and what it keeps", *sections]) + "\n"
@@ -185,6 +189,33 @@ def _row(target: float, method: str, rows: list[Result]) -> str:
         f"| {median(r['encoder_parameters']['pruned'] for r in rows):,.0f} "
         f"| {median(r['speedup'] for r in rows):.2f}x | {median(r['seconds'] for r in rows):.0f} |"
     )
+
+
+def _about_budgets() -> str:
+    return (
+        f"`max_metric_drop` {MOST_DROP:g} on SST-2, from `benchmarks/results/metric_drop.jsonl` "
+        "(`python -m benchmarks.metric_drop DATA`): few rows to train on, the rest of them to decide on, and the "
+        "validation file as the test split. Beside the model that the budget led to, the sparsest of those that were "
+        "brought to a higher sparsity in one go, in as many epochs, and would have kept the budget on the rows that "
+        "decide. Drops are in points of accuracy."
+    )
+
+
+def _budgets(results: list[Result]) -> str:
+    lines = [
+        "| seed | rows: trained on, decided on, test | dense, test | removed | drop, deciding rows | drop, test "
+        "| would have kept it, in one go |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in sorted(results, key=lambda r: int(r["training"]["seed"])):
+        rows, budget = result["rows"], result["budget"]
+        kept = [r["sparsity"] for r in result["beyond"] if r["validation_drop"] <= MOST_DROP]
+        lines.append(
+            f"| {result['training']['seed']} | {rows['train']:,}, {rows['validation']:,}, {rows['test']:,} "
+            f"| {100 * result['dense']:.2f} | {budget['sparsity']:.0%} | {100 * budget['validation_drop']:+.2f} "
+            f"| {100 * budget['test_drop']:+.2f} | {f'{max(kept):.0%}' if kept else 'none higher'} |"
+        )
+    return "\n".join(lines)
 
 
 def _ablations(results: list[Result]) -> str:
