@@ -41,6 +41,7 @@ class StepReport:
     step: int
     total_steps: int
     loss: float
+    """NaN where an earlier attempt took the step."""
     sparsity: float
 
 
@@ -84,7 +85,7 @@ def train(
         teacher: Answers that the model learns from, beside the labels or instead of them.
         hidden_teacher: Hidden states that it learns from as well.
         pruner: Removes from the model on the way.
-        listen: Hears of every step.
+        listen: Hears of every step; of a training that was over before, of its last.
 
     Raises:
         NumericalError: the loss is not finite.
@@ -94,6 +95,7 @@ def train(
     found = checkpoints.fetch(stage)
     if found is not None and found.finished:
         checkpointing.restore(found.folder, model, pruner)
+        listen(StepReport(steps, steps, math.nan, pruner.sparsity if pruner is not None else 0.0))
         return
     # A recovery sees the rows in another order than the pruning before it.
     seed = (task.training.seed + steps_before) % 2**32

@@ -102,6 +102,7 @@ class RecoveringJob(Job):
         anatomy = bind(tiny.llama())
         pruner = build_pruner(anatomy, self.method, 0.5, Schedule(STEPS, 0.1, 0.4), seed=0)
         checkpoints = Checkpoints(self.store(), interval_seconds=1e9)
+        self.heard = []
         rates = []
         take_step = pruner.step
 
@@ -118,7 +119,7 @@ class RecoveringJob(Job):
             tiny.llama(),
             features,
             STEPS,
-            lambda _: None,
+            self.heard.append,
             recovery_steps=RECOVERY_STEPS,
             checkpoints=checkpoints,
         )
@@ -144,6 +145,8 @@ def test_a_recovery_that_was_stopped_ends_with_the_same_bits(tmp_path):
         job.attempt(stop_at=STEPS + 3)
     model, _, rates = job.attempt()
     assert rates[0][0] == STEPS + 4
+    assert [report.step for report in job.heard] == [STEPS, 4, 5, 6]
+    assert job.heard[0].total_steps == STEPS
     assert is_same(model, expected)
 
 
