@@ -166,6 +166,10 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         family_of("gpt9")
 
 
+def test_families_of_their_own_build_are_in_the_table():
+    assert set(OF_ITS_OWN_BUILD) <= {case.family for case in FIRST}
+
+
 @every_case
 def test_all_units_are_found(case):
     """What belongs to no unit is a norm's, a table of positions, or the bias of an output."""
