@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-NEUROPRUNE = [sys.executable, "-c", "from client.cli import main; main()"]
+# A shell that starts the tests in the background has them ignore Ctrl-C; the command must not inherit that.
+HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+NEUROPRUNE = [sys.executable, "-c", f"{HEED_INTERRUPTS}; from client.cli import main; main()"]
 PATIENCE_SECONDS = 120
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
