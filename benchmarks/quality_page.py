@@ -209,6 +209,9 @@ def _budgets(results: list[Result]) -> str:
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for result in sorted(results, key=lambda r: int(r["training"]["seed"])):
+        if "unreachable" in result:
+            lines.append(f"| {result['training']['seed']} | | | no sparsity kept it | | | |")
+            continue
         rows, budget = result["rows"], result["budget"]
         kept = [r["sparsity"] for r in result["beyond"] if r["validation_drop"] <= MOST_DROP]
         lines.append(

@@ -91,10 +91,10 @@ LAYERS = 3
 """Of every stack."""
 
 
-def each(cases: list[Case], at_once: Container[str] | None = None) -> pytest.MarkDecorator:
-    """A test for each case; those of families that are not tried at once are left to `make thorough`."""
+def each(cases: list[Case], at_once: Container[Case] | None = None) -> pytest.MarkDecorator:
+    """A test for each case; those that are not tried at once are left to `make thorough`."""
     rest = [pytest.mark.thorough]
-    marked = [pytest.param(c, marks=() if at_once is None or c.family in at_once else rest) for c in cases]
+    marked = [pytest.param(case, marks=() if at_once is None or case in at_once else rest) for case in cases]
     return pytest.mark.parametrize("case", marked, ids=[f"{case.family}-{case.task}" for case in cases])
 
 
@@ -196,7 +196,7 @@ def test_masking_unit_by_unit_equals_removing(case):
         model = case.model()
         anatomy = bind(model)
         units = anatomy.units[position]
-        for unit in generator.sample(range(units.count), min(2, units.count)):
+        for unit in generator.sample(range(units.count), min(3, units.count)):
             model = case.model()
             anatomy = bind(model)
             masks = Masks(anatomy)
@@ -274,7 +274,10 @@ def test_a_bundle_of_an_image_model_prepares_images_as_the_model_did(tmp_path):
     torch.testing.assert_close(*(prepare(image, return_tensors="pt")["pixel_values"] for prepare in (ours, expected)))
 
 
-@each([case for case in FIRST if not case.family.startswith("qwen3_moe")], OF_ITS_OWN_BUILD)
+@each(
+    [case for case in dict.fromkeys([*FIRST, *THOROUGH]) if not case.family.startswith("qwen3_moe")],
+    at_once=[case for case in FIRST if case.family in OF_ITS_OWN_BUILD],
+)
 def test_a_ragged_bundle_with_emptied_layers_runs_in_onnx_runtime(case, tmp_path, modules_cache):
     check_agreement(case, tmp_path / "bundle", {"loader", "auto_class", "onnx"}, onnx=True)
 

@@ -18,10 +18,15 @@ from tests import tiny
 from tests.pruning import SCHEDULE, STEPS, check_target, every_method, zeros
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
+CASES = [
+    pytest.param("regression", spec.Regression, tiny.bert_regression, id="bert", marks=pytest.mark.thorough),
+    pytest.param("causal-lm", spec.CausalLM, tiny.llama, id="llama"),
+]
 
 
 @every_method
-def test_what_is_gone_stays_gone_in_bf16_with_accumulated_gradients(case):
+@pytest.mark.parametrize(("name", "part", "make"), CASES)
+def test_what_is_gone_stays_gone_in_bf16_with_accumulated_gradients(case, name, part, make):
     training = spec.Training(
         learning_rate=1e-2,
         distillation=0.5,
@@ -30,10 +35,9 @@ def test_what_is_gone_stays_gone_in_bf16_with_accumulated_gradients(case):
         max_length=16,
         precision="bf16",
     )
-    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
-    task = TASKS["causal-lm"](part, training, tiny.tokenizer())
-    features = task.features([{"text": text} for text in tiny.sentences(60)])
-    model = tiny.llama()
+    task = TASKS[name](part.model_validate({"name": name, "data": DATA}), training, tiny.tokenizer())
+    features = task.features([{"text": text, "label": i % 5} for i, text in enumerate(tiny.sentences(60))])
+    model = make()
     pruner = case.pruner(model, 0.4)
     heard, gone = [], zeros(pruner.anatomy)
 
@@ -47,7 +51,7 @@ def test_what_is_gone_stays_gone_in_bf16_with_accumulated_gradients(case):
             check_target(case, pruner, 0.4)
         gone = now
 
-    prune(task, pruner, tiny.llama(), features, STEPS, listen)
+    prune(task, pruner, make(), features, STEPS, listen)
     assert heard == list(range(1, STEPS + 1))
     model.train(False)
     ids = torch.arange(4, 24).view(2, 10)

@@ -55,6 +55,21 @@ def test_classification_on_an_uploaded_model(stack, upload_model, upload_rows, t
     assert phases[-1] == "uploading"
 
 
+@pytest.mark.thorough
+def test_causal_lm_on_an_uploaded_model_with_grouped_queries(stack, upload_model, upload_rows, tmp_path):
+    job_id = stack.submit(
+        {
+            "model": {"source": "upload", "file": upload_model(stack, "llama")},
+            "task": {"name": "causal-lm", "data": uploaded(stack, upload_rows)},
+            "target": {"sparsity": 0.3},
+            "training": TRAINING,
+            "export": {"formats": ["safetensors"]},
+        }
+    )
+    job = assert_delivered(stack, job_id, tmp_path / "bundle", 0.3, NEAREST)
+    assert "perplexity" in job["metrics_summary"]["metrics"]
+
+
 def test_a_frontier_is_several_bundles_of_one_job(stack, upload_model, upload_rows, tmp_path):
     job_id = stack.submit(
         {
@@ -83,17 +98,30 @@ def test_a_frontier_is_several_bundles_of_one_job(stack, upload_model, upload_ro
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_decoder_with_grouped_queries_by_a_method_that_takes_no_target(stack, upload_model, upload_rows, tmp_path):
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            {"name": "neuroprune", "mode": "faithful", "alpha": 1e-3, "theta": 0.6},
+            marks=pytest.mark.thorough,
+            id="faithful",
+        ),
+        pytest.param({"name": "wanda", "granularity": "2:4", "calibration_rows": 16}, id="one shot"),
+    ],
+)
+def test_a_method_that_takes_no_target(stack, upload_model, upload_rows, tmp_path, method):
     job_id = stack.submit(
         {
             "model": {"source": "upload", "file": upload_model(stack, "llama")},
             "task": {"name": "causal-lm", "data": uploaded(stack, upload_rows)},
-            "method": {"name": "wanda", "granularity": "2:4", "calibration_rows": 16},
-            "training": {"max_length": 16},
+            "method": method,
+            "training": {name: value for name, value in TRAINING.items() if name != "num_train_epochs"},
             "export": {"formats": ["safetensors"]},
         }
     )
-    summary = stack.finished(job_id)["metrics_summary"]
+    job = stack.finished(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    summary = job["metrics_summary"]
     assert "perplexity" in summary["metrics"]
     assert summary["target"]["requested"] is None
     assert summary["target"]["achieved"] > 0

@@ -1,4 +1,4 @@
-"""Jobs that are cancelled, killed or orphaned, on SQLite and, where it may matter, on PostgreSQL."""
+"""Jobs that are cancelled, killed or orphaned, on SQLite and on PostgreSQL."""
 
 import os
 import signal
@@ -13,8 +13,10 @@ from tests.integration.stack import parent_of, runners
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 on_both = pytest.mark.parametrize("stack", [SQLITE, POSTGRESQL], indirect=True, scope="session")
-on_sqlite = pytest.mark.parametrize("stack", [SQLITE], indirect=True, scope="session")
-"""Where the database has no part in it that the store's own tests leave open."""
+on_sqlite = pytest.mark.parametrize(
+    "stack", [SQLITE, pytest.param(POSTGRESQL, marks=pytest.mark.thorough)], indirect=True, scope="session"
+)
+"""Where the database has no part in it that the store's own tests leave open, the other one is for `make thorough`."""
 
 
 def wait_for(condition, seconds):
