@@ -16,7 +16,7 @@ from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.budget import Budget
 from core.engine.structures import give_structure
 from core.engine.targets.amounts import level_of_bytes, level_of_parameters, removable_parameters
-from core.engine.targets.metric_drop import WithinDrop, standard_error
+from core.engine.targets.metric_drop import WithinDrop, is_within, standard_error
 from core.engine.targets.speedup import AtSpeed
 from core.engine.tasks import TASKS, Metric
 from core.errors import UnreachableTargetError
@@ -212,8 +212,16 @@ def test_bisection_finds_the_highest_level_within_the_budget(limit):
     assert reached.pruner.sparsity == limit / 20
     assert reached.facts["validation"]["sparsity"] == limit / 20
     assert len(trained) <= 5
-    for level, previous in trained:
-        assert previous is None or (previous.sparsity < level.sparsity and previous.sparsity <= limit / 20)
+    assert len(set(trained)) == len(trained) <= course.most_steps
+
+
+def test_a_drop_counts_with_its_error_but_with_half_of_the_budget_at_most():
+    assert is_within(0.006, 0.004, 0.01)
+    assert not is_within(0.0061, 0.004, 0.01)
+    for error in (0.005, 0.1, None):
+        assert is_within(0.005, error, 0.01)
+        assert not is_within(0.0051, error, 0.01)
+    assert is_within(0.0, 0.1, 0.0)
 
 
 def test_a_budget_that_no_level_keeps_is_refused():
@@ -221,19 +229,19 @@ def test_a_budget_that_no_level_keeps_is_refused():
     with pytest.raises(UnreachableTargetError, match=r"With 5% removed, accuracy .* worse than dense") as caught:
         course.follow()
     assert caught.value.param == "/target/max_metric_drop"
-    assert [previous for _, previous in trained] == [None] * len(trained)
+    assert trained[-1] == 1 / 20
 
 
 def bisecting(drop, most_drop):
-    """A search whose levels cost nothing and whose drop is given; and what it trains: level, previous."""
+    """A search whose levels cost a step each and whose drop is given; and the sparsities that it trains for."""
     trained = []
 
-    def reach(level, previous):
-        trained.append((level, previous))
+    def reach(level):
+        trained.append(level.sparsity)
         return SimpleNamespace(sparsity=level.sparsity)
 
     prepared = SimpleNamespace(task=StoredMetric(), validation=range(100))
-    ladder = SimpleNamespace(can_reach=lambda level: True, reach=reach, prepared=prepared)
+    ladder = SimpleNamespace(can_reach=lambda level: True, reach=reach, prepared=prepared, steps=lambda level: 1)
     course = WithinDrop(ladder, most_drop, lambda _: None)
     course._judged = lambda pruner: {
         "sparsity": pruner.sparsity,
