@@ -79,7 +79,8 @@ def bert(plan: Plan | None = None) -> PreTrainedModel:
     """BERT-base of as many layers as the plan has, narrowed to it; random, the same every time."""
     set_seed(0)
     layers = LAYERS if plan is None else len(plan.indices) // len(KINDS)
-    model = BertModel(BertConfig(num_hidden_layers=layers)).train(False)
+    model: PreTrainedModel = BertModel(BertConfig(num_hidden_layers=layers))
+    model.train(False)
     if plan is not None:
         compact(bind(model), plan)
     return model
@@ -138,12 +139,12 @@ def prepared(models: dict[str, PreTrainedModel], folder: Path) -> dict[str, Runs
     for name, model in models.items():
         export_onnx(TASK, model, two, folder / "model.onnx")
         session = open_session(folder / "model.onnx", 1)
-        runs["onnxruntime"][name] = lambda session=session: run_session(session, one)
+        runs["onnxruntime"][name] = partial(run_session, session, one)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         default = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-        runs[ALL_FUSIONS][name] = lambda session=default: run_session(session, one)
-        runs["torch"][name] = lambda model=model: TASK.outputs(model, one)
+        runs[ALL_FUSIONS][name] = partial(run_session, default, one)
+        runs["torch"][name] = partial(TASK.outputs, model, one)
     return runs
 
 
@@ -282,7 +283,7 @@ def size_findings(results: list[dict[str, Any]]) -> list[str]:
         return median(speedups(results, "onnxruntime", name, "dense"))
 
     def milliseconds(runtime: str) -> float:
-        return median(result["milliseconds"][runtime]["dense"] for result in results)
+        return float(median(result["milliseconds"][runtime]["dense"] for result in results))
 
     def by_default(name: str) -> float:
         return median(speedups(results, ALL_FUSIONS, name, "dense"))
@@ -332,8 +333,8 @@ def leave(heads: int, share: float) -> bool:
     """Whether a job would remove these in-rows from the weights."""
     kept = tuple(range(HIDDEN - round(share * HIDDEN)))
     plan = Plan((tuple(range(heads)), (0,), kept))
-    found = gather_where_faster(bind(BertModel(BertConfig(num_hidden_layers=1))), plan)
-    return len(found.layers[0].inputs) < HIDDEN
+    anatomy = bind(BertModel(BertConfig(num_hidden_layers=1)))
+    return len(gather_where_faster(anatomy, plan).kept(anatomy.attentions[0].inputs)) < HIDDEN
 
 
 def in_row_finding(results: list[dict[str, Any]]) -> str:

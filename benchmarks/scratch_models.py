@@ -87,7 +87,7 @@ def byte_pairs(lines: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast
         vocab_size=vocabulary, special_tokens=list(SPECIAL.values()), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(lines, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)  # type: ignore[no-untyped-call]
 
 
 def texts(rows: Path, *columns: str) -> Iterator[str]:

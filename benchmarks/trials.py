@@ -10,7 +10,7 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, set_seed
 from core.engine.anatomy import bind
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.inputs import Inputs
-from core.engine.measure import full_batch_like, interleave
+from core.engine.measure import Runs, full_batch_like, interleave
 from core.engine.methods import Schedule, build_pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.pruning import prune
@@ -195,7 +195,7 @@ def speedup(dense: Dense, pruned: PreTrainedModel) -> float:
     sides = {"dense": dense.model, "pruned": pruned}
     for model in sides.values():
         model.train(False)
-    runs = {name: lambda model=model: task.outputs(model, batch) for name, model in sides.items()}
+    runs: Runs = {name: partial(task.outputs, model, batch) for name, model in sides.items()}
     times = interleave(runs, ROUNDS)
     return times["dense"].median / times["pruned"].median
 
