@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 
 from api import errors
 from api.deps import JobDispatcher, Services
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | 
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(broker.connect)
         yield
         broker.close()
         engine.dispose()

@@ -18,6 +18,10 @@ _FILE_ID = re.compile(r"file_[0-9a-f]{32}")
 class JobDispatcher(Protocol):
     """Wakes the workers; best effort."""
 
+    def connect(self) -> None:
+        """Make ready, so that jobs are told in the order in which they came."""
+        ...
+
     def job_ready(self, job_id: str) -> bool:
         """Say that the job may be claimed; False if that could not be said."""
         ...

@@ -40,6 +40,14 @@ class Dispatcher:
             },
         )
 
+    def connect(self) -> None:
+        """Open what the first job would open otherwise, and be overtaken meanwhile by the second; never raises."""
+        try:
+            with self._app.producer_pool.acquire(block=True) as producer:
+                producer.channel.client.ping()
+        except (OperationalError, RedisError, OSError) as error:
+            logger.warning("the broker cannot be reached yet: %s", error)
+
     def job_ready(self, job_id: str) -> bool:
         """Publish, and say whether the broker took it; never raises, and gives up after about two seconds."""
         try:

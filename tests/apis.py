@@ -26,6 +26,9 @@ class RememberingDispatcher:
     reachable: bool = True
     sent: list[str] = field(default_factory=list)
 
+    def connect(self) -> None:
+        """Always ready."""
+
     def job_ready(self, job_id: str) -> bool:
         if self.reachable:
             self.sent.append(job_id)

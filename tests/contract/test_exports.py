@@ -85,7 +85,7 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
     ("model_type", "task"),
     [
         ("opt", "regression"),
-        ("albert", "sentence-embedding"),
+        pytest.param("albert", "sentence-embedding", marks=pytest.mark.thorough),
         pytest.param("distilbert", "regression", marks=pytest.mark.thorough),
         pytest.param("gpt_neo", "causal-lm", marks=pytest.mark.thorough),
     ],

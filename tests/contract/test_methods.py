@@ -118,7 +118,13 @@ def test_a_regression_is_pruned_to_a_bundle_that_loads_everywhere(job, tmp_path)
     assert report["sparsity"]["zero"] > 0
 
 
-@pytest.mark.parametrize(("make", "task"), [(tiny.bert_regression, "regression"), (tiny.llama, "causal-lm")])
+@pytest.mark.parametrize(
+    ("make", "task"),
+    [
+        (tiny.bert_regression, "regression"),
+        pytest.param(tiny.llama, "causal-lm", marks=pytest.mark.thorough),
+    ],
+)
 def test_faithful_neuroprune_goes_from_end_to_end(job, make, task, tmp_path):
     """With a wide theta all heads of a layer but one are merged after the first epoch."""
     method = {"name": "neuroprune", "mode": "faithful", "theta": 10.0, "epsilon": 0.05}

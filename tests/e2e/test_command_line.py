@@ -105,6 +105,7 @@ def test_a_job_from_the_command_line(tmp_path, environment):
     assert descendants(tmp_path) == []
 
 
+@pytest.mark.thorough
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path, environment):
     with running(["demo"], tmp_path, environment) as (demo, log):
         wait_for(r"step \d+/", log, demo)

@@ -70,6 +70,7 @@ def test_causal_lm_on_an_uploaded_model_with_grouped_queries(stack, upload_model
     assert "perplexity" in job["metrics_summary"]["metrics"]
 
 
+@pytest.mark.thorough
 def test_a_frontier_is_several_bundles_of_one_job(stack, upload_model, upload_rows, tmp_path):
     job_id = stack.submit(
         {
@@ -106,7 +107,9 @@ def test_a_frontier_is_several_bundles_of_one_job(stack, upload_model, upload_ro
             marks=pytest.mark.thorough,
             id="faithful",
         ),
-        pytest.param({"name": "wanda", "granularity": "2:4", "calibration_rows": 16}, id="one shot"),
+        pytest.param(
+            {"name": "wanda", "granularity": "2:4", "calibration_rows": 16}, marks=pytest.mark.thorough, id="one shot"
+        ),
     ],
 )
 def test_a_method_that_takes_no_target(stack, upload_model, upload_rows, tmp_path, method):

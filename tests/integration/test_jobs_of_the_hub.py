@@ -35,7 +35,7 @@ def of_parquet(stack, folder):
     return {"source": "upload", "train": stack.client.upload_file(folder / "rows.parquet", "dataset")["id"]}
 
 
-@pytest.mark.parametrize("data", [of_the_hub, of_parquet])
+@pytest.mark.parametrize("data", [of_the_hub, pytest.param(of_parquet, marks=pytest.mark.thorough)])
 def test_a_job_is_done(stack, model, tmp_path, data):
     job_id = stack.submit(
         {
