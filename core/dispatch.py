@@ -41,7 +41,10 @@ class Dispatcher:
         )
 
     def connect(self) -> None:
-        """Open what the first job would open otherwise, and be overtaken meanwhile by the second; never raises."""
+        """Open what the first job would have to open, which takes long enough for the second to overtake it.
+
+        Never raises: a broker that cannot be reached now is sought again for every job.
+        """
         try:
             with self._app.producer_pool.acquire(block=True) as producer:
                 producer.channel.client.ping()

@@ -24,10 +24,11 @@ class RememberingDispatcher:
     """Stands in for the broker."""
 
     reachable: bool = True
+    connected: bool = False
     sent: list[str] = field(default_factory=list)
 
     def connect(self) -> None:
-        """Always ready."""
+        self.connected = True
 
     def job_ready(self, job_id: str) -> bool:
         if self.reachable:

@@ -44,7 +44,8 @@ _UNSTRUCTURED = (
 _PATTERN = "N:M, as 2:4: of each M consecutive weights of a row N stay, and the target follows from it. "
 
 _LAYER_FLOOR = (
-    "Share of its even part of the budget that every layer keeps, 0 (rank over all layers) … 1 (the same in each)."
+    "Share of its even part of the budget that every layer keeps, rounded down but not to none where that part is one "
+    "or more, 0 (rank over all layers) … 1 (the same in each)."
 )
 
 

@@ -74,7 +74,7 @@ class MetricDropTarget(Spec):
         description="How much worse than the dense model's the task's headline metric may be, in its own unit: 0.01 "
         "is one point of accuracy; of perplexity and the like, how much higher. Decided on the validation"
         " rows, with the standard error of the difference on top (half of the budget at most), reported on the test"
-        " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, each reached from the dense model: 4 or 5 times"
+        " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, each reached from the dense model: at most 5 times"
         " num_train_epochs in all.",
     )
 

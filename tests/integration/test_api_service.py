@@ -19,6 +19,10 @@ def test_process_is_healthy(service):
     assert service.http.get("/healthz").json() == {"status": "ok"}
 
 
+def test_the_broker_is_connected_to_before_the_first_job(service):
+    assert service.dispatcher.connected
+
+
 def test_ready_once_a_worker_was_seen(service):
     problem = assert_problem(service.http.get("/readyz"), 503, "not_ready", "worker")
     assert "start one" in problem["detail"]

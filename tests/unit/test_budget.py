@@ -255,7 +255,7 @@ def test_without_a_floor_the_ranking_is_global_and_with_one_it_is_even():
     assert [int(marks.sum()) for marks in allocate(scores, 4, 1.0)] == [2, 2]
 
 
-def test_a_layer_keeps_its_last_while_there_is_one_for_each():
+def test_a_layer_keeps_one_where_its_even_share_is_one():
     """Of 6 x 12 heads 7 stay, or 6: no layer loses all, however low its scores are; of 5 some have to."""
     scores = [torch.arange(12.0) + 100 * layer for layer in range(6)]
     assert [12 - int(marks.sum()) for marks in allocate(scores, 65, 0.8)] == [1, 1, 1, 1, 1, 2]

@@ -23,10 +23,12 @@ def dispatcher():
 
 
 def assert_gives_up(dispatcher):
-    for ask in (dispatcher.connect, lambda: dispatcher.job_ready("job_x")):
-        began = time.monotonic()
-        assert not ask()
-        assert time.monotonic() - began < 2
+    began = time.monotonic()
+    dispatcher.connect()
+    assert time.monotonic() - began < 2
+    began = time.monotonic()
+    assert not dispatcher.job_ready("job_x")
+    assert time.monotonic() - began < 2
     assert not dispatcher.is_reachable()
     assert not dispatcher.is_drained()
 

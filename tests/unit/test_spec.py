@@ -145,6 +145,15 @@ def test_a_target_is_required_or_refused_as_the_method_has_it(method, takes_targ
         assert "target must be left out" in faults(without | {"target": {"sparsity": 0.5}})[""]
 
 
+@pytest.mark.parametrize("target", [{"speedup": 2.0, "runtime": "torch"}, {"frontier": [0.3, 0.5]}])
+def test_a_target_of_several_steps_needs_a_method_that_goes_on(target):
+    spec = {**DEMO, "method": {"name": "smart"}, "target": target}
+    assert "each going on from the one before, which smart cannot" in faults(spec)[""]
+    JobSpec.model_validate(spec | {"method": {"name": "importance"}})
+    # Each of its levels begins with the dense model.
+    JobSpec.model_validate(spec | {"target": {"max_metric_drop": 0.01}})
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [

@@ -25,7 +25,7 @@ class WithinDrop(Course):
     """Bisects the sparsities 0.05, 0.10 … for the highest that is within the budget on the validation rows.
 
     Each level is reached from the dense model, in all of `num_train_epochs`: what is found is what a job with that
-    sparsity gives. Going on from a lower level takes less time and loses more.
+    sparsity and as many epochs gives. Going on from a lower level takes less time and loses more.
     """
 
     def __init__(self, ladder: Ladder, most_drop: float, report: Reporter) -> None:
@@ -58,11 +58,12 @@ class WithinDrop(Course):
                 good, best = middle, pruner
             else:
                 bad = middle
+            del pruner  # or it would take memory while the next one trains
         if best is None:
             raise UnreachableTargetError(
                 f"With {tried[-1]['sparsity']:.0%} removed, {self._metric} on the validation rows is "
-                f"{tried[-1]['drop']:.4g} worse than dense, which is not surely within {self._most_drop:g}. Allow "
-                "more, train longer (num_train_epochs), or give more validation rows.",
+                f"{_described(tried[-1])}: not surely within {self._most_drop:g}. Allow more, train longer "
+                "(num_train_epochs), or give more validation rows.",
                 param="/target/max_metric_drop",
             )
         within = [trial for trial in tried if trial["is_good"]][-1]
@@ -82,8 +83,8 @@ class WithinDrop(Course):
         return judge(self._ladder.prepared, self._dense, pruner, self._most_drop)
 
     def _warn(self, error: float | None) -> None:
-        """Say so where the validation rows are too few for the decision."""
-        if error is None or error > self._most_drop:
+        """Say so where the drop is less sure than what is made up for."""
+        if error is None or error > _most_doubt(self._most_drop):
             size = "unknown" if error is None else f"{error:.2g}"
             self._report(
                 Warned(
@@ -96,21 +97,32 @@ class WithinDrop(Course):
 def judge(prepared: Prepared, dense: Evaluation, pruner: Pruner, most_drop: float) -> dict[str, Any]:
     """How much worse a model is than dense on the validation rows, how sure that is, and whether it is good enough.
 
+    Returns:
+        `sparsity`, `drop` (None where the metric is not defined, as for answers that are all the same),
+        `standard_error` and `is_good`.
+
     Raises:
-        NumericalError: the rows do not define the metric.
+        NumericalError: the rows do not define the dense model's metric.
     """
     task = prepared.task
+    if not math.isfinite(dense.metrics[task.headline].value):
+        raise NumericalError(f"{task.headline} is not defined by the validation rows: too few of them differ.")
     pruned = evaluate(task, pruner.anatomy.model, prepared.validation, dense.summaries)
     drop = drop_of(dense.metrics[task.headline], pruned.metrics[task.headline])
-    if not math.isfinite(drop):
-        raise NumericalError(f"{task.headline} is not defined by the validation rows: too few of them differ.")
     error = standard_error(task, dense, pruned, task.headline)
     return {
         "sparsity": pruner.sparsity,
-        "drop": drop,
+        "drop": drop if math.isfinite(drop) else None,
         "standard_error": error,
         "is_good": is_within(drop, error, most_drop),
     }
+
+
+def _described(judgement: dict[str, Any]) -> str:
+    if judgement["drop"] is None:
+        return "not defined"
+    error = judgement["standard_error"]
+    return f"{judgement['drop']:.4g} worse than dense" + (f", give or take {error:.2g}" if error is not None else "")
 
 
 def is_within(drop: float, error: float | None, most_drop: float) -> bool:
@@ -119,8 +131,12 @@ def is_within(drop: float, error: float | None, most_drop: float) -> bool:
     Of the models that are tried the sparsest that passes is taken, and so the luckiest; the error makes up for that.
     It counts as half of the budget at most: otherwise few rows would forbid even a model that is as good as dense.
     """
-    most_doubt = most_drop / 2
+    most_doubt = _most_doubt(most_drop)
     return drop + (most_doubt if error is None else min(error, most_doubt)) <= most_drop
+
+
+def _most_doubt(most_drop: float) -> float:
+    return most_drop / 2
 
 
 def drop_of(dense: Metric, pruned: Metric) -> float:
@@ -129,13 +145,16 @@ def drop_of(dense: Metric, pruned: Metric) -> float:
 
 
 def standard_error(task: Task, dense: Evaluation, pruned: Evaluation, metric: str) -> float | None:
-    """Of the drop of a metric, by the jackknife over groups of batches; None with a single batch.
+    """Of the drop of a metric, by the jackknife over groups of batches; None where that is not possible.
+
+    It is not with a single batch, with a metric of written texts, which batches do not sum up, or where a metric is
+    not defined without one of the groups.
 
     Both models answer the same rows, so what makes rows hard for both is not counted as doubt.
     """
     batches = len(pruned.summaries)
     groups = min(GROUPS, batches)
-    if groups < 2:
+    if groups < 2 or metric not in task.metrics(pruned.summaries, dense.summaries):
         return None
     drops = []
     for group in range(groups):
@@ -143,4 +162,5 @@ def standard_error(task: Task, dense: Evaluation, pruned: Evaluation, metric: st
         ours, reference = ([each.summaries[batch] for batch in rest] for each in (pruned, dense))
         drops.append(drop_of(task.metrics(reference, reference)[metric], task.metrics(ours, reference)[metric]))
     mean = sum(drops) / groups
-    return math.sqrt((groups - 1) / groups * sum((drop - mean) ** 2 for drop in drops))
+    error = math.sqrt((groups - 1) / groups * sum((drop - mean) ** 2 for drop in drops))
+    return error if math.isfinite(error) else None
