@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig, BertModel
 
 from core.engine.anatomy import bind
 from core.engine.methods.allocation import allocate
@@ -137,6 +138,28 @@ UNIFORM = {
     "qwen2": lambda: tiny_families.model("qwen2", "causal-lm"),
 }
 """Neurons only; head groups that divide the hidden size; any number of head groups."""
+
+
+class Wavering(RandomCriterion):
+    """Other scores every time, and layers that matter more than others."""
+
+    def unit_scores(self, position, kept):
+        self.seed += 1
+        return super().unit_scores(position, kept) + position
+
+
+def test_no_more_goes_where_a_head_more_makes_fewer_neurons_due():
+    """With these sizes and this schedule, and layers that are down to what they are guaranteed."""
+    config = BertConfig(
+        vocab_size=8, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    anatomy, schedule = bind(BertModel(config)), Schedule(250, 0.1, 0.4)
+    pruner = gradual(anatomy, Wavering(anatomy, 0), schedule, 0.3, granularity="structured", layer_floor=0.8)
+    due = [pruner.removal.budget.counts(schedule.reached(step))["neurons"] for step in range(0, 151, 3)]
+    assert due != sorted(due)
+    for step in range(0, 151, 3):
+        pruner.removal.advance(schedule.reached(step), pruner.criterion)
+    assert pruner.sparsity == pruner.removal.final_sparsity
 
 
 @pytest.mark.parametrize("make", UNIFORM.values(), ids=UNIFORM)

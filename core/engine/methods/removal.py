@@ -68,7 +68,8 @@ class UnitRemoval(Removal):
 
     def _remove(self, kind: Kind, count: int, criterion: Criterion) -> None:
         masks, anatomy = self.pruner.masks, self.pruner.anatomy
-        if count == sum(masks.removed(kind)):
+        if count <= sum(masks.removed(kind)):
+            # Fewer neurons may be due than before, when a head more is; what is gone stays gone.
             return
         gone = masks.gone_members()
         count -= sum(anatomy.units[position].count for position in gone if anatomy.units[position].kind == kind)
