@@ -28,7 +28,6 @@ from core.engine.preparation import Prepared, prepare
 from core.engine.pruning import prune
 from core.engine.structures import give_structure
 from core.engine.tasks import Task
-from core.engine.tasks.base import model_inputs
 from core.engine.training import StepReport, total_steps, train
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
@@ -239,7 +238,8 @@ def _compared(dense: Dense, task: Task, model: PreTrainedModel) -> dict[str, Any
 def speedup(dense: Dense, pruned: PreTrainedModel) -> float:
     """How many times as fast the pruned model answers as the dense one: torch, one full row, timed in turns."""
     task = dense.prepared.task
-    batch = full_batch_like(model_inputs(task.collate([dense.prepared.held_out[0]])), dense.model.config, 1)
+    example = task.inputs(dense.model, task.collate([dense.prepared.held_out[0]]))
+    batch = full_batch_like(example, dense.model.config, 1)
     sides = {"dense": dense.model, "pruned": pruned}
     for model in sides.values():
         model.train(False)
