@@ -17,6 +17,9 @@ from core.progress import Reporter, Warned
 STEPS = 20
 """Sparsities are tried in steps of one over this."""
 
+MOST_DOUBT = 0.5
+"""Share of the budget that the standard error of a drop counts for at most."""
+
 GROUPS = 20
 """Into which the validation batches are parted to tell how sure a drop is; fewer if there are fewer batches."""
 
@@ -84,7 +87,7 @@ class WithinDrop(Course):
 
     def _warn(self, error: float | None) -> None:
         """Say so where the drop is less sure than what is made up for."""
-        if error is None or error > _most_doubt(self._most_drop):
+        if error is None or error > MOST_DOUBT * self._most_drop:
             size = "unknown" if error is None else f"{error:.2g}"
             self._report(
                 Warned(
@@ -129,14 +132,10 @@ def is_within(drop: float, error: float | None, most_drop: float) -> bool:
     """Whether a drop with its standard error is within the budget.
 
     Of the models that are tried the sparsest that passes is taken, and so the luckiest; the error makes up for that.
-    It counts as half of the budget at most: otherwise few rows would forbid even a model that is as good as dense.
+    It counts for `MOST_DOUBT` of the budget at most: otherwise few rows would forbid even a model as good as dense.
     """
-    most_doubt = _most_doubt(most_drop)
+    most_doubt = MOST_DOUBT * most_drop
     return drop + (most_doubt if error is None else min(error, most_doubt)) <= most_drop
-
-
-def _most_doubt(most_drop: float) -> float:
-    return most_drop / 2
 
 
 def drop_of(dense: Metric, pruned: Metric) -> float:
