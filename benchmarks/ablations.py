@@ -30,6 +30,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "distillation alone": {"distillation": 1.0},
     "hidden states distilled, too": {"hidden_distillation": 1.0},
     "three times the learning rate": {"learning_rate": 3.0},
+    "a third of the learning rate": {"learning_rate": 1 / 3},
     "recovery 0.6 of the steps": {"recovery_fraction": 0.6},
     "recovery 0.75 of the steps": {"recovery_fraction": 0.75},
     "twice as long": {"num_train_epochs": 2.0},

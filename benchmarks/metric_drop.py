@@ -33,7 +33,7 @@ from core.jobs.spec import JobSpec
 RESULTS = Results(Path(__file__).parent / "results" / "metric_drop.jsonl")
 SEEDS = (0, 1, 2)
 MOST_DROP = 0.01
-DENSE_EPOCHS, EPOCHS, TRAIN_ROWS = 2.0, 1.0, 20_000
+DENSE_EPOCHS, EPOCHS, TRAIN_ROWS = 3.0, 1.0, 8_000
 VALIDATION_SHARE = 0.05
 BEYOND = 3
 """Steps of sparsity beyond the budget's at which it has to be known what a single job gives."""
@@ -56,7 +56,7 @@ def specification(data: Path, seed: int) -> JobSpec:
                     },
                 },
                 "target": {"max_metric_drop": MOST_DROP},
-                "training": {"num_train_epochs": EPOCHS, "max_length": 48, "precision": "fp32", "seed": seed},
+                "training": {"num_train_epochs": EPOCHS, "max_length": 48, "seed": seed},
             }
         )
     )

@@ -5,9 +5,9 @@
 DATA holds a folder a data set, of `{train,validation}.jsonl.gz`, and `models/babyllama-tok105`. Every case trains its
 dense model once (or takes the pretrained one); every run goes on from that dense model, with the same rows, steps,
 schedule and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not
-run again: the matrix may be stopped at any time and goes on where it was. Several processes may work at it, at one
-GPU, too; with their cases named in different orders, they get into each other's way least. `benchmarks/quality_page.py`
-makes `docs/results.md` and its figure of the results.
+run again: the matrix takes many hours on two cores, may be stopped at any time and goes on where it was. Several
+processes may work at it; they get into each other's way least where they begin with different cases.
+`benchmarks/quality_page.py` makes `docs/results.md` and its figure of the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,19 +53,21 @@ class Case:
     one_shot: bool = False
 
 
-def minilm(data_set: str, task: dict[str, Any], dense_epochs: float, **training: Any) -> Callable[[Path, Path], Trial]:
+def minilm(
+    data_set: str, task: dict[str, Any], dense_epochs: float, rows: int | None, **training: Any
+) -> Callable[[Path, Path], Trial]:
     """all-MiniLM-L6-v2 with a new head for a task of GLUE."""
 
     def build(data: Path, _work: Path) -> Trial:
         files = _splits(data / data_set)
-        return Trial(f"quality-{data_set}", Path(MODEL_DIR), *files, task, dense_epochs, training)
+        return Trial(f"quality-{data_set}", Path(MODEL_DIR), *files, task, dense_epochs, training, rows)
 
     return build
 
 
 def babyllama(data: Path, _work: Path) -> Trial:
     """A Llama of 0.9M parameters with grouped queries, trained by its author on TinyStories, a character a token."""
-    training = {"num_train_epochs": 4, "max_length": 256, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
+    training = {"num_train_epochs": 0.3, "max_length": 256, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
     files = _splits(data / "tinystories")
     return Trial("quality-babyllama", data / "models" / "babyllama-tok105", *files, {"name": "causal-lm"}, 0, training)
 
@@ -103,23 +105,23 @@ _LABEL = {"name": "sequence-classification"}
 CASES = {
     "stsb": Case(
         "MiniLM, STS-B",
-        minilm("stsb", {"name": "regression", **_PAIR}, 3, num_train_epochs=3, max_length=64),
+        minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=1, max_length=64),
     ),
-    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 1, num_train_epochs=1, max_length=48)),
+    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 2, 16_000, num_train_epochs=1, max_length=48)),
     "cola": Case(
         "MiniLM, CoLA",
-        minilm("cola", {**_LABEL, "metric": "matthews"}, 3, num_train_epochs=3, max_length=32),
+        minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
     ),
-    "rte": Case("MiniLM, RTE", minilm("rte", {**_LABEL, **_PAIR}, 5, num_train_epochs=5, max_length=96), 3),
+    "rte": Case("MiniLM, RTE", minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=1, max_length=96), 3),
     "babyllama": Case("Llama 0.9M, TinyStories", babyllama, one_shot=True),
-    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 12, 2), one_shot=True),
-    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 8, 2), one_shot=True),
+    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), one_shot=True),
+    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), one_shot=True),
     "t5-multi30k": Case(
         "T5 5M, Multi30k de-en",
-        encoder_decoder("multi30k_de_en", "translation", 5, num_train_epochs=1, learning_rate=1e-3),
+        encoder_decoder("multi30k_de_en", "translation", 5, num_train_epochs=0.25, learning_rate=1e-3),
     ),
     "t5-scitldr": Case(
-        "T5 5M, SciTLDR", encoder_decoder("scitldr", "summarisation", 20, num_train_epochs=5, learning_rate=1e-3)
+        "T5 5M, SciTLDR", encoder_decoder("scitldr", "summarisation", 8, num_train_epochs=1, learning_rate=1e-3)
     ),
 }
 

@@ -82,8 +82,7 @@ class Trial:
                     "task": {**self.task, "data": data},
                     "method": method,
                     "target": None if sparsity is None else {"sparsity": sparsity},
-                    # The same arithmetic on every machine.
-                    "training": {"precision": "fp32", **self.training, **training, "seed": seed},
+                    "training": {**self.training, **training, "seed": seed},
                 }
             )
         )
