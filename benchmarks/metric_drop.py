@@ -121,6 +121,7 @@ def main(
         spec = specification(data / "sst2", number)
         options, training = spec.method.model_dump(mode="json"), spec.training.model_dump(mode="json")
         key = {"max_metric_drop": MOST_DROP, "options": options, "training": training, "dense_epochs": DENSE_EPOCHS}
+        key |= {"max_train_rows": TRAIN_ROWS, "validation_fraction": VALIDATION_SHARE}
         if not RESULTS.has(key):
             RESULTS.add({**key, **follow(spec, data / "sst2")})
 
