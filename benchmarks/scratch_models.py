@@ -7,10 +7,8 @@ benchmark's dense phase.
 import gzip
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -21,6 +19,8 @@ from transformers import (
     T5ForConditionalGeneration,
     set_seed,
 )
+
+from benchmarks.trials import made_once
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -34,20 +34,21 @@ def gpt2(folder: Path, rows: Path, *, vocabulary: int = 1024, positions: int = 1
         vocabulary: Tokens.
         positions: Most tokens a row.
     """
-    with _missing(folder) as is_missing:
-        if is_missing:
-            tokenizer = byte_pairs(texts(rows, "text"), vocabulary)
-            config = GPT2Config(
-                vocab_size=len(tokenizer),
-                n_positions=positions,
-                n_embd=192,
-                n_layer=4,
-                n_head=6,
-                bos_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            _save(folder, GPT2LMHeadModel, config, tokenizer)
-    return folder
+
+    def make(made: Path) -> None:
+        tokenizer = byte_pairs(texts(rows, "text"), vocabulary)
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=positions,
+            n_embd=192,
+            n_layer=4,
+            n_head=6,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        _save(made, GPT2LMHeadModel, config, tokenizer)
+
+    return made_once(folder, make)
 
 
 def t5(folder: Path, rows: Path, *, vocabulary: int = 4096) -> Path:
@@ -58,35 +59,28 @@ def t5(folder: Path, rows: Path, *, vocabulary: int = 4096) -> Path:
         rows: JSONL, gzipped, with a `source` and a `target` each.
         vocabulary: Tokens, the same for both sides.
     """
-    with _missing(folder) as is_missing:
-        if is_missing:
-            tokenizer = byte_pairs(texts(rows, "source", "target"), vocabulary)
-            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-                single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
-            )
-            config = T5Config(
-                vocab_size=len(tokenizer),
-                d_model=256,
-                d_kv=32,
-                num_heads=6,
-                d_ff=512,
-                num_layers=3,
-                num_decoder_layers=3,
-                feed_forward_proj="gated-gelu",
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            config.decoder_start_token_id = tokenizer.pad_token_id
-            _save(folder, T5ForConditionalGeneration, config, tokenizer)
-    return folder
 
+    def make(made: Path) -> None:
+        tokenizer = byte_pairs(texts(rows, "source", "target"), vocabulary)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+        )
+        config = T5Config(
+            vocab_size=len(tokenizer),
+            d_model=256,
+            d_kv=32,
+            num_heads=6,
+            d_ff=512,
+            num_layers=3,
+            num_decoder_layers=3,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        config.decoder_start_token_id = tokenizer.pad_token_id
+        _save(made, T5ForConditionalGeneration, config, tokenizer)
 
-@contextmanager
-def _missing(folder: Path) -> Iterator[bool]:
-    """Whether a model is not there yet; while the block lasts, no other process makes it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        yield not (folder / "config.json").exists()
+    return made_once(folder, make)
 
 
 def byte_pairs(lines: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

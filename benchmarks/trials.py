@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -91,7 +91,7 @@ class Trial:
         """All that a result depends on beside the method, for its key."""
         training = spec.training.model_dump(mode="json", exclude={"seed"})
         rows = {"train": self.max_train_rows, "validation": self.max_validation_rows}
-        return {"rows": rows, "dense_epochs": self.dense_epochs, "training": training}
+        return {"rows": rows, "dense_epochs": self.dense_epochs, "training": training, "device": device()}
 
     def dense_folder(self, seed: int, work: Path) -> Path:
         """Where the dense model of one seed is kept; another recipe has another folder."""
@@ -106,34 +106,32 @@ class Trial:
         return prepare(spec, Inputs(model, self.train, self.validation), ignore)
 
 
-def dense_model(trial: Trial, seed: int, work: Path) -> Path:
-    """Folder of the trial's dense model, trained now if it is not there yet."""
-    folder = trial.dense_folder(seed, work)
-    work.mkdir(parents=True, exist_ok=True)
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder, which is made if it is not there: by one process at a time, and whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").exists():
-            _train_dense(trial, seed, folder)
+        if not folder.exists():
+            with TemporaryDirectory(dir=folder.parent) as scratch:
+                made = Path(scratch) / folder.name
+                make(made)
+                made.rename(folder)
     return folder
 
 
-def _train_dense(trial: Trial, seed: int, folder: Path) -> None:
-    spec = trial.spec({"name": "neuroprune"}, 0.5, seed)
-    prepared = trial.prepared(spec, trial.model)
-    if trial.dense_epochs:
-        steps = total_steps(len(prepared.train), spec.training, trial.dense_epochs)
-        train(
-            prepared.task,
-            prepared.model,
-            prepared.train,
-            steps=steps,
-            stage="dense",
-            listen=Progress(f"{folder.name} dense"),
-        )
-    with TemporaryDirectory(dir=folder.parent) as scratch:  # so that what is found is whole
-        made = Path(scratch) / folder.name
-        prepared.task.processor.save_pretrained(made)
-        prepared.model.save_pretrained(made)
-        made.rename(folder)
+def dense_model(trial: Trial, seed: int, work: Path) -> Path:
+    """Folder of the trial's dense model, trained now if it is not there yet."""
+
+    def make(folder: Path) -> None:
+        spec = trial.spec({"name": "neuroprune"}, 0.5, seed)
+        prepared = trial.prepared(spec, trial.model)
+        if trial.dense_epochs:
+            steps = total_steps(len(prepared.train), spec.training, trial.dense_epochs)
+            progress = Progress(f"{folder.name} dense")
+            train(prepared.task, prepared.model, prepared.train, steps=steps, stage="dense", listen=progress)
+        prepared.task.processor.save_pretrained(folder)
+        prepared.model.save_pretrained(folder)
+
+    return made_once(trial.dense_folder(seed, work), make)
 
 
 class Dense:
@@ -195,7 +193,6 @@ def run_method(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         "train_rows": len(features),
         "steps": steps + recovery_steps,
         "seconds": round(seconds, 1),
-        "device": device(),
     }
 
 
@@ -220,7 +217,6 @@ def train_on(dense: Dense, spec: JobSpec, title: str) -> dict[str, Any]:
         "train_rows": len(features),
         "steps": steps,
         "seconds": round(seconds, 1),
-        "device": device(),
     }
 
 
@@ -278,17 +274,19 @@ class Results:
         return any(key.items() <= result.items() for result in self.all())
 
     @contextmanager
-    def claim(self, key: dict[str, Any], work: Path) -> Iterator[bool]:
-        """Whether a run is to be made here and now: not if it was made, or another process with this `work` is at it.
+    def claim(self, key: dict[str, Any]) -> Iterator[bool]:
+        """Whether a run is to be made here and now: not if it was made, or another process is at it.
 
         While the block lasts, no other process gets it.
         """
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        work.mkdir(parents=True, exist_ok=True)
+        locks = self.path.with_suffix(".locks")
+        locks.mkdir(exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(FileLock(work / f"run-{digest[:16]}.lock", blocking=False))
+                stack.enter_context(FileLock(locks / digest[:16], blocking=False))
             except Timeout:
+                print("Left to the process that is at it:", json.dumps(key))
                 yield False
             else:
                 yield not self.has(key)

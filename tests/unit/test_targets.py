@@ -1,6 +1,7 @@
 """How much has to go for a target in parameters or bytes, and what another level adds to one."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -239,21 +240,36 @@ def test_a_budget_that_no_level_keeps_is_refused():
     ) as caught:
         course.follow()
     assert caught.value.param == "/target/max_metric_drop"
-    assert min(trained) == 1 / 20
+    assert trained == [0.5, 0.25, 0.1, 0.05, 0.15, 0.2]
 
 
-@pytest.mark.parametrize(("unlucky", "found"), [(0.5, 0.6), (0.75, 0.7)])
-def test_a_level_that_fails_by_chance_does_not_end_the_search(unlucky, found):
-    """All levels up to 0.75 are within the budget but one, which is judged wrongly."""
-    course, trained = bisecting(lambda sparsity: sparsity > 0.76 or sparsity == unlucky, most_drop=0.02)
+@pytest.mark.parametrize("unlucky", [{0.5}, {0.5, 0.55}])
+def test_levels_that_fail_by_chance_do_not_end_the_search(unlucky):
+    """All up to 0.75 are within the budget; bisection, sent down, ends at 0.45."""
+    course, trained = bisecting(lambda sparsity: sparsity > 0.76 or sparsity in unlucky, most_drop=0.02)
     (reached,) = course.follow()
-    assert reached.pruner.sparsity == reached.facts["validation"]["sparsity"] == found
-    assert [trial["sparsity"] for trial in reached.facts["tried"]] == trained
-    assert len(set(trained)) == len(trained) <= course.most_steps
+    assert reached.pruner.sparsity == reached.facts["validation"]["sparsity"] == 0.6
+    assert [trial["sparsity"] for trial in reached.facts["tried"]] == trained == [0.5, 0.25, 0.35, 0.4, 0.45, 0.55, 0.6]
 
 
-def bisecting(drop, most_drop):
-    """A search whose levels cost a step each and whose drop is given; and the sparsities that it trains for."""
+def test_the_lowest_level_may_fail_by_chance_too():
+    course, trained = bisecting(lambda sparsity: sparsity != 0.15, most_drop=0.02)
+    (reached,) = course.follow()
+    assert reached.pruner.sparsity == 0.15
+    assert trained == [0.5, 0.25, 0.1, 0.05, 0.15, 0.2]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("drop", [0.0, 1.0])
+def test_few_levels_are_each_tried_once(levels, drop):
+    course, trained = bisecting(lambda sparsity: drop, most_drop=0.02, levels=levels)
+    with nullcontext() if drop == 0 else pytest.raises(UnreachableTargetError):
+        course.follow()
+    assert len(set(trained)) == len(trained) <= course.most_steps <= levels
+
+
+def bisecting(drop, most_drop, levels=19):
+    """A search over so many levels, which cost a step each and whose drop is given; and what it trains for."""
     trained = []
 
     def reach(level):
@@ -261,7 +277,9 @@ def bisecting(drop, most_drop):
         return SimpleNamespace(sparsity=level.sparsity)
 
     prepared = SimpleNamespace(task=StoredMetric(), validation=range(100))
-    ladder = SimpleNamespace(can_reach=lambda level: True, reach=reach, prepared=prepared, steps=lambda level: 1)
+    ladder = SimpleNamespace(
+        can_reach=lambda level: level.sparsity <= levels / 20, reach=reach, prepared=prepared, steps=lambda level: 1
+    )
     course = WithinDrop(ladder, most_drop, lambda _: None)
     course._judged = lambda pruner: {
         "sparsity": pruner.sparsity,

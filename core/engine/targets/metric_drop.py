@@ -1,4 +1,4 @@
-"""The smallest model that is hardly worse than the dense one, by bisection over sparsities."""
+"""The smallest model that is hardly worse than the dense one, by bisection over sparsities and a look beyond."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ from core.progress import Reporter, Warned
 STEPS = 20
 """Sparsities are tried in steps of one over this."""
 
-DOUBTED = 2
-"""Levels above the one that was found that are tried as well: one that failed by chance sends the bisection down."""
+FURTHER = 2
+"""Untried levels above the best that are tried after bisection: one that failed by chance has sent it down for good."""
 
 MOST_DOUBT = 0.5
 """Share of the budget that the standard error of a drop counts for at most."""
@@ -31,7 +31,8 @@ GROUPS = 20
 class WithinDrop(Course):
     """Bisects the sparsities 0.05, 0.10 … for the highest that is within the budget on the validation rows.
 
-    A drop is measured with an error, so the next levels above the one found are tried as well.
+    A drop is measured with an error, so that a level may fail by chance: the next untried levels above the best (or
+    from the lowest on, where none was good) are tried as well.
 
     Each level is reached from the dense model, in all of `num_train_epochs`: what is found is what a job with that
     sparsity and as many epochs gives. Going on from a lower level takes less time and loses more.
@@ -48,14 +49,14 @@ class WithinDrop(Course):
 
     @property
     def most_steps(self) -> int:
-        trials = math.ceil(math.log2(len(self._levels) + 1)) + DOUBTED
+        trials = math.ceil(math.log2(len(self._levels) + 1)) + FURTHER
         return self._ladder.steps(self._levels[0]) * min(trials, len(self._levels))
 
     def follow(self) -> list[Reached]:
-        """Bisect.
+        """Bring the model to one level after the other.
 
         Raises:
-            UnreachableTargetError: not even the lowest level is within the budget.
+            UnreachableTargetError: no level that was tried is within the budget, the lowest among them.
         """
         best: Pruner | None = None
         tried: dict[int, dict[str, Any]] = {}
@@ -67,7 +68,7 @@ class WithinDrop(Course):
                 good, best = index, pruner
             del pruner  # or it would take memory while the next one trains
         if best is None:
-            lowest = tried[min(tried)]
+            lowest = tried[0]
             raise UnreachableTargetError(
                 f"With {lowest['sparsity']:.0%} removed, {self._metric} on the validation rows is "
                 f"{_described(lowest)}: not surely within {self._most_drop:g}. Allow more, train longer "
@@ -79,18 +80,14 @@ class WithinDrop(Course):
         return [Reached(best, {"validation": validation, "tried": list(tried.values())})]
 
     def _search(self, tried: Mapping[int, dict[str, Any]]) -> Iterator[int]:
-        """Which levels to try, each but once: the next depends on how those `tried` were judged."""
+        """Which levels to try, each but once; before the next is asked for, the last one's judgement is in `tried`."""
         good, bad = -1, len(self._levels)
         while bad - good > 1:
             middle = (good + bad) // 2
             yield middle
             good, bad = (middle, bad) if tried[middle]["is_good"] else (good, middle)
-        for _ in range(DOUBTED):
-            untried = [index for index in range(good + 1, len(self._levels)) if index not in tried]
-            if not untried:
-                return
-            yield untried[0]
-            good = max(good, untried[0]) if tried[untried[0]]["is_good"] else good
+        untried = [index for index in range(good + 1, len(self._levels)) if index not in tried]
+        yield from untried[:FURTHER]
 
     @property
     def _metric(self) -> str:
