@@ -34,7 +34,7 @@ from core.engine.structures import give_structure, join_experts
 from core.engine.targets import Reached
 from core.engine.tasks import Task
 from core.engine.tracker import Tracker
-from core.engine.verify import TOLERANCE, verify
+from core.engine.verify import tolerated, verify
 from core.errors import VerificationError
 from core.jobs.spec import JobSpec, Structure
 from core.progress import Reporter, Warned
@@ -191,6 +191,9 @@ def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs
         masked = task.outputs(model, inputs)
         give_structure(structure, pruner.anatomy, pruner.plan())
         difference = float((task.outputs(model, inputs) - masked).abs().max())
-    if not difference <= TOLERANCE["loader"]:
-        raise VerificationError(f"The compacted model's outputs differ from the masked model's by {difference:.1e}.")
+    most = tolerated("loader", masked)
+    if not difference <= most:
+        raise VerificationError(
+            f"The compacted model's outputs differ from the masked model's by {difference:.1e}, more than {most:.1e}."
+        )
     return masked, difference

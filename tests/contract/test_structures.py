@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +13,24 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from client.load import load
+from core.engine import delivery
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.export.bundle import write_manifest
 from core.engine.export.onnx import export_onnx
 from core.engine.inputs import Inputs
+from core.engine.ladder import AT_ONCE
 from core.engine.loading import check_architecture
+from core.engine.methods import build_pruner
 from core.engine.methods.budget import Budget
 from core.engine.pipeline import run
 from core.engine.plan import Plan
 from core.engine.structures import evened, give_structure, uniform_head_groups
 from core.engine.tasks import TASKS
-from core.engine.verify import TOLERANCE, differences, inspect
+from core.engine.verify import TOLERANCE, differences, inspect, tolerated
 from core.errors import InvalidModelError, UnreachableTargetError, VerificationError
 from core.families import family_of
 from core.jobs.defaults import resolve
+from core.jobs.methods import Random
 from core.jobs.spec import JobSpec
 from tests import tiny, tiny_families
 from tests.contract.test_families import FIRST, Case, each, inputs, masked, outputs, ragged_plan, write_bundle
@@ -280,3 +285,23 @@ def test_a_stock_bundle_whose_probe_names_no_task_is_refused(whole, tmp_path):
     write_manifest(folder)
     with pytest.raises(VerificationError, match=r"probe\.safetensors names the task None; known are"):
         inspect(folder)
+
+
+def test_rounding_is_tolerated_in_proportion_to_the_outputs():
+    assert tolerated("loader", torch.tensor([[0.0, -0.5]])) == pytest.approx(1e-5)
+    assert tolerated("onnx", torch.tensor([[1.0, -30.0]])) == pytest.approx(3e-3)
+    assert tolerated("gguf", torch.tensor([30.0])) == 0
+    assert torch.tensor(tolerated("loader", torch.tensor([torch.inf]))).isfinite()
+
+
+@pytest.mark.parametrize(("share", "is_rounding"), [(2e-6, True), (1e-4, False)])
+def test_a_compaction_with_large_logits_may_differ_by_their_rounding(monkeypatch, share, is_rounding):
+    """By more than 1e-5, but no more than 1e-5 of the largest."""
+    model = tiny.llama()
+    torch.nn.init.normal_(model.lm_head.weight, std=1e3)
+    pruner = build_pruner(bind(model), Random(name="random"), 0.5, AT_ONCE, 0)
+    rows = {"input_ids": torch.arange(12).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    monkeypatch.setattr(delivery, "give_structure", lambda *_: model.lm_head.weight.mul_(1 + share))
+    with nullcontext() if is_rounding else pytest.raises(VerificationError, match="differ from the masked model's by"):
+        _, difference = delivery.compact_and_compare("ragged", TASKS["causal-lm"], pruner, rows)
+        assert difference > 1e-5
