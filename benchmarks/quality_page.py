@@ -204,8 +204,9 @@ def _about_budgets() -> str:
     return (
         f"`max_metric_drop` {MOST_DROP:g} on SST-2, from `benchmarks/results/metric_drop.jsonl` "
         "(`python -m benchmarks.metric_drop DATA`): few rows of the training file to train on, others to decide on, "
-        "and the validation file as the test split, which decides nothing. Drops are in points of accuracy, with their "
-        "standard errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
+        "and the validation file as the test split, which decides nothing. The former are mostly short phrases, the "
+        "latter whole sentences, on which all models lose more. Drops are in points of accuracy, with their standard "
+        "errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
         f"{BEYOND} above its model, as they come out of jobs that name these sparsities. Within the budget is what the "
         "search goes by, the drop with its error (which counts for half of the budget at most); in brackets, by the "
         "drop alone."
