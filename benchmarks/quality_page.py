@@ -207,9 +207,9 @@ def _about_budgets() -> str:
         "and the validation file as the test split, which decides nothing. The former are mostly short phrases, the "
         "latter whole sentences, on which models lose more in the mean. Drops are in points of accuracy, with their "
         "standard errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
-        f"{BEYOND} above its model, as they come out of jobs that name these sparsities. Within the budget is what the "
-        "search goes by, the drop with its error (which counts for half of the budget at most); in brackets, by the "
-        "drop alone."
+        f"{BEYOND} above its model that it had not, as they come out of jobs that name these sparsities. Within the "
+        "budget is what the search goes by, the drop with its error (which counts for half of the budget at most); in "
+        "brackets, by the drop alone, before rounding."
     )
 
 

@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from client.load import load
 from core.engine import delivery
+from core.engine import verify as verifying
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.export.bundle import write_manifest
 from core.engine.export.onnx import export_onnx
@@ -305,3 +307,15 @@ def test_a_compaction_with_large_logits_may_differ_by_their_rounding(monkeypatch
     with nullcontext() if is_rounding else pytest.raises(VerificationError, match="differ from the masked model's by"):
         _, difference = delivery.compact_and_compare("ragged", TASKS["causal-lm"], pruner, rows)
         assert difference > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("differences", "largest", "is_delivered"),
+    [({"loader": 1e-4, "onnx": 1e-3}, 30.0, True), ({"loader": 1e-4}, 1.0, False), ({"gguf": 1e-9}, 30.0, False)],
+)
+def test_a_bundle_is_judged_in_proportion_to_its_outputs(monkeypatch, differences, largest, is_delivered):
+    found = json.dumps({"differences": differences, "peak_memory_bytes": {}})
+    monkeypatch.setattr(verifying, "_in_clean_process", lambda *_: CompletedProcess([], 0, stdout=found, stderr=""))
+    monkeypatch.setattr(verifying, "read_probe", lambda _: ({}, torch.tensor([largest])))
+    with nullcontext() if is_delivered else pytest.raises(VerificationError, match="differ by"):
+        verifying.verify(Path("bundle"))
