@@ -111,6 +111,7 @@ CASES = {
     "cola": Case(
         "MiniLM, CoLA",
         minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
+        3,
     ),
     "rte": Case("MiniLM, RTE", minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=1, max_length=96), 3),
     "babyllama": Case("Llama 0.9M, TinyStories", babyllama, one_shot=True),

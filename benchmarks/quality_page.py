@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.ablations import RESULTS as ABLATIONS
 from benchmarks.ablations import VARIANTS
-from benchmarks.metric_drop import BEYOND, MOST_DROP
+from benchmarks.metric_drop import BEYOND, MOST_DROP, TESTED
 from benchmarks.metric_drop import RESULTS as BUDGETS
 from benchmarks.quality import BASELINES, CASES, COMPARED, CONTROL, ONE_SHOT, RESULTS, runs
 
@@ -203,10 +203,10 @@ def _row(target: float, method: str, rows: list[Result]) -> str:
 def _about_budgets() -> str:
     return (
         f"`max_metric_drop` {MOST_DROP:g} on SST-2, from `benchmarks/results/metric_drop.jsonl` "
-        "(`python -m benchmarks.metric_drop DATA`): few rows of the training file to train on, others to decide on, "
-        "and the validation file as the test split, which decides nothing. The former are mostly short phrases, the "
-        "latter whole sentences, on which models lose more in the mean. Drops are in points of accuracy, with their "
-        "standard errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
+        "(`python -m benchmarks.metric_drop DATA`). Of the sentences of the training file some are held out to decide "
+        "on, others to test on beside the validation file's, which are named apart as well; phrases of the sentences "
+        "that are left are trained on. Nothing is decided by the test rows. Drops are in points of accuracy, with "
+        "their standard errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
         f"{BEYOND} above its model that it had not, as they come out of jobs that name these sparsities. Within the "
         "budget is what the search goes by, the drop with its error (which counts for half of the budget at most); in "
         "brackets, by the drop alone, before rounding."
@@ -215,19 +215,20 @@ def _about_budgets() -> str:
 
 def _budgets(results: list[Result]) -> str:
     lines = [
-        "| seed | rows: trained on, decided on, test | dense, test | removed | drop, deciding rows | within "
-        "| drop, test |",
-        "|---:|---:|---:|---:|---:|---|---:|",
+        "| seed | rows: trained on, decided on, test (validation file) | dense, test (validation file) | removed "
+        "| drop, deciding rows | within | drop, test | drop, validation file |",
+        "|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     for result in sorted(results, key=lambda r: int(r["training"]["seed"])):
         seed = result["training"]["seed"]
         if "unreachable" in result:
-            lines.append(f"| {seed} | | | no sparsity was within the budget | | | |")
+            lines.append(f"| {seed} | | | no sparsity was within the budget | | | | |")
             continue
-        rows = ", ".join(f"{result['rows'][split]:,}" for split in ("train", "validation", "test"))
+        rows = "{train:,}, {validation:,}, {test:,} ({official:,})".format(**result["rows"])
+        dense = "{:.2f} ({:.2f})".format(*(100 * result["dense"][part] for part in TESTED))
         levels = sorted((*result["tried"], *result["beyond"]), key=lambda level: float(level["sparsity"]))
         (found,) = (level for level in levels if level["sparsity"] == result["sparsity"])
-        lines.append(f"| **{seed}** | {rows} | {100 * result['dense']:.2f} {_level(found, strong=True)}")
+        lines.append(f"| **{seed}** | {rows} | {dense} {_level(found, strong=True)}")
         lines += [f"| {seed} | | {_level(level)}" for level in levels if level is not found]
     return "\n".join(lines)
 
@@ -239,11 +240,13 @@ def _level(level: dict[str, Any], *, strong: bool = False) -> str:
         within += " (yes)"
     sparsity = f"**{level['sparsity']:.0%}**" if strong else f"{level['sparsity']:.0%}"
     drop = "not defined" if level["drop"] is None else _points(level["drop"], level["standard_error"])
-    return f"| {sparsity} | {drop} | {within} | {_points(level['test_drop'], level['test_standard_error'])} |"
+    tested = (_points(**level[part]) for part in TESTED)
+    return f"| {sparsity} | {drop} | {within} | {' | '.join(tested)} |"
 
 
-def _points(drop: float, error: float | None) -> str:
-    return f"{100 * drop:+.2f}" + (f" ± {100 * error:.2f}" if error is not None else "")
+def _points(drop: float, standard_error: float | None) -> str:
+    error = "" if standard_error is None else f" ± {100 * standard_error:.2f}"
+    return f"{100 * drop:+.2f}{error}"
 
 
 def _ablations(results: list[Result]) -> str:
