@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # Tests run on up to four cores. One file's tests share servers and models, so they stay together.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Tests of the API are those that are named after it or import it.
 API_TESTS = tests/contract/test_walls.py $(wildcard tests/*/test_api_*.py) \
