@@ -12,6 +12,7 @@ from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
 from core.errors import SHOWN_CHARACTERS
+from core.jobs.base import MisfitError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str
         case "union_tag_invalid" | "union_tag_not_found":
             name = context["discriminator"].strip("'")
             tags = context.get("expected_tags") or "the documented values"
-            return f"{place.pointer}/{name}", f"Required; one of {tags}."
+            wanted = "Required; one of" if error["type"] == "union_tag_not_found" else "Must be one of"
+            return f"{place.pointer}/{name}", f"{wanted} {tags}."
         case "extra_forbidden" if place.owner:
             return place.pointer, f"Unknown field; allowed here: {', '.join(place.owner.model_fields)}."
         case "model_attributes_type" | "model_type" | "missing" if not place.pointer:
@@ -59,7 +61,8 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str
         case "missing":
             return place.pointer, "Required."
         case "value_error":
-            return place.pointer, f"{context['error']}."
+            fault = context["error"]
+            return place.pointer + (fault.pointer if isinstance(fault, MisfitError) else ""), f"{fault}."
     return place.pointer, f"{error['msg']}."
 
 

@@ -247,7 +247,8 @@ def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:
 
 
 def _print_job(job: Json) -> None:
-    phase = f" ({job['phase']})" if job["phase"] else ""
+    # A job that has ended keeps the phase that it ended in, which says something of those that failed.
+    phase = f" ({job['phase']})" if job["phase"] and job["status"] != "succeeded" else ""
     reason = f": {job['error']['message']}" if job["error"] else "."
     console.print(f"{job['id']} is {job['status']}{phase}{reason}", markup=False, highlight=False, soft_wrap=True)
     _print_outcome(job)

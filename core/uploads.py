@@ -317,7 +317,9 @@ def _check_jsonl(source: BinaryIO, limit: int) -> None:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InvalidDataError(f"Line {number} is not JSON: {error}. JSONL has one JSON object a line.") from error
+            # Its own account of the place would count this line as the first.
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InvalidDataError(f"Line {number} is not JSON: {reason}. JSONL has one JSON object a line.") from error
         if not isinstance(row, dict):
             raise InvalidDataError(f"Line {number} is not a JSON object; JSONL has one object a line.")
         rows += 1
@@ -327,21 +329,33 @@ def _check_jsonl(source: BinaryIO, limit: int) -> None:
 
 def _check_csv(source: BinaryIO, limit: int) -> None:
     reader = csv.reader(_lines(source, limit), strict=True)
+    rows, line = 0, 1
     try:
         header = next(reader, [])
         if not header or not all(name.strip() for name in header):
             raise InvalidDataError("Line 1 must name every column of the CSV.")
-        rows = 0
+        if twice := repeated(header):
+            raise InvalidDataError(f"Line 1 names the column {shown(twice)} twice.")
+        line = reader.line_num + 1
         for row in islice(reader, ROWS_CHECKED):
             if row and len(row) != len(header):
-                raise InvalidDataError(
-                    f"Line {reader.line_num} has {len(row)} fields; the header names {len(header)} columns."
-                )
+                raise InvalidDataError(f"Line {line} has {len(row)} fields; the header names {len(header)} columns.")
             rows += bool(row)
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise InvalidDataError(f"Line {reader.line_num} is not CSV: {error}.") from error
+        raise InvalidDataError(f"Line {line} is not CSV: {described(error)}.") from error
     if not rows:
         raise InvalidDataError("The file holds no rows below its header.")
+
+
+def repeated(names: list[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for number, name in enumerate(names) if name in names[:number]), None)
+
+
+def described(error: csv.Error) -> str:
+    """What is wrong, without csv's advice to programmers on how to open the file."""
+    return str(error).partition(" - ")[0]
 
 
 def _check_parquet(source: BinaryIO, limit: int) -> None:

@@ -74,9 +74,15 @@ def length_of(feature: Feature) -> int:
 
 
 class Features(Dataset[Feature]):
-    """Tokenised rows, each with its position as `row`, so that what was computed for it once can be found again."""
+    """Tokenised rows, each with its position as `row`, so that what was computed for it once can be found again.
 
-    def __init__(self, features: list[Feature]) -> None:
+    Args:
+        features: What the model reads.
+        source_rows: How many rows of the data they are made of, where a task packs several into one.
+    """
+
+    def __init__(self, features: list[Feature], source_rows: int | None = None) -> None:
+        self.source_rows = len(features) if source_rows is None else source_rows
         self.features = [{**feature, "row": position} for position, feature in enumerate(features)]
 
     def __len__(self) -> int:

@@ -102,8 +102,8 @@ class Delivery:
             differences={"compaction": difference, **findings.differences},
             structure=structure,
             topology=topology,
-            train_rows=len(prepared.train),
-            held_out_rows=len(prepared.held_out),
+            train_rows=prepared.train.source_rows,
+            held_out_rows=prepared.held_out.source_rows,
             seconds=dict(self.tracker.seconds),
             target_facts=reached.facts,
         )

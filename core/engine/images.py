@@ -55,4 +55,4 @@ def decode(data: bytes) -> Image.Image:
     except (InvalidDataError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever their input leads them to
-        raise InvalidDataError(f"the image cannot be read ({type(error).__name__}); PNG and JPEG can.") from error
+        raise InvalidDataError("the image cannot be read: it is damaged, or neither PNG nor JPEG.") from error

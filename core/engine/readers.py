@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from core.engine.data import Row, Source
 from core.engine.parquet import parse_parquet
-from core.errors import InvalidInputError
-from core.uploads import suffix_of
+from core.errors import InvalidInputError, shown
+from core.uploads import described, repeated, suffix_of
 
 
 def read_rows(path: Path, source: Source) -> list[Row]:
@@ -67,15 +67,22 @@ def _encodable(value: Any) -> Any:
 
 
 def _parse_csv(stream: BinaryIO, source: Source) -> Iterator[Row]:
-    reader = csv.DictReader(_lines(stream, source), strict=True)
+    """A row's number is that of its first line; a quoted text may hold further ones."""
+    reader = csv.reader(_lines(stream, source), strict=True)
+    header, line = None, 1
     try:
         for values in reader:
-            if None in values or None in values.values():
-                columns = len(reader.fieldnames or [])
-                raise source.error(f"the header has {columns} columns, this line another number.", reader.line_num)
-            yield Row(values, source, reader.line_num)
+            if header is None:
+                header = values
+                if twice := repeated(header):
+                    raise source.error(f"the header names column {shown(twice)} twice.", line)
+            elif values and len(values) != len(header):
+                raise source.error(f"the header has {len(header)} columns, this line another number.", line)
+            elif values:
+                yield Row(dict(zip(header, values, strict=True)), source, line)
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise source.error(f"{error}.", reader.line_num) from error
+        raise source.error(f"not CSV ({described(error)}).", line) from error
 
 
 PARSERS: dict[str, Callable[[BinaryIO, Source], Iterator[Row]]] = {

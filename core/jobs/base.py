@@ -3,6 +3,19 @@
 from pydantic import BaseModel, ConfigDict
 
 
+class MisfitError(ValueError):
+    """Fields that do not fit each other.
+
+    Args:
+        message: What does not fit.
+        pointer: JSON pointer to the field that is to blame, from the part of the contract that raises this.
+    """
+
+    def __init__(self, message: str, pointer: str) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+
+
 class Spec(BaseModel):
     """Base of all parts of the contract. NaN and infinity are no JSON, and no option means anything with them."""
 

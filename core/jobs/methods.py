@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from core.jobs.base import Spec
+from core.jobs.base import MisfitError, Spec
 
 
 def _pattern_leaves_and_takes(granularity: str) -> str:
@@ -78,7 +78,7 @@ class _Gradual(Spec):
         fields = type(self).model_fields
         changed = sorted(name for name in names if getattr(self, name) != fields[name].default)
         if changed:
-            raise ValueError(f"{', '.join(changed)} cannot be set {where}")
+            raise MisfitError(f"{', '.join(changed)} cannot be set {where}", f"/{changed[0]}")
 
 
 class NeuroPrune(_Gradual):
@@ -178,7 +178,7 @@ class Smart(Spec):
     @model_validator(mode="after")
     def _temperature_falls(self) -> "Smart":
         if self.final_temperature > self.initial_temperature:
-            raise ValueError("final_temperature must not exceed initial_temperature")
+            raise MisfitError("must not exceed initial_temperature", "/final_temperature")
         return self
 
 
@@ -255,12 +255,12 @@ def check_masked(method: Any) -> None:
     """Refuse what cannot be set to zero in the dense model's shapes.
 
     Raises:
-        ValueError: says what.
+        MisfitError: says what.
     """
     if isinstance(method, _Gradual) and method.experts:
-        raise ValueError(
-            "structure masked is not possible with experts: a stock router chooses among experts of zeros as well; "
-            "ragged is"
+        raise MisfitError(
+            "masked is not possible with experts: a stock router chooses among experts of zeros as well; ragged is",
+            "/structure",
         )
 
 
@@ -268,18 +268,25 @@ def check_uniform(method: Any) -> None:
     """Refuse options with which layers cannot all have one width.
 
     Raises:
-        ValueError: says which.
+        MisfitError: says which.
     """
     if isinstance(method, NeuroPrune) and method.mode == "faithful":
-        raise ValueError("structure uniform is not possible with mode faithful, where every layer loses its own number")
+        raise MisfitError(
+            "uniform is not possible with mode faithful, where every layer loses its own number", "/structure"
+        )
     if method.granularity != "structured":
-        raise ValueError(
-            f"structure uniform is not possible with granularity {method.granularity}: single weights leave no unit of "
-            "every layer; masked loads in the stock class as well"
+        raise MisfitError(
+            f"uniform is not possible with granularity {method.granularity}: single weights leave no unit of every "
+            "layer; masked loads in the stock class as well",
+            "/structure",
         )
     if isinstance(method, NeuroPrune) and method.in_rows:
-        raise ValueError("structure uniform is not possible with in_rows: stock classes read all hidden dimensions")
+        raise MisfitError(
+            "uniform is not possible with in_rows: stock classes read all hidden dimensions", "/structure"
+        )
     if isinstance(method, _Gradual) and method.experts:
-        raise ValueError("structure uniform is not possible with experts: no stock class is narrowed so yet; ragged is")
+        raise MisfitError(
+            "uniform is not possible with experts: no stock class is narrowed so yet; ragged is", "/structure"
+        )
     if isinstance(method, _Gradual) and method.layer_floor != type(method).model_fields["layer_floor"].default:
-        raise ValueError("method.layer_floor cannot be set with structure uniform, the same in every layer")
+        raise MisfitError("cannot be set with structure uniform, the same in every layer", "/method/layer_floor")

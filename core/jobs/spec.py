@@ -7,15 +7,24 @@ Every model here refuses unknown fields, and every field says its unit and its d
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from core.jobs.base import Spec
+from core.errors import shown
+from core.jobs.base import MisfitError, Spec
 from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, takes_target, trains
 from core.jobs.sources import Data, LabelledData, Model, UploadedData, UploadedModel
 from core.jobs.targets import Target, check_target
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 """Name of a column of the data."""
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"no two classes may have one name; {shown(twice[0])} is there twice")
+    return names
+
 
 # ---- task ----------------------------------------------------------------------------------------------------------
 
@@ -42,7 +51,7 @@ class SentenceEmbedding(Spec):
 class _Classification(Spec):
     metric: Literal["accuracy", "macro_f1", "matthews"] = Field("accuracy", description=HEADLINE)
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
-    label_names: tuple[Column, ...] | None = Field(
+    label_names: Annotated[tuple[Column, ...], AfterValidator(_distinct)] | None = Field(
         None,
         min_length=2,
         max_length=10_000,
@@ -149,7 +158,7 @@ class Seq2Seq(Spec):
     def _metric_fits_kind(self) -> "Seq2Seq":
         other = {"translation": ("rouge_1", "rouge_2", "rouge_l"), "summarisation": ("bleu", "chrf")}[self.kind]
         if self.metric in other:
-            raise ValueError(f"metric {self.metric} is not measured for {self.kind}")
+            raise MisfitError(f"metric {self.metric} is not measured for {self.kind}", "/metric")
         return self
 
 
@@ -204,7 +213,13 @@ class Training(Spec):
         1, ge=1, le=1024, description="Batches whose gradients are averaged before the weights change."
     )
     per_device_eval_batch_size: int = Field(64, ge=1, le=4096, description="Rows a batch in evaluation.")
-    max_length: int = Field(128, ge=8, le=32768, description="Tokens a row; longer rows are cut.")
+    max_length: int = Field(
+        128,
+        ge=8,
+        le=32768,
+        description="Tokens a row; longer rows are cut. causal-lm cuts all texts, one after the other, into blocks of "
+        "so many.",
+    )
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps before gradual pruning starts.")
     recovery_fraction: float = Field(
         0.4,
@@ -304,24 +319,30 @@ class JobSpec(Spec):
     def _embeddings_have_no_labels(self) -> "JobSpec":
         if isinstance(self.task, SentenceEmbedding):
             if self.training.dense_epochs:
-                raise ValueError("training.dense_epochs must be 0 for sentence-embedding, which has no labels")
+                raise MisfitError("must be 0 for sentence-embedding, which has no labels", "/training/dense_epochs")
             if self.training.distillation is not None:
-                raise ValueError("training.distillation must be left out for sentence-embedding, which has no labels")
+                raise MisfitError(
+                    "must be left out for sentence-embedding, which has no labels", "/training/distillation"
+                )
         return self
 
     @model_validator(mode="after")
     def _target_fits_method(self) -> "JobSpec":
         if takes_target(self.method) and self.target is None:
-            raise ValueError(f"target: method {self.method.name} needs one, such as {{'sparsity': 0.5}}")
+            raise MisfitError(f"method {self.method.name} needs one, such as {{'sparsity': 0.5}}", "/target")
         if not takes_target(self.method) and self.target is not None:
-            raise ValueError(f"target must be left out: with these options of {self.method.name} it follows from them")
+            raise MisfitError(
+                f"must be left out: with these options of {self.method.name} it follows from them", "/target"
+            )
         if self.target is not None:
             check_target(self.target, self.method, self.structure, self.export.formats)
         if trains(self.method) and self.training.num_train_epochs == 0:
-            raise ValueError(f"training.num_train_epochs must be above 0: {self.method.name} prunes while it trains")
+            raise MisfitError(
+                f"must be above 0: {self.method.name} prunes while it trains", "/training/num_train_epochs"
+            )
         if isinstance(self.method, NeuroPrune) and self.method.mode == "faithful" and self.training.recovery_epochs:
-            raise ValueError(
-                "training.recovery_epochs must be 0 in mode faithful, whose connections go at the very end"
+            raise MisfitError(
+                "must be 0 in mode faithful, whose connections go at the very end", "/training/recovery_epochs"
             )
         return self
 
@@ -336,9 +357,11 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _formats_fit_task(self) -> "JobSpec":
         if "gguf" in self.export.formats and not isinstance(self.task, CausalLM):
-            raise ValueError(f"export.formats: gguf is for causal-lm, not for {self.task.name}")
+            raise MisfitError(f"gguf is for causal-lm, not for {self.task.name}", "/export/formats")
         if "executorch" in self.export.formats and isinstance(self.task, Seq2Seq | ImageClassification):
-            raise ValueError(f"export.formats: executorch is for models that read one text, not for {self.task.name}")
+            raise MisfitError(
+                f"executorch is for models that read one text, not for {self.task.name}", "/export/formats"
+            )
         return self
 
     def file_ids(self) -> dict[str, str]:

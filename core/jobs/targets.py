@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
-from core.jobs.base import Spec
+from core.jobs.base import MisfitError, Spec
 from core.jobs.methods import NeuroPrune, goes_on, removes_units
 
 MOST_SPARSITY = 0.95
@@ -140,22 +140,21 @@ def check_target(target: AnyTarget, method: Any, structure: str, formats: tuple[
     """Refuse a target that cannot be met with a method, a structure, or these exports.
 
     Raises:
-        ValueError: says what does not fit.
+        MisfitError: says what does not fit.
     """
-    name = name_of(target)
+    pointer = f"/target/{name_of(target)}"
     if isinstance(target, ParametersTarget | SizeTarget | SpeedupTarget):
         if not removes_units(method):
-            raise ValueError(
-                f"target.{name} needs granularity structured: zeros make a model neither smaller nor faster"
-            )
+            raise MisfitError("needs granularity structured: zeros make a model neither smaller nor faster", pointer)
         if structure == "masked":
-            raise ValueError(f"target.{name} is not possible with structure masked, which keeps the zeros")
+            raise MisfitError("is not possible with structure masked, which keeps the zeros", pointer)
     if isinstance(target, ParametersTarget | SizeTarget) and isinstance(method, NeuroPrune) and method.in_rows:
-        raise ValueError(f"target.{name} is not possible with in_rows: in some layers they stay, as zeros")
+        raise MisfitError("is not possible with in_rows: in some layers they stay, as zeros", pointer)
     if isinstance(target, SpeedupTarget | FrontierTarget) and not goes_on(method):
-        raise ValueError(
-            f"target.{name} prunes in several steps, each going on from the one before, which {method.name} cannot; "
-            "neuroprune, importance, magnitude, l1 and random can"
+        raise MisfitError(
+            f"prunes in several steps, each going on from the one before, which {method.name} cannot; "
+            "neuroprune, importance, magnitude, l1 and random can",
+            pointer,
         )
     if isinstance(target, SpeedupTarget) and target.runtime == "onnxruntime" and "onnx" not in formats:
-        raise ValueError("target.runtime onnxruntime needs onnx among export.formats")
+        raise MisfitError("onnxruntime needs onnx among export.formats", "/target/runtime")

@@ -60,6 +60,16 @@ def test_the_weights_take_so_many_bytes(job, tmp_path):
     assert 80_000 - 4 * 97 - 16 * 40 < saved <= 80_000
 
 
+@pytest.mark.parametrize("target", [{"parameters": 10**9}, {"size_bytes": 10**9}])
+def test_a_model_that_is_small_enough_stays_whole_with_a_warning(job, target):
+    heard = []
+    summary = job(target, heard=heard, num_train_epochs=0.5)
+    assert summary["sparsity"]["achieved"] == 0
+    assert [message.message for message in heard if message.type == "warning"] == [
+        "The model is as small as the target asks for already: nothing is removed."
+    ]
+
+
 @pytest.mark.parametrize("target", [{"parameters": 3000}, {"size_bytes": 3000}])
 def test_what_is_out_of_reach_is_refused_before_training(job, target):
     heard = []
@@ -95,6 +105,8 @@ def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_p
         assert parameters[-1] == level["parameters"]["encoder"]["pruned"] == report["parameters"]["encoder"]["pruned"]
         assert report["target"]["requested"] == requested
         assert level["metrics"] == report["metrics"]
+        # Of the data, not the blocks that texts are packed into.
+        assert (report["task"]["train_rows"], report["task"]["held_out_rows"]) == (54, 6)
         assert f"[{level['folder']}]({level['folder']}/README.md)" in (bundle / "README.md").read_text()
     assert parameters[1] < parameters[0]
     assert (bundle / "frontier.png").read_bytes().startswith(b"\x89PNG")

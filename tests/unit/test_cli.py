@@ -227,14 +227,14 @@ def test_show_tells_where_a_job_stands_and_what_came_of_it(run, service):
     job["metrics_summary"] = None
     service(lambda _: httpx.Response(200, json=job))
     assert run("show", "job_1")[:2] == (0, "job_1 is running (pruning).\n")
-    job |= {"status": "succeeded", "phase": None, "metrics_summary": SUMMARY}
+    job |= {"status": "succeeded", "phase": "uploading", "metrics_summary": SUMMARY}
     _, out, _ = run("show", "job_1")
     assert out.startswith("job_1 is succeeded.\n")
     assert "mine" in out
     assert "-0.0500" in out
     assert json.loads(run("show", "job_1", "--json")[1])["metrics_summary"] == SUMMARY
-    job |= {"status": "failed", "error": {"message": "no [such] column"}, "metrics_summary": None}
-    assert run("show", "job_1")[1] == "job_1 is failed: no [such] column\n"
+    job |= {"status": "failed", "phase": "loading", "error": {"message": "no [such] column"}, "metrics_summary": None}
+    assert run("show", "job_1")[1] == "job_1 is failed (loading): no [such] column\n"
 
 
 def printed(summary):

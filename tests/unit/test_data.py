@@ -103,6 +103,10 @@ def test_errors_repeat_little_of_a_row(row):
         ("rows.parquet", parquet(pa.table({"text": ["a"] * 9}))[:-9], "cannot be read as Parquet"),
         ("rows.parquet", parquet(pa.table({"text": pa.array([], pa.string())})), "holds no rows"),
         ("rows.csv", b"text,label\na\n", r"line 2: the header has 2 columns"),
+        ("rows.csv", b'text,label\n"a\nb",1\n"c\nd"\n', r"line 4: the header has 2 columns"),
+        ("rows.csv", b'text\na\n"b\nc', r"line 3: not CSV \(unexpected end of data\)"),
+        ("rows.csv", b"text\ra\r", r"line 1: not CSV \(new-line character seen in unquoted field\)"),
+        ("rows.csv", b"text,label,text\na,1,b\n", r"line 1: the header names column 'text' twice"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, message):
@@ -111,6 +115,13 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     with pytest.raises(InvalidDataError, match=message) as caught:
         read_rows(path, Source(name, "/task/data/train"))
     assert caught.value.param == "/task/data/train"
+
+
+def test_a_row_of_csv_is_at_its_first_line(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b'text,label\r\n"one\r\ntwo",1\r\n\r\nthree,0\r\n')
+    rows = read_rows(tmp_path / "rows.csv", Source("rows.csv", "/task/data/train"))
+    assert rows == [{"text": "one\r\ntwo", "label": "1"}, {"text": "three", "label": "0"}]
+    assert [row.number for row in rows] == [2, 5]
 
 
 def test_rows_of_parquet_keep_their_types_and_say_which_they_are(tmp_path):

@@ -52,7 +52,7 @@ def test_sparser_targets_train_longer_unless_the_user_says_how_long():
 
 def test_the_published_method_takes_no_recovery():
     spec = {**DEMO, "target": None, "method": FAITHFUL, "training": {"recovery_epochs": 1}}
-    assert "must be 0 in mode faithful" in faults(spec)[""]
+    assert "must be 0 in mode faithful" in faults(spec)["/training/recovery_epochs"]
 
 
 def test_every_option_is_documented():
@@ -74,6 +74,9 @@ def test_request_is_a_spec_and_names():
     request = JobRequest.model_validate(DEMO | {"name": "n", "labels": {"a": "b"}})
     assert request.spec() == demo_spec()
     assert type(request.spec()) is JobSpec
+
+
+UPLOADED = {"data": {"source": "upload", "train": "file_" + "0" * 32}}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,19 @@ def test_request_is_a_spec_and_names():
         ({"method": {"name": "neuroprune", "alpha": -1}}, "/method/alpha", "greater than or equal to 0"),
         ({"training": {"warmup_fraction": 0.9, "recovery_fraction": 0.9}}, "/training", "must not exceed 1"),
         ({"export": {"formats": ["onnx", "zip"]}}, "/export/formats/1", "'safetensors', 'onnx', 'gguf' or"),
-        ({"export": {"formats": ["gguf"]}}, "", "gguf is for causal-lm, not for sentence-embedding"),
+        ({"export": {"formats": ["gguf"]}}, "/export/formats", "gguf is for causal-lm, not for sentence-embedding"),
+        ({"target": None}, "/target", "method neuroprune needs one"),
+        ({"target": {"parameters": 1000}, "structure": "masked"}, "/target/parameters", "structure masked"),
+        ({"target": {"speedup": 2}, "method": {"name": "smart"}}, "/target/speedup", "which smart cannot"),
+        ({"method": {"name": "neuroprune", "in_rows": 0.1}, "structure": "uniform"}, "/structure", "in_rows"),
+        ({"method": {"name": "magnitude", "granularity": "2:4", "layer_floor": 0.5}, "target": None},
+         "/method/layer_floor", "cannot be set with granularity 2:4"),
+        ({"training": {"dense_epochs": 1}}, "/training/dense_epochs", "no labels"),
+        ({"task": UPLOADED | {"name": "seq2seq", "kind": "translation", "metric": "rouge_l"}},
+         "/task/metric", "not measured for translation"),
+        ({"task": UPLOADED | {"name": "sequence-classification", "label_names": ["a", "b", "a"]}},
+         "/task/label_names", "'a' is there twice"),
+        ({"task": {"name": "regresion"}}, "/task/name", "Must be one of 'sentence-embedding'"),
         ({"labels": {"a b": "x"}}, "/labels/a b", "match pattern"),
         ({"labels": {"a": "x" * 201}}, "/labels/a", "at most 200"),
         ({"name": "two\nlines"}, "/name", "match pattern"),
@@ -139,16 +154,16 @@ def test_a_target_is_required_or_refused_as_the_method_has_it(method, takes_targ
     without = {key: value for key, value in DEMO.items() if key != "target"} | {"method": method}
     if takes_target:
         assert JobSpec.model_validate(without | {"target": {"sparsity": 0.5}}).target is not None
-        assert "needs one, such as" in faults(without)[""]
+        assert "needs one, such as" in faults(without)["/target"]
     else:
         assert JobSpec.model_validate(without).target is None
-        assert "target must be left out" in faults(without | {"target": {"sparsity": 0.5}})[""]
+        assert "must be left out" in faults(without | {"target": {"sparsity": 0.5}})["/target"]
 
 
 @pytest.mark.parametrize("target", [{"speedup": 2.0, "runtime": "torch"}, {"frontier": [0.3, 0.5]}])
 def test_a_target_of_several_steps_needs_a_method_that_goes_on(target):
     spec = {**DEMO, "method": {"name": "smart"}, "target": target}
-    assert "each going on from the one before, which smart cannot" in faults(spec)[""]
+    assert "each going on from the one before, which smart cannot" in faults(spec)[f"/target/{next(iter(target))}"]
     JobSpec.model_validate(spec | {"method": {"name": "importance"}})
     # Each of its levels begins with the dense model.
     JobSpec.model_validate(spec | {"target": {"max_metric_drop": 0.01}})
@@ -184,7 +199,7 @@ def test_options_that_do_not_fit_together_are_refused(method, message):
         ({"name": "wanda"}, "not possible with granularity unstructured"),
         ({"name": "magnitude", "granularity": "2:4"}, "not possible with granularity 2:4"),
         ({"name": "neuroprune", "in_rows": 0.1}, "not possible with in_rows"),
-        ({"name": "l1", "layer_floor": 0.5}, "layer_floor cannot be set with structure uniform"),
+        ({"name": "l1", "layer_floor": 0.5}, "cannot be set with structure uniform"),
     ],
 )
 def test_what_cannot_have_one_width_is_refused_and_can_be_masked(method, message):
@@ -210,7 +225,8 @@ def test_alpha_and_beta_default_by_mode():
 
 
 def test_only_methods_that_prune_while_training_need_epochs():
-    assert "must be above 0" in faults(DEMO | {"training": {"num_train_epochs": 0}})[""]
+    found = faults(DEMO | {"training": {"num_train_epochs": 0}})
+    assert "must be above 0" in found["/training/num_train_epochs"]
     wanda = demo_spec(method={"name": "wanda"}, training={"num_train_epochs": 0})
     assert resolve(wanda).training.num_train_epochs == 0
     assert resolve(demo_spec(method={"name": "wanda"})).training.num_train_epochs == 0

@@ -276,7 +276,7 @@ def bisecting(drop, most_drop, levels=19):
         trained.append(level.sparsity)
         return SimpleNamespace(sparsity=level.sparsity)
 
-    prepared = SimpleNamespace(task=StoredMetric(), validation=range(100))
+    prepared = SimpleNamespace(task=StoredMetric(), validation=SimpleNamespace(source_rows=100))
     ladder = SimpleNamespace(
         can_reach=lambda level: level.sparsity <= levels / 20, reach=reach, prepared=prepared, steps=lambda level: 1
     )

@@ -176,8 +176,11 @@ def test_endless_digits_are_text():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([1, 1], "at least two classes"),
-        ([1, "a"], "all integers or all strings"),
+        ([1, 1], r"^rows\.jsonl: column 'label' must hold at least two classes; it holds 1 in every row"),
+        (
+            [1, 0, "a", "b"],
+            r"^rows\.jsonl, line 3: column 'label' holds 'a', but 1 before; .* all integers or all strings",
+        ),
         ([1, 2.5], r"rows\.jsonl, line 2: column 'label' holds 2\.5"),
         ([1], "at least"),
     ],

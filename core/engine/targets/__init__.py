@@ -8,7 +8,7 @@ from core.engine.targets.course import Course, Frontier, OneLevel, Reached
 from core.engine.targets.metric_drop import WithinDrop
 from core.engine.targets.speedup import AtSpeed
 from core.jobs import targets
-from core.progress import Reporter
+from core.progress import Reporter, Warned
 
 __all__ = ["Course", "Reached", "plan_course"]
 
@@ -32,12 +32,19 @@ def plan_course(ladder: Ladder, target: targets.AnyTarget | None, scratch: Path,
         case targets.SparsityTarget():
             return OneLevel(ladder, Level(target.sparsity))
         case targets.ParametersTarget():
-            return OneLevel(ladder, level_of_parameters(ladder, target.parameters))
+            return OneLevel(ladder, _asked(level_of_parameters(ladder, target.parameters), report))
         case targets.SizeTarget():
-            return OneLevel(ladder, level_of_bytes(ladder, target.size_bytes))
+            return OneLevel(ladder, _asked(level_of_bytes(ladder, target.size_bytes), report))
         case targets.SpeedupTarget():
             return AtSpeed(ladder, target, scratch, report)
         case targets.MetricDropTarget():
             return WithinDrop(ladder, target.max_metric_drop, report)
         case targets.FrontierTarget():
             return Frontier(ladder, target.frontier)
+
+
+def _asked(level: Level, report: Reporter) -> Level:
+    """The level, with a warning where the model meets the target as it is."""
+    if not level.sparsity:
+        report(Warned(message="The model is as small as the target asks for already: nothing is removed."))
+    return level

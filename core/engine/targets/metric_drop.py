@@ -76,7 +76,7 @@ class WithinDrop(Course):
                 param="/target/max_metric_drop",
             )
         self._warn(tried[good]["standard_error"])
-        validation = tried[good] | {"rows": len(self._ladder.prepared.validation)}
+        validation = tried[good] | {"rows": self._ladder.prepared.validation.source_rows}
         return [Reached(best, {"validation": validation, "tried": list(tried.values())})]
 
     def _search(self, tried: Mapping[int, dict[str, Any]]) -> Iterator[int]:
@@ -104,11 +104,12 @@ class WithinDrop(Course):
     def _warn(self, error: float | None) -> None:
         """Say so where the drop is less sure than what is made up for."""
         if error is None or error > MOST_DOUBT * self._most_drop:
+            rows = self._ladder.prepared.validation.source_rows
             size = "unknown" if error is None else f"{error:.2g}"
             self._report(
                 Warned(
-                    message=f"{len(self._ladder.prepared.validation)} validation rows are few to decide on a drop of "
-                    f"{self._most_drop:g} in {self._metric}: its standard error is {size}."
+                    message=f"{rows} validation rows are few to decide on a drop of {self._most_drop:g} in "
+                    f"{self._metric}: its standard error is {size}."
                 )
             )
 

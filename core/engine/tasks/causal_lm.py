@@ -23,6 +23,8 @@ class CausalLMTask(Task):
     def features(self, rows: list[Row]) -> Features:
         """Documents in a row, each begun with its start token (or ended with the end token), cut into blocks.
 
+        What is left at the end, less than a block, is left out, so that no batch holds padding.
+
         `characters` is how many of the text a block's predicted tokens stand for: each token of a document for the
         same share of it.
         """
@@ -47,7 +49,8 @@ class CausalLMTask(Task):
                     "characters": sum(characters[start + 1 : end]),
                 }
                 for start, end in pairwise(cuts)
-            ]
+            ],
+            len(rows),
         )
 
     def collate(self, features: list[Feature]) -> Batch:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from core.engine.data import Batch, Row
 from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
-from core.errors import InvalidDataError, shown
+from core.errors import shown
 
 Label = int | str
 DISTILLATION_TEMPERATURE = 2.0
@@ -33,13 +33,7 @@ class ClassificationTask(Task):
         A head that was trained for as many classes as are named stays if its names are the same in any order, or none:
         those are written into the config then.
         """
-        labels = {self._label(row) for row in rows}
-        if len(labels) < 2 or len({type(label) for label in labels}) != 1:
-            raise InvalidDataError(
-                f"Column {shown(self.spec.label_column)} must hold at least two classes, all integers or all strings; "
-                f"it holds {_listed(sorted(labels, key=str)[:5])}.",
-                param="/task/label_column",
-            )
+        labels = self._labels(rows)
         if named := self.spec.label_names or rows[0].source.class_names.get(self.spec.label_column):
             return self._name_classes(config, named)
         own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
@@ -49,6 +43,31 @@ class ClassificationTask(Task):
             return {}
         self._classes = {label: i for i, label in enumerate(sorted(labels))}
         return _head_for([str(label) for label in self._classes])
+
+    def _labels(self, rows: list[Row]) -> set[Label]:
+        """The different labels.
+
+        Raises:
+            InvalidDataError: they are not of one type, or only one.
+        """
+        column = shown(self.spec.label_column)
+        first = min(rows, key=lambda row: row.number)
+        kind, labels = type(self._label(first)), {self._label(row) for row in rows}
+        error = None
+        if any(type(label) is not kind for label in labels):
+            other = min((row for row in rows if type(self._label(row)) is not kind), key=lambda row: row.number)
+            error = other.error(
+                f"column {column} holds {shown(self._label(other))}, but {shown(self._label(first))} before; labels "
+                "must be all integers or all strings."
+            )
+        elif len(labels) < 2:
+            error = first.source.error(
+                f"column {column} must hold at least two classes; it holds {_listed([*labels])} in every row."
+            )
+        if error is not None:
+            error.param = "/task/label_column"
+            raise error
+        return labels
 
     def _name_classes(self, config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:
         """Changes to the config for classes of these names. A label is a number, or a name that is none."""

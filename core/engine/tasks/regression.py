@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from core.engine.data import Batch, Features, Row
 from core.engine.tasks.base import Metric, Task, model_inputs
-from core.errors import InvalidDataError, shown
+from core.errors import shown
 
 EQUAL_ANSWERS = 1e-5
 """Answers that differ by less than this share of the largest differ by rounding."""
@@ -37,11 +37,12 @@ class RegressionTask(Task):
         """
         labels = np.array([self._label(row) for row in rows])
         if np.ptp(labels) == 0:
-            raise InvalidDataError(
-                f"Column {shown(self.spec.label_column)} must hold at least two different numbers; it holds "
-                f"{labels[0]:g} in every row.",
-                param="/task/label_column",
+            error = rows[0].source.error(
+                f"column {shown(self.spec.label_column)} must hold at least two different numbers; it holds "
+                f"{labels[0]:g} in every row."
             )
+            error.param = "/task/label_column"
+            raise error
         self._mean, self._deviation = float(labels.mean()), float(labels.std())
         if config.num_labels == 1 and config.problem_type in (None, self.name):
             return {}
