@@ -3,6 +3,7 @@
 python -m benchmarks.quality_page
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ Result = dict[str, Any]
 
 _ABOUT_SUMMARY = (
     "What is left of the dense model's headline metric, as a ratio (turned round where less is better): mean over the "
-    "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases."
+    "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds."
 )
 _ABOUT_ABLATIONS = (
     "The defaults, and beside them one thing changed at a time, from `benchmarks/results/ablations.jsonl` "
@@ -159,14 +160,18 @@ def _summary(results: list[Result]) -> str:
 
 
 def _beside(results: list[Result], method: str, target: float) -> str:
-    """NeuroPrune and another method on the cases that both have run."""
+    """NeuroPrune and another method on the cases and seeds that both have run."""
     pair = ("neuroprune", method)
-    found = {m: of(results, method=m, target=target) for m in pair}
-    cases = [c for c in CASES if all(of(found[m], case=c) for m in pair)]
-    if not cases:
+    found = {m: {(r["case"], r["seed"]): r for r in of(results, method=m, target=target)} for m in pair}
+    seeds: dict[str, list[int]] = defaultdict(list)
+    for case, seed in found["neuroprune"].keys() & found[method].keys():
+        seeds[case].append(seed)
+    if not seeds:
         return "not run"
-    ours, theirs = (mean(mean(map(kept_quality, of(found[m], case=c))) for c in cases) for m in pair)
-    return f"{theirs:.1%}, neuroprune {ours:.1%} ({len(cases)} cases)"
+    ours, theirs = (
+        mean(mean(kept_quality(found[m][case, seed]) for seed in seeds[case]) for case in seeds) for m in pair
+    )
+    return f"{theirs:.1%}, neuroprune {ours:.1%} ({len(seeds)} cases)"
 
 
 def _about(found: list[Result]) -> str:
@@ -182,11 +187,13 @@ def _about(found: list[Result]) -> str:
 def _table(found: list[Result]) -> str:
     lines = ["| removed | method | metric | against dense | encoder parameters | speed, PyTorch | seconds |"]
     lines.append("|---:|---|---:|---:|---:|---:|---:|")
+    seeds = len({r["seed"] for r in found})
     for target in sorted({r["target"] for r in found}):
         for method in METHODS:
             rows = of(found, target=target, method=method)
             if rows:
-                lines.append(_row(target, method, rows))
+                name = method if len(rows) == seeds else f"{method}, {len(rows)} seed(s)"
+                lines.append(_row(target, name, rows))
     return "\n".join(lines)
 
 
