@@ -88,6 +88,7 @@ class Delivery:
             performance = self._export(sides, probe, outputs)
         with self.tracker.phase("verifying"):
             findings = verify(output, dense.folder)
+        differences = {"compaction": difference, **findings.differences}
         measured = Measured(
             baseline=dense.evaluation.metrics,
             pruned=pruned.metrics,
@@ -99,7 +100,8 @@ class Delivery:
             performance=performance,
             compressed_bytes=compressed_bytes(output),
             peak_memory_bytes=findings.peak_memory_bytes,
-            differences={"compaction": difference, **findings.differences},
+            differences=differences,
+            tolerated={way: tolerated(way, outputs) for way in differences},
             structure=structure,
             topology=topology,
             train_rows=prepared.train.source_rows,
@@ -191,7 +193,7 @@ def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs
         masked = task.outputs(model, inputs)
         give_structure(structure, pruner.anatomy, pruner.plan())
         difference = float((task.outputs(model, inputs) - masked).abs().max())
-    most = tolerated("loader", masked)
+    most = tolerated("compaction", masked)
     if not difference <= most:
         raise VerificationError(
             f"The compacted model's outputs differ from the masked model's by {difference:.1e}, more than {most:.1e}."

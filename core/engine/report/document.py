@@ -40,6 +40,9 @@ class Measured:
     """Of the weights, where the bundle holds them compressed as well."""
     peak_memory_bytes: dict[str, dict[str, int]]
     differences: dict[str, float]
+    """Largest of the outputs, by the way the bundle was loaded."""
+    tolerated: dict[str, float]
+    """The largest that would have been delivered."""
     structure: list[dict[str, Any]]
     topology: dict[str, Any]
     train_rows: int
@@ -89,7 +92,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
             "total": {"dense": count_parameters(measured.dense), "pruned": count_parameters(measured.model)},
         },
         **_performance(measured),
-        "verification": {"largest_absolute_difference": measured.differences},
+        "verification": {"largest_absolute_difference": measured.differences, "tolerated": measured.tolerated},
         "layers": measured.structure,
         "topology": measured.topology,
         "seconds": measured.seconds,
