@@ -35,8 +35,8 @@ from core.resources import is_out_of_space
 TOLERANCE = {"compaction": 1e-5, "loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0, "executorch": 1e-4}
 """Largest difference from the masked model's outputs, fp32, by the way a bundle is loaded; see `tolerated`.
 
-`compaction` is the model that is written, still in memory. For GGUF, which llama.cpp runs, it is the difference from the
-model's weights.
+`compaction` is the model that is written, still in memory. For GGUF, which llama.cpp runs, it is the difference from
+the model's weights.
 """
 
 PROJECT = Path(__file__).parents[2]
