@@ -62,7 +62,9 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str
             return place.pointer, "Required."
         case "value_error":
             fault = context["error"]
-            return place.pointer + (fault.pointer if isinstance(fault, MisfitError) else ""), f"{fault}."
+            if isinstance(fault, MisfitError):
+                return place.pointer + fault.pointer, f"{fault.message}."
+            return place.pointer, f"{fault}."
     return place.pointer, f"{error['msg']}."
 
 

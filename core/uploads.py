@@ -12,6 +12,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -350,7 +351,7 @@ def _check_csv(source: BinaryIO, limit: int) -> None:
 
 def repeated(names: list[str]) -> str | None:
     """The first name that is there more than once."""
-    return next((name for number, name in enumerate(names) if name in names[:number]), None)
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def described(error: csv.Error) -> str:

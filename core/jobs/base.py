@@ -12,7 +12,8 @@ class MisfitError(ValueError):
     """
 
     def __init__(self, message: str, pointer: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{pointer}: {message}")
+        self.message = message
         self.pointer = pointer
 
 

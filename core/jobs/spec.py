@@ -5,6 +5,7 @@ Every model here refuses unknown fields, and every field says its unit and its d
 `core.jobs.defaults.resolve` fills what the user left to us.
 """
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
@@ -20,9 +21,9 @@ Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ValueError(f"no two classes may have one name; {shown(twice[0])} is there twice")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"no two classes may have one name; {shown(name)} is there {count} times")
     return names
 
 

@@ -121,7 +121,7 @@ UPLOADED = {"data": {"source": "upload", "train": "file_" + "0" * 32}}
         ({"task": UPLOADED | {"name": "seq2seq", "kind": "translation", "metric": "rouge_l"}},
          "/task/metric", "not measured for translation"),
         ({"task": UPLOADED | {"name": "sequence-classification", "label_names": ["a", "b", "a"]}},
-         "/task/label_names", "'a' is there twice"),
+         "/task/label_names", "'a' is there 2 times"),
         ({"task": {"name": "regresion"}}, "/task/name", "Must be one of 'sentence-embedding'"),
         ({"labels": {"a b": "x"}}, "/labels/a b", "match pattern"),
         ({"labels": {"a": "x" * 201}}, "/labels/a", "at most 200"),
