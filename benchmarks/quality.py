@@ -43,7 +43,7 @@ class Case:
     Args:
         title: Model and data, for tables.
         build: The trial, from the folders of the data and of the benchmark's own models.
-        seeds: How many; three where the held-out rows are fewest.
+        seeds: How many; three where single runs differ most.
         one_shot: Whether the methods without training run, too.
     """
 
@@ -124,8 +124,8 @@ CASES = {
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
     ),
     "t5-scitldr": Case(
-        # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         "T5 5M, SciTLDR",
+        # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         encoder_decoder("scitldr", "summarisation", "nats_per_token", 8, num_train_epochs=1, learning_rate=1e-3),
     ),
 }

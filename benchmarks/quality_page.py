@@ -67,7 +67,9 @@ def of(results: Iterable[Result], **key: Any) -> list[Result]:
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """A panel a case: the metric against what is left of the encoder; the same bytes for the same results.
+    """A panel a case, its first seed: the metric against what is left of the encoder.
+
+    The same results make the same bytes.
 
     Methods that do not train are left to the tables: they are so far off that the others would look alike.
     """
@@ -76,7 +78,7 @@ def draw(results: list[Result], path: Path) -> None:
     figure = Figure(figsize=(3.4 * COLUMNS, 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for name, axes in zip(names, panels, strict=False):
-        _panel(axes, of(results, case=name), CASES[name].title)
+        _panel(axes, of(results, case=name, seed=0), CASES[name].title)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     handles = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -127,9 +129,9 @@ def _introduction(results: list[Result]) -> str:
         tables was not run. All methods start from the same dense model and get the same rows,
         steps, schedule, learning rate and distillation, and their default options; wanda and sparsegpt, which take
         single weights and do not train, are given for comparison. Whole heads and neurons leave the weights otherwise.
-        A pruned model has been trained for longer than its dense one, and may end above it, most of all in the cases
-        whose dense model this benchmark trains from nothing (GPT-2, T5): `{CONTROL}` is the dense model after as many
-        steps more, with the same schedule and teacher.
+        A pruned model has been trained for longer than its dense one, and may end above it: `{CONTROL}` is the dense
+        model after as many steps more, with the same schedule and teacher. The dense models of GPT-2 and T5 are
+        trained by this benchmark from nothing. An example is a row, or for decoders a block of tokens.
         Metrics are of the validation splits, shares and correlations times 100. NeuroPrune's ranking, the decay of its
         saliencies, alpha, beta and the floors of all methods were chosen by looking at STS-B and SST-2, seed 0: what
         these say of it is flattered; nothing was chosen on the other cases. Single runs are noisy, as a look at
@@ -137,7 +139,7 @@ def _introduction(results: list[Result]) -> str:
         does better than guessing, and in ratios on CoLA. The T5 of SciTLDR learns too little from 2,000 rows to write
         summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every line of the results
         has both. Speed and seconds were measured while other runs
-        kept the machine busy, and compare only roughly."""
+        kept the machine busy, and compare only roughly. The figure shows the first seed."""
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
@@ -181,7 +183,7 @@ def _about(found: list[Result]) -> str:
     first = found[0]
     dense = [quality(r, "dense") for r in {r["seed"]: r for r in found}.values()]
     return (
-        f"{first['train_rows']:,} training rows, {max(r['steps'] for r in found)} steps of pruning, "
+        f"{first['train_rows']:,} training examples, {max(r['steps'] for r in found)} steps of pruning, "
         f"{len({r['seed'] for r in found})} seed(s); dense {_cell(dense)} {first['headline'].replace('_', ' ')}, "
         f"{first['encoder_parameters']['dense']:,} encoder parameters."
     )

@@ -91,7 +91,13 @@ class Trial:
         """All that a result depends on beside the method, for its key."""
         training = spec.training.model_dump(mode="json", exclude={"seed"})
         rows = {"train": self.max_train_rows, "validation": self.max_validation_rows}
-        return {"rows": rows, "dense_epochs": self.dense_epochs, "training": training, "device": device()}
+        return {
+            "metric": spec.task.metric,
+            "rows": rows,
+            "dense_epochs": self.dense_epochs,
+            "training": training,
+            "device": device(),
+        }
 
     def dense_folder(self, seed: int, work: Path) -> Path:
         """Where the dense model of one seed is kept; another recipe has another folder."""

@@ -319,7 +319,9 @@ def _check_jsonl(source: BinaryIO, limit: int) -> None:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             # Its own account of the place would count this line as the first.
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            reason = (
+                f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            )
             raise InvalidDataError(f"Line {number} is not JSON: {reason}. JSONL has one JSON object a line.") from error
         if not isinstance(row, dict):
             raise InvalidDataError(f"Line {number} is not a JSON object; JSONL has one object a line.")

@@ -54,5 +54,7 @@ def decode(data: bytes) -> Image.Image:
         return image.convert("RGB")
     except (InvalidDataError, MemoryError):
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InvalidDataError(f"the image has more than {MOST_PIXELS} pixels.") from error
     except Exception as error:  # decoders raise whatever their input leads them to
         raise InvalidDataError("the image cannot be read: it is damaged, or neither PNG nor JPEG.") from error

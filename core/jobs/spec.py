@@ -52,10 +52,10 @@ class SentenceEmbedding(Spec):
 class _Classification(Spec):
     metric: Literal["accuracy", "macro_f1", "matthews"] = Field("accuracy", description=HEADLINE)
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
-    label_names: Annotated[tuple[Column, ...], AfterValidator(_distinct)] | None = Field(
+    label_names: (
+        Annotated[tuple[Column, ...], Field(min_length=2, max_length=10_000), AfterValidator(_distinct)] | None
+    ) = Field(
         None,
-        min_length=2,
-        max_length=10_000,
         description="Names of the classes 0, 1, …, in this order; the labels are these numbers or names. Default: what "
         "the data says of itself (Parquet and hub data with class labels), else the labels as they are, sorted.",
     )

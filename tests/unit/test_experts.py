@@ -156,8 +156,8 @@ def test_no_family_with_experts_is_exported_to_executorch():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"structure": "masked"}, "structure masked is not possible with experts"),
-        ({"structure": "uniform"}, "structure uniform is not possible with experts"),
+        ({"structure": "masked"}, "/structure: masked is not possible with experts"),
+        ({"structure": "uniform"}, "/structure: uniform is not possible with experts"),
         ({"method": {"granularity": "unstructured"}}, "experts cannot be set with granularity unstructured"),
         ({"method": {"mode": "faithful"}, "target": None}, "experts cannot be set with mode faithful"),
     ],

@@ -10,7 +10,7 @@ from api.schemas import JobRequest
 from core.catalog import METHODS
 from core.jobs.defaults import TRAINING_DEFAULTS, resolve
 from core.jobs.methods import Method, NeuroPrune, takes_target
-from core.jobs.spec import JobSpec
+from core.jobs.spec import JobSpec, SequenceClassification
 from tests.specs import DEMO, demo_spec, upload_spec
 
 
@@ -118,6 +118,13 @@ UPLOADED = {"data": {"source": "upload", "train": "file_" + "0" * 32}}
         ({"method": {"name": "magnitude", "granularity": "2:4", "layer_floor": 0.5}, "target": None},
          "/method/layer_floor", "cannot be set with granularity 2:4"),
         ({"training": {"dense_epochs": 1}}, "/training/dense_epochs", "no labels"),
+        ({"training": {"distillation": 0.5}}, "/training/distillation", "no labels"),
+        ({"target": {"speedup": 2}, "export": {"formats": []}}, "/target/runtime", "needs onnx"),
+        ({"method": {"name": "smart", "initial_temperature": 0.1, "final_temperature": 0.2}},
+         "/method/final_temperature", "must not exceed"),
+        ({"method": {"name": "magnitude", "experts": 0.1}, "structure": "masked"}, "/structure", "with experts"),
+        ({"task": UPLOADED | {"name": "image-classification"}, "export": {"formats": ["executorch"]}},
+         "/export/formats", "executorch is for models that read one text"),
         ({"task": UPLOADED | {"name": "seq2seq", "kind": "translation", "metric": "rouge_l"}},
          "/task/metric", "not measured for translation"),
         ({"task": UPLOADED | {"name": "sequence-classification", "label_names": ["a", "b", "a"]}},
@@ -132,6 +139,16 @@ def test_errors_point_at_the_field_and_say_what_is_allowed(change, pointer, mess
     found = faults(DEMO | change)
     assert list(found) == [pointer]
     assert message in found[pointer]
+
+
+def test_a_misfit_names_its_field_without_the_api_too():
+    with pytest.raises(ValidationError, match=r"/training/num_train_epochs: must be above 0"):
+        demo_spec(training={"num_train_epochs": 0})
+
+
+def test_the_schema_bounds_the_number_of_classes():
+    (names, _) = SequenceClassification.model_json_schema()["properties"]["label_names"]["anyOf"]
+    assert (names["minItems"], names["maxItems"]) == (2, 10_000)
 
 
 FAITHFUL = {"name": "neuroprune", "mode": "faithful"}
@@ -193,21 +210,21 @@ def test_options_that_do_not_fit_together_are_refused(method, message):
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("method", "pointer", "message"),
     [
-        (FAITHFUL, "not possible with mode faithful"),
-        ({"name": "wanda"}, "not possible with granularity unstructured"),
-        ({"name": "magnitude", "granularity": "2:4"}, "not possible with granularity 2:4"),
-        ({"name": "neuroprune", "in_rows": 0.1}, "not possible with in_rows"),
-        ({"name": "l1", "layer_floor": 0.5}, "cannot be set with structure uniform"),
+        (FAITHFUL, "/structure", "not possible with mode faithful"),
+        ({"name": "wanda"}, "/structure", "not possible with granularity unstructured"),
+        ({"name": "magnitude", "granularity": "2:4"}, "/structure", "not possible with granularity 2:4"),
+        ({"name": "neuroprune", "in_rows": 0.1}, "/structure", "not possible with in_rows"),
+        ({"name": "l1", "layer_floor": 0.5}, "/method/layer_floor", "cannot be set with structure uniform"),
     ],
 )
-def test_what_cannot_have_one_width_is_refused_and_can_be_masked(method, message):
+def test_what_cannot_have_one_width_is_refused_and_can_be_masked(method, pointer, message):
     target = DEMO["target"] if takes_target(TypeAdapter(Method).validate_python(method)) else None
     body = DEMO | {"method": method, "target": target}
     found = faults(body | {"structure": "uniform"})
-    assert len(found) == 1
-    assert message in next(iter(found.values()))
+    assert list(found) == [pointer]
+    assert message in found[pointer]
     assert JobSpec.model_validate(body | {"structure": "masked"}).structure == "masked"
 
 

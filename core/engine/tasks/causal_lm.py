@@ -23,7 +23,7 @@ class CausalLMTask(Task):
     def features(self, rows: list[Row]) -> Features:
         """Documents in a row, each begun with its start token (or ended with the end token), cut into blocks.
 
-        What is left at the end, less than a block, is left out, so that no batch holds padding.
+        What is left at the end, less than a block, is left out unless it is all there is: no batch holds padding.
 
         `characters` is how many of the text a block's predicted tokens stand for: each token of a document for the
         same share of it.
