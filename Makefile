@@ -14,8 +14,8 @@ BIN := .venv/bin
 # The builds of our own package, which pip runs in environments of their own, read the pins from here too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# Tests run on up to four cores. One file's tests share servers and models, so they stay together,
-# and are handed out in their order: the long ones, which come first, last if they were sorted by number of tests.
+# Tests run on up to four cores. One file's tests share servers and models, so they stay together. Files are handed out in
+# their order, in which the long ones come first; sorted by their number of tests, some of these would come last.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Tests of the API are those that are named after it or import it.

@@ -4,15 +4,14 @@ Phrases that are held out at random are shorter than what a model is tested on, 
 sentences.
 """
 
-import gzip
 import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from core.engine.data import Row, Source
+from core.engine.readers import read_rows
 
 
 def split_by_sentence(data: Path, folder: Path, validation: int, test: int) -> int:
@@ -27,13 +26,13 @@ def split_by_sentence(data: Path, folder: Path, validation: int, test: int) -> i
     Returns:
         How many rows SST-2's validation file has.
     """
-    rows = {" ".join(row["text"].split()): row for row in reversed(_read(data / "train.jsonl.gz"))}
+    rows = {" ".join(row["text"].split()): row for row in reversed(_read(data, "train"))}
     parents = sentences_of(rows)
     whole = sorted(text for text, containing in parents.items() if containing == {text})
     random.Random(0).shuffle(whole)
     chosen = {"validation": whole[:validation], "test": whole[validation : validation + test]}
     left = set(whole[validation + test :])
-    official = _read(data / "validation.jsonl.gz")
+    official = _read(data, "validation")
     _write(folder / "train.jsonl", (row for text, row in rows.items() if parents[text] <= left))
     _write(folder / "validation.jsonl", (rows[text] for text in chosen["validation"]))
     _write(folder / "test.jsonl", [*official, *(rows[text] for text in chosen["test"])])
@@ -55,9 +54,9 @@ def sentences_of(texts: Iterable[str]) -> dict[str, set[str]]:
     return sentences
 
 
-def _read(path: Path) -> list[Row]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _read(data: Path, split: str) -> list[Row]:
+    name = f"{split}.jsonl.gz"
+    return read_rows(data / name, Source(name, f"/task/data/{split}"))
 
 
 def _write(path: Path, rows: Iterable[Row]) -> None:

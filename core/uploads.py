@@ -352,8 +352,8 @@ def _check_csv(source: BinaryIO, limit: int) -> None:
 
 
 def repeated(names: list[str]) -> str | None:
-    """The first name that is there more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+    """The first name that is there more than once; columns without a name are asked for by nobody."""
+    return next((name for name, count in Counter(names).items() if name and count > 1), None)
 
 
 def described(error: csv.Error) -> str:

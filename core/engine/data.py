@@ -29,10 +29,10 @@ class Source:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By column, the names of the classes that it numbers, where the source says them."""
 
-    def error(self, problem: str, number: int | None = None) -> InvalidDataError:
-        """What is wrong with it, or with this line or row of it."""
+    def error(self, problem: str, number: int | None = None, param: str | None = None) -> InvalidDataError:
+        """What is wrong with it, or with this line or row of it; `param` where another field is to blame."""
         where = self.name if number is None else f"{self.name}, {self.counts} {number}"
-        return InvalidDataError(f"{where}: {problem}", param=self.param)
+        return InvalidDataError(f"{where}: {problem}", param=param or self.param)
 
 
 class Row(dict[str, Any]):
@@ -45,9 +45,9 @@ class Row(dict[str, Any]):
         self.source = source
         self.number = number
 
-    def error(self, problem: str) -> InvalidDataError:
+    def error(self, problem: str, param: str | None = None) -> InvalidDataError:
         """What is wrong with this row; says where it is."""
-        return self.source.error(problem, self.number)
+        return self.source.error(problem, self.number, param)
 
     def lacks(self, column: str, wanted: str) -> InvalidDataError:
         """The column is missing, or does not hold what is wanted."""

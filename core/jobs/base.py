@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class MisfitError(ValueError):
-    """Fields that do not fit each other.
+    """Fields that do not fit each other. Pydantic reports a ValueError of ours among its own, and nothing else.
 
     Args:
         message: What does not fit.

@@ -117,6 +117,11 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     assert caught.value.param == "/task/data/train"
 
 
+def test_columns_of_csv_without_a_name_do_no_harm(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b",,text\n0,1,a\n")
+    assert read_rows(tmp_path / "rows.csv", Source("rows.csv", "/task/data/train"))[0]["text"] == "a"
+
+
 def test_a_row_of_csv_is_at_its_first_line(tmp_path):
     (tmp_path / "rows.csv").write_bytes(b'text,label\r\n"one\r\ntwo",1\r\n\r\nthree,0\r\n')
     rows = read_rows(tmp_path / "rows.csv", Source("rows.csv", "/task/data/train"))

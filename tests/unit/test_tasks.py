@@ -186,8 +186,9 @@ def test_endless_digits_are_text():
     ],
 )
 def test_bad_labels_are_refused(labels, message):
-    with pytest.raises(InvalidDataError, match=message):
+    with pytest.raises(InvalidDataError, match=message) as caught:
         task("sequence-classification").model_options(tiny.bert_config(), labelled(*labels))
+    assert caught.value.param == ("/task/data/train" if 2.5 in labels else "/task/label_column")
 
 
 def test_a_held_out_label_that_training_lacks_is_named():

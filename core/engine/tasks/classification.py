@@ -50,23 +50,17 @@ class ClassificationTask(Task):
         Raises:
             InvalidDataError: they are not of one type, or only one.
         """
-        column = shown(self.spec.label_column)
-        first = min(rows, key=lambda row: row.number)
-        kind, labels = type(self._label(first)), {self._label(row) for row in rows}
-        error = None
-        if any(type(label) is not kind for label in labels):
-            other = min((row for row in rows if type(self._label(row)) is not kind), key=lambda row: row.number)
-            error = other.error(
-                f"column {column} holds {shown(self._label(other))}, but {shown(self._label(first))} before; labels "
-                "must be all integers or all strings."
-            )
-        elif len(labels) < 2:
-            error = first.source.error(
-                f"column {column} must hold at least two classes; it holds {_listed([*labels])} in every row."
-            )
-        if error is not None:
-            error.param = "/task/label_column"
-            raise error
+        column, param = shown(self.spec.label_column), "/task/label_column"
+        first, labels = self._label(rows[0]), set[Label]()
+        for row in rows:
+            label = self._label(row)
+            if type(label) is not type(first):
+                problem = f"column {column} holds {shown(label)}, but {shown(first)} before"
+                raise row.error(f"{problem}; labels must be all integers or all strings.", param)
+            labels.add(label)
+        if len(labels) < 2:
+            problem = f"column {column} must hold at least two classes; it holds {shown(first)} in every row."
+            raise rows[0].source.error(problem, param=param)
         return labels
 
     def _name_classes(self, config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:

@@ -37,12 +37,11 @@ class RegressionTask(Task):
         """
         labels = np.array([self._label(row) for row in rows])
         if np.ptp(labels) == 0:
-            error = rows[0].source.error(
+            raise rows[0].source.error(
                 f"column {shown(self.spec.label_column)} must hold at least two different numbers; it holds "
-                f"{labels[0]:g} in every row."
+                f"{labels[0]:g} in every row.",
+                param="/task/label_column",
             )
-            error.param = "/task/label_column"
-            raise error
         self._mean, self._deviation = float(labels.mean()), float(labels.std())
         if config.num_labels == 1 and config.problem_type in (None, self.name):
             return {}
