@@ -1,17 +1,18 @@
 """How good pruned models are, on real data: NeuroPrune from 25 to 95 %, other methods and the dense model beside it.
 
-    python -m benchmarks.quality DATA [--case stsb] [--work FOLDER]
+    python -m benchmarks.quality DATA [--case stsb] [--work FOLDER] [--full]
 
 DATA holds a folder a data set, of `{train,validation}.jsonl.gz`, and `models/babyllama-tok105`. Every case trains its
 dense model once (or takes the pretrained one); every run goes on from that dense model, with the same rows, steps,
 schedule and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not
 run again: the matrix takes many hours on two cores, may be stopped at any time and goes on where it was. Several
 processes may work at it; they get into each other's way least where they begin with different cases, and none goes back
-to a run that it left to another. `benchmarks/quality_page.py` makes `docs/results.md` and its figure of the results.
+to a run that it left to another. `--full` is for a GPU: every row, and several times the steps.
+`benchmarks/quality_page.py` makes `docs/results.md` and its figure of the results.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,14 +44,28 @@ class Case:
     Args:
         title: Model and data, for tables.
         build: The trial, from the folders of the data and of the benchmark's own models.
+        full_epochs: Epochs of pruning on every row, where a GPU trains.
+        full_dense_epochs: Epochs of the dense model there, if they are not those of the subset.
         seeds: How many; three where single runs differ most.
         one_shot: Whether the methods without training run, too.
     """
 
     title: str
     build: Callable[[Path, Path], Trial]
+    full_epochs: float
+    full_dense_epochs: float | None = None
     seeds: int = 1
     one_shot: bool = False
+
+    def trial(self, data: Path, work: Path, *, full: bool = False) -> Trial:
+        """The trial as it fits two cores, or in full."""
+        trial = self.build(data, work)
+        if not full:
+            return trial
+        # The models are too small for bfloat16 to be any faster.
+        training = {**trial.training, "num_train_epochs": self.full_epochs, "precision": "fp32"}
+        dense_epochs = trial.dense_epochs if self.full_dense_epochs is None else self.full_dense_epochs
+        return replace(trial, training=training, dense_epochs=dense_epochs, max_train_rows=None)
 
 
 def minilm(
@@ -108,25 +123,39 @@ CASES = {
     "stsb": Case(
         "MiniLM, STS-B",
         minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=1, max_length=64),
+        full_epochs=3,
     ),
-    "sst2": Case("MiniLM, SST-2", minilm("sst2", _LABEL, 2, 16_000, num_train_epochs=1, max_length=48)),
+    "sst2": Case(
+        "MiniLM, SST-2",
+        minilm("sst2", _LABEL, 2, 16_000, num_train_epochs=1, max_length=48),
+        full_epochs=1,
+        full_dense_epochs=1,
+    ),
     "cola": Case(
         "MiniLM, CoLA",
         minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
-        3,
+        full_epochs=2,
+        seeds=3,
     ),
-    "rte": Case("MiniLM, RTE", minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=1, max_length=96), 3),
-    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, one_shot=True),
-    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), one_shot=True),
-    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), one_shot=True),
+    "rte": Case(
+        "MiniLM, RTE",
+        minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=1, max_length=96),
+        full_epochs=4,
+        seeds=3,
+    ),
+    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, one_shot=True),
+    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, one_shot=True),
+    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, one_shot=True),
     "t5-multi30k": Case(
         "T5 5M, Multi30k de-en",
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
+        full_epochs=1,
     ),
     "t5-scitldr": Case(
         "T5 5M, SciTLDR",
         # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         encoder_decoder("scitldr", "summarisation", "nats_per_token", 8, num_train_epochs=1, learning_rate=1e-3),
+        full_epochs=4,
     ),
 }
 
@@ -145,10 +174,11 @@ def main(
     case: Annotated[list[str] | None, typer.Option(help="Cases to run; all by default.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds to run; all by default.")] = None,
     work: Annotated[Path, typer.Option(help="Where dense models are kept.")] = WORK,
+    full: Annotated[bool, typer.Option("--full", help="All rows, and more steps: for a GPU.")] = False,
 ) -> None:
     """Run what is missing."""
     for name in case or CASES:
-        trial = CASES[name].build(data, work)
+        trial = CASES[name].trial(data, work, full=full)
         for number in range(CASES[name].seeds):
             if seed is None or number in seed:
                 _run_missing(name, trial, number, work)

@@ -1,10 +1,11 @@
-"""Makes `docs/results.md` and `docs/figures/quality.svg` of what `benchmarks.quality` measured.
+"""Makes `docs/results.md` and the figures `docs/figures/quality*.svg` of what `benchmarks.quality` measured.
 
 python -m benchmarks.quality_page
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -22,7 +23,7 @@ from benchmarks.metric_drop import RESULTS as BUDGETS
 from benchmarks.quality import BASELINES, CASES, COMPARED, CONTROL, ONE_SHOT, RESULTS, runs
 
 ROOT = Path(__file__).parent.parent
-FIGURE = ROOT / "docs" / "figures" / "quality.svg"
+FIGURES = ROOT / "docs" / "figures"
 PAGE = ROOT / "docs" / "results.md"
 DRAWN = ("neuroprune", *BASELINES)
 METHODS = (CONTROL, *DRAWN, *ONE_SHOT)
@@ -59,6 +60,29 @@ def kept_quality(result: Result) -> float:
     """What is left of the dense model's quality, 1 for all of it: the ratio, turned round where lower is better."""
     dense, pruned = quality(result, "dense"), quality(result, "pruned")
     return pruned / dense if result["higher_is_better"] else dense / pruned
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The runs of one size: as it fits two cores, or in full.
+
+    Args:
+        title: For headings.
+        figure: File name of its figure.
+        results: Its runs.
+    """
+
+    title: str
+    figure: str
+    results: list[Result]
+
+
+def matrices(results: list[Result]) -> list[Matrix]:
+    """Both sizes, as far as there are runs of them."""
+    short = of(results, device="CPU")
+    full = [result for result in results if result["device"] != "CPU"]
+    both = Matrix("Sized for two cores", "quality.svg", short), Matrix("In full, on a GPU", "quality-full.svg", full)
+    return [matrix for matrix in both if matrix.results]
 
 
 def of(results: Iterable[Result], **key: Any) -> list[Result]:
@@ -109,12 +133,19 @@ def _panel(axes: Any, results: list[Result], title: str) -> None:
 
 def document(results: list[Result]) -> str:
     """The page."""
-    sections = [_introduction(results), f"![Quality against what is left of the encoder](figures/{FIGURE.name})"]
-    sections += ["## Over all cases", fill(_ABOUT_SUMMARY, 120), _summary(results)]
+    parts = matrices(results)
+    sections = [_introduction(parts), "## Over all cases", fill(_ABOUT_SUMMARY, 120)]
+    for matrix in parts:
+        sections += [f"### {matrix.title}", _about_matrix(matrix), _summary(matrix.results)]
+        sections.append(f"![Quality against what is left of the encoder](figures/{matrix.figure})")
     for name, case in CASES.items():
-        found = of(results, case=name)
-        if found:
-            sections += [f"## {case.title}", _about(found), _table(found)]
+        found = [Matrix(matrix.title, matrix.figure, of(matrix.results, case=name)) for matrix in parts]
+        if any(matrix.results for matrix in found):
+            sections.append(f"## {case.title}")
+        for matrix in found:
+            if matrix.results:
+                sections += [f"### {case.title}: {matrix.title.lower()}", _about(matrix.results)]
+                sections.append(_table(matrix.results))
     if BUDGETS.all():
         sections += ["## A budget instead of a sparsity", fill(_about_budgets(), 120), _budgets(BUDGETS.all())]
     if ABLATIONS.all():
@@ -122,11 +153,21 @@ def document(results: list[Result]) -> str:
     return "\n\n".join(["# What pruning costs, and what it keeps", *sections]) + "\n"
 
 
-def _introduction(results: list[Result]) -> str:
-    done, total = (sum(counts) for counts in zip(*map(partial(_progress, results), CASES), strict=True))
+def _about_matrix(matrix: Matrix) -> str:
+    done, total = (sum(counts) for counts in zip(*map(partial(_progress, matrix.results), CASES), strict=True))
+    devices = " and ".join(sorted({result["device"] for result in matrix.results}))
+    return fill(
+        f"Trained on: {devices}. {done} of {total} runs are done; what is not in the tables was not run. The figure "
+        "shows the first seed.",
+        120,
+    )
+
+
+def _introduction(parts: list[Matrix]) -> str:
+    command = "python -m benchmarks.quality DATA"
     text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
-        `python -m benchmarks.quality DATA` makes. {done} of the matrix's {total} runs are done; what is not in the
-        tables was not run. All methods start from the same dense model and get the same rows,
+        `{command}` makes on two cores, and `{command} --full` with every row and several times the steps on a
+        GPU. All methods start from the same dense model and get the same rows,
         steps, schedule, learning rate and distillation, and their default options; wanda and sparsegpt, which take
         single weights and do not train, are given for comparison. Whole heads and neurons leave the weights otherwise.
         A pruned model has been trained for longer than its dense one, and may end above it: `{CONTROL}` is the dense
@@ -138,8 +179,8 @@ def _introduction(results: list[Result]) -> str:
         neighbouring sparsities shows: small differences mean nothing, least of all on RTE, whose dense model hardly
         does better than guessing, and in ratios on CoLA. The T5 of SciTLDR learns too little from 2,000 rows to write
         summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every line of the results
-        has both. Speed and seconds were measured while other runs
-        kept the machine busy, and compare only roughly. The figure shows the first seed."""
+        has both. Speed (PyTorch on the CPU of the machine that trained) and seconds were measured while other runs
+        kept the machine busy, and compare only roughly."""
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
@@ -287,9 +328,10 @@ def _cell(values: list[float]) -> str:
 def main() -> None:
     """Write the figure and the page."""
     results = RESULTS.all()
-    draw(results, FIGURE)
+    for matrix in matrices(results):
+        draw(matrix.results, FIGURES / matrix.figure)
     PAGE.write_text(document(results))
-    print(f"Wrote {PAGE} and {FIGURE}.")
+    print(f"Wrote {PAGE} and the figures of {FIGURES}.")
 
 
 if __name__ == "__main__":
