@@ -145,16 +145,21 @@ class Units:
         """Parameters of one unit, with all units of other kinds there, and without its members'."""
         return sum(s.cost for s in self.slices) if self.count else 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where their weights are."""
+        return self.slices[0].parameter.device
+
     def total(self, slices: Callable[["Units"], tuple[Slice, ...]], measure: Callable[[Slice], Tensor]) -> Tensor:
-        """Sum over all that belongs to each unit, its members included, fp32 [count].
+        """Sum over all that belongs to each unit, its members included, fp32 [count] where the weights are.
 
         Args:
             slices: Those of these and of their members that count.
             measure: What counts of a slice, by unit: [units, …].
         """
-        sums = torch.zeros(self.count)
+        sums = torch.zeros(self.count, device=self.device)
         for part in slices(self):
-            sums += measure(part).flatten(1).sum(1).cpu()
+            sums += measure(part).flatten(1).sum(1)
         if self.members:
             sums += torch.stack([member.total(slices, measure).sum() for member in self.members])
         return sums
@@ -171,9 +176,9 @@ class Units:
 
         A product is several times faster than an assignment at indices, and this is done after every step.
         """
+        factor = kept.to(self.device, self.slices[0].parameter.dtype)
         for part in self.slices:
             by_unit = part.values
-            factor = kept.to(by_unit.device, by_unit.dtype)
             by_unit.mul_(factor.view(-1, *[1] * (by_unit.dim() - 1)))
 
 

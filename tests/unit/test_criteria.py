@@ -237,3 +237,32 @@ def test_chance_is_the_same_every_time_and_another_with_another_seed():
         assert torch.equal(one.unit_scores(position, kept), again.unit_scores(position, kept))
         assert torch.equal(one.unit_scores(position, kept), one.unit_scores(position, kept))
         assert not torch.equal(one.unit_scores(position, kept), other.unit_scores(position, kept))
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        lambda anatomy: NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", in_rows=0.1)),
+        lambda anatomy: ImportanceCriterion(anatomy, 0.5, by_weight=False),
+        lambda anatomy: ImportanceCriterion(anatomy, 0.5, by_weight=True),
+    ],
+)
+def test_observing_does_not_leave_the_device(observed):
+    """A copy to the CPU makes a GPU wait, at every step; of what is on the meta device there is none to be had."""
+    model = tiny.bert().to("meta")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    anatomy = bind(model)
+    criterion = observed(anatomy)
+    criterion.observe()
+    pruner = build_pruner(anatomy, NeuroPrune(name="neuroprune"), 0.5, Schedule(10, 0.1, 0.4), 0)
+    pruner.masks.kept(anatomy.positions("neurons")[0])[0] = False
+    pruner.masks.hold()
+
+
+def test_what_was_observed_is_taken_up_on_the_device_of_the_weights():
+    """A checkpoint may come from a machine without a GPU."""
+    state = NeuroPruneCriterion(bind(tiny.bert()), NeuroPrune(name="neuroprune")).state_dict()
+    criterion = NeuroPruneCriterion(bind(tiny.bert().to("meta")), NeuroPrune(name="neuroprune"))
+    criterion.load_state_dict(state)
+    assert {saliency.device.type for saliency in criterion.saliency} == {"meta"}

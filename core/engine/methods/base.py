@@ -84,7 +84,7 @@ class Criterion(ABC):
         self.anatomy = anatomy
 
     def observe(self) -> None:  # noqa: B027 not every method looks at gradients
-        """Look at the gradients of the step that is about to be taken."""
+        """Look at the gradients of the step that is about to be taken, without leaving the device: a GPU would idle."""
 
     def shrink(self, learning_rate: float) -> None:  # noqa: B027 not every method regularises
         """Move weights towards zero after the optimiser's step."""
@@ -92,6 +92,8 @@ class Criterion(ABC):
     @abstractmethod
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         """How much each unit at this position of `anatomy.units` matters, [count]; kept ones are marked in `kept`.
+
+        Both are on the CPU, where units are ranked.
 
         Comparable between layers as far as the method means them to be; the scores of removed units are not looked at.
         """
@@ -122,11 +124,16 @@ class Criterion(ABC):
 
 
 def strengths(units: Units, slices: Callable[[Units], tuple[Slice, ...]] = attrgetter("slices")) -> Tensor:
-    """l1 norm of all that belongs to each unit, or of what `slices` names of it, [count]."""
-    return units.total(slices, lambda part: part.values.abs())
+    """l1 norm of all that belongs to each unit, or of what `slices` names of it, [count] on the CPU."""
+    return units.total(slices, lambda part: part.values.abs()).cpu()
 
 
 def by_mean(scores: Tensor, kept: Tensor) -> Tensor:
     """Scores as multiples of the mean of those that are kept, so that layers can be compared; zeros stay zeros."""
     mean = scores[kept].mean() if bool(kept.any()) else scores.new_ones(())
     return scores / mean if mean > 0 else scores
+
+
+def copies_like(present: list[Tensor], states: list[Tensor]) -> list[Tensor]:
+    """Copies of a state's tensors, each on the device of the present one: a checkpoint may come from another."""
+    return [state.to(tensor.device, copy=True) for tensor, state in zip(present, states, strict=True)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy
-from core.engine.methods.base import Criterion, by_mean, strengths
+from core.engine.methods.base import Criterion, by_mean, copies_like, strengths
 
 DECAY = 0.95
 """Of the exponential average over batches."""
@@ -31,7 +31,7 @@ class ImportanceCriterion(Criterion):
         self.sensitivity = (
             [torch.zeros_like(matrix.weight) for matrix in anatomy.matrices]
             if by_weight
-            else [torch.zeros(units.count) for units in anatomy.units]
+            else [torch.zeros(units.count, device=units.device) for units in anatomy.units]
         )
 
     def observe(self) -> None:
@@ -47,7 +47,7 @@ class ImportanceCriterion(Criterion):
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         magnitude = strengths(self.anatomy.units[position])
-        return self._mix(magnitude, self.sensitivity[position], kept)
+        return self._mix(magnitude, self.sensitivity[position].cpu(), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:
         return self._mix(self.anatomy.matrices[position].weight.abs(), self.sensitivity[position], kept)
@@ -59,4 +59,4 @@ class ImportanceCriterion(Criterion):
         return {"sensitivity": [sensitivity.clone() for sensitivity in self.sensitivity]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sensitivity = [sensitivity.clone() for sensitivity in state["sensitivity"]]
+        self.sensitivity = copies_like(self.sensitivity, state["sensitivity"])

@@ -14,7 +14,7 @@ class MagnitudeCriterion(Criterion):
     """
 
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
-        squares = self.anatomy.units[position].total(attrgetter("slices"), lambda part: part.values.square())
+        squares = self.anatomy.units[position].total(attrgetter("slices"), lambda part: part.values.square()).cpu()
         return by_mean(squares.sqrt(), kept)
 
     def weight_scores(self, position: int, kept: Tensor) -> Tensor:

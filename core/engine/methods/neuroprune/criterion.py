@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy, Mlp
-from core.engine.methods.base import Criterion, by_mean, strengths
+from core.engine.methods.base import Criterion, by_mean, copies_like, strengths
 from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
 from core.engine.units import Units
@@ -33,7 +33,7 @@ class NeuroPruneCriterion(Criterion):
     def __init__(self, anatomy: Anatomy, options: NeuroPrune) -> None:
         super().__init__(anatomy)
         self.options = options
-        self.saliency = [torch.zeros(u.count) for u in anatomy.units]
+        self.saliency = [torch.zeros(u.count, device=u.device) for u in anatomy.units]
         self.attentions = {attention.units.position: attention for attention in anatomy.attentions}
         """By the position of their heads."""
         self.owners = [part for layer in anatomy.layers for part in layer.parts for _ in part.matrices]
@@ -61,7 +61,7 @@ class NeuroPruneCriterion(Criterion):
     def unit_scores(self, position: int, kept: Tensor) -> Tensor:
         units = self.anatomy.units[position]
         # Saliencies are comparable between layers as they are: all are changes of the same loss.
-        saliency, importance = self.saliency[position].sqrt(), self.options.importance
+        saliency, importance = self.saliency[position].cpu().sqrt(), self.options.importance
         scores = saliency if importance else by_mean(self._connectivity(units), kept)
         if units.kind == "heads" and self.options.redundancy:
             successors = representatives(self.attentions[position], kept, self.options.theta)
@@ -103,7 +103,7 @@ class NeuroPruneCriterion(Criterion):
         return {"saliency": [saliency.clone() for saliency in self.saliency]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.saliency = [saliency.clone() for saliency in state["saliency"]]
+        self.saliency = copies_like(self.saliency, state["saliency"])
 
     def _connectivity(self, units: Units) -> Tensor:
         """How well units are connected, without a look at the loss: in-strength times out-strength, [count]."""
