@@ -1,6 +1,7 @@
 """Whole jobs to every target: what was asked for is what is delivered."""
 
 import json
+import shutil
 
 import pytest
 
@@ -68,6 +69,16 @@ def test_a_model_that_is_small_enough_stays_whole_with_a_warning(job, target):
     assert [message.message for message in heard if message.type == "warning"] == [
         "The model is as small as the target asks for already: nothing is removed."
     ]
+
+
+def test_a_model_of_exactly_so_many_bytes_stays_whole(job, tmp_path):
+    whole = job({"size_bytes": 10**9}, num_train_epochs=0.5)["size_bytes"]["pruned"]
+    shutil.rmtree(tmp_path / "bundle")
+    assert job({"size_bytes": whole}, num_train_epochs=0.5)["sparsity"]["achieved"] == 0
+    shutil.rmtree(tmp_path / "bundle")
+    smaller = job({"size_bytes": whole - 1}, num_train_epochs=0.5)
+    assert smaller["sparsity"]["achieved"] > 0
+    assert smaller["size_bytes"]["pruned"] < whole
 
 
 @pytest.mark.parametrize("target", [{"parameters": 3000}, {"size_bytes": 3000}])

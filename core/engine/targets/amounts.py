@@ -45,9 +45,13 @@ def level_of_bytes(ladder: Ladder, size: int) -> Level:
     with TemporaryDirectory() as folder:
         ladder.prepared.model.save_pretrained(folder)
         dense = saved_bytes(Path(folder))
-    estimate = min(most, math.ceil(max(0, dense - size) / BYTES_PER_PARAMETER))
+    level = _removing(ladder, min(most, math.ceil(max(0, dense - size) / BYTES_PER_PARAMETER)))
+    saved, removed = _stand_in(ladder, level)
+    if not removed and saved <= size:
+        return level
     # Every other model of these numbers of units has as many parameters, and a header that is hardly longer.
-    with_nothing_gone = _stand_in_bytes(ladder, _removing(ladder, estimate))
+    margin = HEADER_BYTES * len(list(ladder.prepared.model.parameters()))
+    with_nothing_gone = saved + margin + BYTES_PER_PARAMETER * removed
     least = with_nothing_gone - BYTES_PER_PARAMETER * most
     if size < least:
         raise UnreachableTargetError(
@@ -72,12 +76,12 @@ def _removing(ladder: Ladder, parameters: int) -> Level:
     return Level(max(0, parameters) / bind(ladder.prepared.model).encoder_parameters, at_least=True)
 
 
-def _stand_in_bytes(ladder: Ladder, level: Level) -> int:
-    """Bytes of a stand-in as saved, and of all that went from it."""
+def _stand_in(ladder: Ladder, level: Level) -> tuple[int, int]:
+    """Bytes of a stand-in as saved, and the parameters that went from it."""
     pruner = ladder.stand_in(level)
-    model, removed = pruner.anatomy.model, pruner.masks.removed_parameters()
+    removed = pruner.masks.removed_parameters()
     give_structure(ladder.spec.structure, pruner.anatomy, pruner.plan())
     with TemporaryDirectory() as folder:
-        write_model(model, ladder.prepared.task.processor, ladder.prepared.task, Path(folder))
-        saved = saved_bytes(Path(folder))
-    return saved + HEADER_BYTES * len(list(model.parameters())) + BYTES_PER_PARAMETER * removed
+        task = ladder.prepared.task
+        write_model(pruner.anatomy.model, task.processor, task, Path(folder))
+        return saved_bytes(Path(folder)), removed
