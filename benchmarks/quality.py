@@ -36,6 +36,9 @@ CONTROL = "dense, trained on"
 ONE_SHOT = ("wanda", "sparsegpt")
 """Methods without training, for decoders."""
 
+DECODERS = {"learning_rate": 1e-3, "per_device_train_batch_size": 16, "distillation": 0.5}
+"""How decoders train; the distillation was a job's default when their matrix was begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -82,7 +85,7 @@ def minilm(
 
 def babyllama(data: Path, _work: Path) -> Trial:
     """A Llama of 0.9M parameters with grouped queries, trained by its author on TinyStories, a character a token."""
-    training = {"num_train_epochs": 0.3, "max_length": 256, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
+    training = {"num_train_epochs": 0.3, "max_length": 256, **DECODERS}
     files = _splits(data / "tinystories")
     return Trial("quality-babyllama", data / "models" / "babyllama-tok105", *files, {"name": "causal-lm"}, 0, training)
 
@@ -92,8 +95,7 @@ def decoder(data_set: str, dense_epochs: float, epochs: float) -> Callable[[Path
 
     def build(data: Path, work: Path) -> Trial:
         train, validation = _splits(data / data_set)
-        training = {"num_train_epochs": epochs, "max_length": 128, "learning_rate": 1e-3}
-        training |= {"per_device_train_batch_size": 16}
+        training = {"num_train_epochs": epochs, "max_length": 128, **DECODERS}
         model = gpt2(work / f"gpt2-{data_set}", train)
         return Trial(
             f"quality-gpt2-{data_set}", model, train, validation, {"name": "causal-lm"}, dense_epochs, training

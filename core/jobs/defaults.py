@@ -20,7 +20,8 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "sentence-embedding": TrainingDefaults(num_train_epochs=3, learning_rate=6e-4, distillation=None),
     "sequence-classification": TrainingDefaults(num_train_epochs=2, learning_rate=1e-4, distillation=0.5),
     "regression": TrainingDefaults(num_train_epochs=4, learning_rate=1e-4, distillation=0.5),
-    "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.5),
+    # A pretrained decoder has read more than the rows of a job: it knows more of the next token than one text says.
+    "causal-lm": TrainingDefaults(num_train_epochs=3, learning_rate=5e-4, distillation=0.8),
     "masked-lm": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
     "image-classification": TrainingDefaults(num_train_epochs=3, learning_rate=1e-4, distillation=0.5),
     "seq2seq": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),

@@ -239,8 +239,8 @@ class Training(Spec):
         None,
         ge=0,
         le=1,
-        description="Weight of the dense model's outputs in the loss, 0 … 1; the labels have the rest. Default: 0.5. "
-        "Not for sentence-embedding, which has no labels.",
+        description="Weight of the dense model's outputs in the loss, 0 … 1; the labels have the rest. Default: 0.5, "
+        "for causal-lm 0.8. Not for sentence-embedding, which has no labels.",
     )
     hidden_distillation: float = Field(
         0.0,
