@@ -119,11 +119,15 @@ class Ladder:
 
     def stand_in(self, level: Level) -> Pruner:
         """An untrained copy on the CPU from which as much is gone as at a level; which units is left to chance."""
-        model = copy.deepcopy(self.prepared.model)
-        move(model, "cpu")
-        pruner = self._pruner(model, level, AT_ONCE, None)
+        pruner = self._pruner(self.copy(), level, AT_ONCE, None)
         pruner.step(1, 0.0)
         return pruner
+
+    def copy(self) -> PreTrainedModel:
+        """The dense model once more, on the CPU."""
+        model = copy.deepcopy(self.prepared.model)
+        move(model, "cpu")
+        return model
 
     def _pruner(self, model: PreTrainedModel, level: Level, schedule: Schedule, previous: Pruner | None) -> Pruner:
         return build_pruner(

@@ -125,10 +125,15 @@ class WeightMasks:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep what was kept when the state was taken, and zero the rest."""
-        self.kept = [mask.clone() for mask in state["kept"]]
-        self.removed = sum(int((~kept).sum()) for kept in self.kept)
+        self.kept = copies_like(self.kept, state["kept"])
+        self.removed = sum(int((~kept).sum()) for kept in state["kept"])
         self.hold()
 
     def _zero(self, position: int) -> None:
         # Not by a product: infinity times zero is NaN.
         self._anatomy.matrices[position].weight.masked_fill_(~self.kept[position], 0)
+
+
+def copies_like(present: list[Tensor], states: list[Tensor]) -> list[Tensor]:
+    """Copies of a state's tensors, each on the device of the present one: a checkpoint may come from another."""
+    return [state.to(tensor.device, copy=True) for tensor, state in zip(present, states, strict=True)]

@@ -147,8 +147,8 @@ class Units:
 
     @property
     def device(self) -> torch.device:
-        """Where their weights are."""
-        return self.slices[0].parameter.device
+        """Where their weights are; the CPU if there are none."""
+        return next((part.parameter.device for part in self.slices), torch.device("cpu"))
 
     def total(self, slices: Callable[["Units"], tuple[Slice, ...]], measure: Callable[[Slice], Tensor]) -> Tensor:
         """Sum over all that belongs to each unit, its members included, fp32 [count] where the weights are.

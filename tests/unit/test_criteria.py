@@ -13,8 +13,8 @@ from core.engine.methods.l1 import L1Criterion
 from core.engine.methods.magnitude import MagnitudeCriterion
 from core.engine.methods.neuroprune.criterion import SALIENCY_DECAY, NeuroPruneCriterion
 from core.engine.methods.random import RandomCriterion
-from core.jobs.methods import NeuroPrune
-from tests import tiny
+from core.jobs.methods import NeuroPrune, Smart
+from tests import tiny, tiny_families
 from tests.pruning import every_storage, loss_of, plant_twins
 
 KEPT_SHARE = 0.7
@@ -240,6 +240,9 @@ def test_chance_is_the_same_every_time_and_another_with_another_seed():
 
 
 @pytest.mark.parametrize(
+    "kind", [("bert", "masked-lm"), ("albert", "masked-lm"), ("t5", "seq2seq"), ("mixtral", "causal-lm")]
+)
+@pytest.mark.parametrize(
     "observed",
     [
         lambda anatomy: NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", in_rows=0.1)),
@@ -247,17 +250,12 @@ def test_chance_is_the_same_every_time_and_another_with_another_seed():
         lambda anatomy: ImportanceCriterion(anatomy, 0.5, by_weight=True),
     ],
 )
-def test_observing_does_not_leave_the_device(observed):
+def test_observing_does_not_leave_the_device(kind, observed):
     """A copy to the CPU makes a GPU wait, at every step; of what is on the meta device there is none to be had."""
-    model = tiny.bert().to("meta")
+    model = tiny_families.model(*kind).to("meta")
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    anatomy = bind(model)
-    criterion = observed(anatomy)
-    criterion.observe()
-    pruner = build_pruner(anatomy, NeuroPrune(name="neuroprune"), 0.5, Schedule(10, 0.1, 0.4), 0)
-    pruner.masks.kept(anatomy.positions("neurons")[0])[0] = False
-    pruner.masks.hold()
+    observed(bind(model)).observe()
 
 
 def test_what_was_observed_is_taken_up_on_the_device_of_the_weights():
@@ -266,3 +264,26 @@ def test_what_was_observed_is_taken_up_on_the_device_of_the_weights():
     criterion = NeuroPruneCriterion(bind(tiny.bert().to("meta")), NeuroPrune(name="neuroprune"))
     criterion.load_state_dict(state)
     assert {saliency.device.type for saliency in criterion.saliency} == {"meta"}
+
+
+@pytest.mark.parametrize("granularity", ["structured", "unstructured"])
+def test_smart_is_taken_up_on_the_device_of_the_weights(granularity):
+    options = Smart(name="smart", granularity=granularity)
+    pruner = build_pruner(bind(bert_with_gradients()), options, 0.5, Schedule(10, 0.1, 0.4), 0)
+    for step in range(1, 4):
+        pruner.observe()
+        pruner.step(step, 1e-4)
+    state = pruner.state_dict()
+    assert state["moments"]
+    there = build_pruner(bind(tiny.bert().to("meta")), options, 0.5, Schedule(10, 0.1, 0.4), 0)
+    there.load_state_dict(state)
+    found = there.state_dict()
+    moved = [found["moments"]["exp_avg"], found["gates"]["values"], *found["gates"]["raw"]]
+    assert {tensor.device.type for tensor in moved} == {"meta"}
+
+
+def bert_with_gradients():
+    model = tiny.bert()
+    for parameter in model.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    return model

@@ -132,8 +132,3 @@ def by_mean(scores: Tensor, kept: Tensor) -> Tensor:
     """Scores as multiples of the mean of those that are kept, so that layers can be compared; zeros stay zeros."""
     mean = scores[kept].mean() if bool(kept.any()) else scores.new_ones(())
     return scores / mean if mean > 0 else scores
-
-
-def copies_like(present: list[Tensor], states: list[Tensor]) -> list[Tensor]:
-    """Copies of a state's tensors, each on the device of the present one: a checkpoint may come from another."""
-    return [state.to(tensor.device, copy=True) for tensor, state in zip(present, states, strict=True)]

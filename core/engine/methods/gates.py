@@ -98,9 +98,10 @@ class Gates:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Close the gates as they were when the state was taken."""
-        self.values, self._raw = None, state["raw"]
+        devices = [part.weight.device for part in self.parts]
+        self.values, self._raw = None, [raw.to(device) for raw, device in zip(state["raw"], devices, strict=False)]
         if state["values"] is not None:
-            self._scale(state["values"])
+            self._scale(state["values"].to(devices[0]))
 
     def _scale(self, values: Tensor) -> None:
         self.values = values

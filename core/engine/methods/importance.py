@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy
-from core.engine.methods.base import Criterion, by_mean, copies_like, strengths
+from core.engine.methods.base import Criterion, by_mean, strengths
+from core.engine.plan import copies_like
 
 DECAY = 0.95
 """Of the exponential average over batches."""
@@ -31,7 +32,7 @@ class ImportanceCriterion(Criterion):
         self.sensitivity = (
             [torch.zeros_like(matrix.weight) for matrix in anatomy.matrices]
             if by_weight
-            else [torch.zeros(units.count, device=units.device) for units in anatomy.units]
+            else [torch.zeros(units.count, device=anatomy.model.device) for units in anatomy.units]
         )
 
     def observe(self) -> None:

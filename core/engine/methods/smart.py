@@ -123,7 +123,8 @@ class SmartPruner(Pruner):
         self.temperature = state["temperature"]
         self.importance.load_state_dict(state["importance"])
         self.scores.data.copy_(state["scores"])
-        self.optimizer.state[self.scores] = {name: moment.clone() for name, moment in state["moments"].items()}
+        moments = {name: moment.clone() for name, moment in state["moments"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: moments}})
         self.gates.load_state_dict(state["gates"])
         self.candidates.removal.load_state_dict(state["removal"])
 

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from core.engine.anatomy import bind, count_parameters
+from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.export.bundle import write_model
 from core.engine.ladder import Ladder, Level
 from core.engine.measure import saved_bytes
 from core.engine.methods.budget import Budget
+from core.engine.plan import Masks, Plan
 from core.engine.structures import give_structure
 from core.errors import UnreachableTargetError
 
@@ -41,21 +42,16 @@ def level_of_bytes(ladder: Ladder, size: int) -> Level:
     Raises:
         UnreachableTargetError: they take more whatever goes.
     """
-    most = removable_parameters(ladder)
-    with TemporaryDirectory() as folder:
-        ladder.prepared.model.save_pretrained(folder)
-        dense = saved_bytes(Path(folder))
-    level = _removing(ladder, min(most, math.ceil(max(0, dense - size) / BYTES_PER_PARAMETER)))
-    saved, removed = _stand_in(ladder, level)
-    if not removed and saved <= size:
-        return level
+    most, whole = removable_parameters(ladder), _whole_bytes(ladder)
+    if whole <= size:
+        return _removing(ladder, 0)
+    estimate = min(most, math.ceil((whole - size) / BYTES_PER_PARAMETER))
     # Every other model of these numbers of units has as many parameters, and a header that is hardly longer.
-    margin = HEADER_BYTES * len(list(ladder.prepared.model.parameters()))
-    with_nothing_gone = saved + margin + BYTES_PER_PARAMETER * removed
+    with_nothing_gone = _stand_in_bytes(ladder, _removing(ladder, estimate))
     least = with_nothing_gone - BYTES_PER_PARAMETER * most
     if size < least:
         raise UnreachableTargetError(
-            f"model.safetensors cannot be saved in {size:,} bytes: it has {dense:,} now, and {least:,} at least.",
+            f"model.safetensors cannot be saved in {size:,} bytes: it has {whole:,} now, and {least:,} at least.",
             param="/target/size_bytes",
         )
     return _removing(ladder, math.ceil((with_nothing_gone - size) / BYTES_PER_PARAMETER))
@@ -76,12 +72,22 @@ def _removing(ladder: Ladder, parameters: int) -> Level:
     return Level(max(0, parameters) / bind(ladder.prepared.model).encoder_parameters, at_least=True)
 
 
-def _stand_in(ladder: Ladder, level: Level) -> tuple[int, int]:
-    """Bytes of a stand-in as saved, and the parameters that went from it."""
+def _whole_bytes(ladder: Ladder) -> int:
+    """Bytes of the model from which nothing is gone, as it would be delivered."""
+    anatomy = bind(ladder.copy())
+    return _delivered_bytes(ladder, anatomy, Masks(anatomy).plan())
+
+
+def _stand_in_bytes(ladder: Ladder, level: Level) -> int:
+    """Bytes of a stand-in as delivered, and of all that went from it."""
     pruner = ladder.stand_in(level)
-    removed = pruner.masks.removed_parameters()
-    give_structure(ladder.spec.structure, pruner.anatomy, pruner.plan())
+    tensors, removed = len(list(pruner.anatomy.model.parameters())), pruner.masks.removed_parameters()
+    delivered = _delivered_bytes(ladder, pruner.anatomy, pruner.plan())
+    return delivered + HEADER_BYTES * tensors + BYTES_PER_PARAMETER * removed
+
+
+def _delivered_bytes(ladder: Ladder, anatomy: Anatomy, plan: Plan) -> int:
+    give_structure(ladder.spec.structure, anatomy, plan)
     with TemporaryDirectory() as folder:
-        task = ladder.prepared.task
-        write_model(pruner.anatomy.model, task.processor, task, Path(folder))
-        return saved_bytes(Path(folder)), removed
+        write_model(anatomy.model, ladder.prepared.task.processor, ladder.prepared.task, Path(folder))
+        return saved_bytes(Path(folder))

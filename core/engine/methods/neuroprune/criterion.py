@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy, Mlp
-from core.engine.methods.base import Criterion, by_mean, copies_like, strengths
+from core.engine.methods.base import Criterion, by_mean, strengths
 from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
+from core.engine.plan import copies_like
 from core.engine.units import Units
 from core.jobs.methods import NeuroPrune
 
@@ -33,7 +34,7 @@ class NeuroPruneCriterion(Criterion):
     def __init__(self, anatomy: Anatomy, options: NeuroPrune) -> None:
         super().__init__(anatomy)
         self.options = options
-        self.saliency = [torch.zeros(u.count, device=u.device) for u in anatomy.units]
+        self.saliency = [torch.zeros(u.count, device=anatomy.model.device) for u in anatomy.units]
         self.attentions = {attention.units.position: attention for attention in anatomy.attentions}
         """By the position of their heads."""
         self.owners = [part for layer in anatomy.layers for part in layer.parts for _ in part.matrices]
@@ -44,7 +45,7 @@ class NeuroPruneCriterion(Criterion):
         if self.options.granularity != "structured" or not self.options.importance:
             return
         for units, saliency in zip(self.anatomy.units, self.saliency, strict=True):
-            if units.kind == "inputs" and not self.options.in_rows:
+            if not units.count or (units.kind == "inputs" and not self.options.in_rows):
                 continue
             slope = units.total(attrgetter("gates"), lambda part: part.slopes)
             saliency.lerp_(slope.square(), 1 - SALIENCY_DECAY)
