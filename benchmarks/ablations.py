@@ -27,6 +27,7 @@ METHOD: dict[str, dict[str, Any]] = {
 """Options of the method, by what they mean."""
 TRAINING: dict[str, dict[str, Any]] = {
     "no distillation": {"distillation": 0.0},
+    "distillation 0.8": {"distillation": 0.8},
     "distillation alone": {"distillation": 1.0},
     "hidden states distilled, too": {"hidden_distillation": 1.0},
     "three times the learning rate": {"learning_rate": 3.0},
@@ -60,7 +61,7 @@ def main(
 ) -> None:
     """Run what is missing."""
     for name in case or ["stsb"]:
-        trial, dense = CASES[name].build(data, work), None
+        trial, dense = CASES[name].trial(data, work), None
         for target in sparsity or [0.7]:
             for changed in variant or VARIANTS:
                 key = {"case": name, "variant": changed, "target": target, "seed": SEED}

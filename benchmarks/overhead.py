@@ -82,7 +82,7 @@ def main(
     alone: Annotated[str | None, typer.Option(help="Train one way, plain or pruned, and print peak bytes.")] = None,
 ) -> None:
     """Measure and print."""
-    trained = CASES["sst2"].build(data, work)
+    trained = CASES["sst2"].trial(data, work)
     dense = dense_model(trained, 0, work)
     trial = replace(trained, max_train_rows=STEPS * 32)
     spec = trial.spec({"name": "neuroprune"}, SPARSITY, 0)

@@ -7,8 +7,8 @@ dense model once (or takes the pretrained one); every run goes on from that dens
 schedule and teacher for all methods. Results are kept in `benchmarks/results/quality.jsonl`, and what is there is not
 run again: the matrix takes many hours on two cores, may be stopped at any time and goes on where it was. Several
 processes may work at it; they get into each other's way least where they begin with different cases, and none goes back
-to a run that it left to another. `--full` is for a GPU: every row, and several times the steps.
-`benchmarks/quality_page.py` makes `docs/results.md` and its figure of the results.
+to a run that it left to another. `--full` is for a GPU: every training row, and two to five times the steps.
+`benchmarks/quality_page.py` makes `docs/results.md` and its figures of the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,8 +47,8 @@ class Case:
     Args:
         title: Model and data, for tables.
         build: The trial, from the folders of the data and of the benchmark's own models.
-        full_epochs: Epochs of pruning on every row, where a GPU trains.
-        full_dense_epochs: Epochs of the dense model there, if they are not those of the subset.
+        full_epochs: Epochs of pruning in full, on every training row.
+        full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
         seeds: How many; three where single runs differ most.
         one_shot: Whether the methods without training run, too.
     """
@@ -176,23 +176,23 @@ def main(
     case: Annotated[list[str] | None, typer.Option(help="Cases to run; all by default.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds to run; all by default.")] = None,
     work: Annotated[Path, typer.Option(help="Where dense models are kept.")] = WORK,
-    full: Annotated[bool, typer.Option("--full", help="All rows, and more steps: for a GPU.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All training rows, and more steps: for a GPU.")] = False,
 ) -> None:
     """Run what is missing."""
     for name in case or CASES:
         trial = CASES[name].trial(data, work, full=full)
         for number in range(CASES[name].seeds):
             if seed is None or number in seed:
-                _run_missing(name, trial, number, work)
+                _run_missing(name, trial, number, work, full=full)
 
 
-def _run_missing(name: str, trial: Trial, seed: int, work: Path) -> None:
+def _run_missing(name: str, trial: Trial, seed: int, work: Path, *, full: bool) -> None:
     """All runs of a case and seed of which there is no result."""
     dense: Dense | None = None
     for method, sparsity in runs(CASES[name], seed):
         spec, options = _specification(trial, method, sparsity, seed)
         key = {"case": name, "method": method, "options": options, "seed": seed, "target": sparsity}
-        key |= trial.recipe(spec)
+        key |= {"full": full} | trial.recipe(spec)
         with RESULTS.claim(key) as is_ours:
             if is_ours:
                 dense = dense or Dense(trial, seed, work)

@@ -44,9 +44,10 @@ _ABOUT_SUMMARY = (
     "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds."
 )
 _ABOUT_ABLATIONS = (
-    "The defaults, and beside them one thing changed at a time, from `benchmarks/results/ablations.jsonl` "
-    "(`python -m benchmarks.ablations DATA`). Single runs of one seed, and noisy: compare `default` with the same "
-    "run in the tables above, in which dropout drew other numbers. Seconds are of a machine with other work to do."
+    "How the case trains in the tables above, and beside it one thing changed at a time, from "
+    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Single runs of one seed, and noisy: "
+    "compare `default` with the same run in the tables above, in which dropout drew other numbers. Seconds are of a "
+    "machine with other work to do."
 )
 
 
@@ -79,9 +80,10 @@ class Matrix:
 
 def matrices(results: list[Result]) -> list[Matrix]:
     """Both sizes, as far as there are runs of them."""
-    short = of(results, device="CPU")
-    full = [result for result in results if result["device"] != "CPU"]
-    both = Matrix("Sized for two cores", "quality.svg", short), Matrix("In full, on a GPU", "quality-full.svg", full)
+    both = (
+        Matrix("sized for two cores", "quality.svg", of(results, full=False)),
+        Matrix("in full", "quality-full.svg", of(results, full=True)),
+    )
     return [matrix for matrix in both if matrix.results]
 
 
@@ -134,18 +136,16 @@ def _panel(axes: Any, results: list[Result], title: str) -> None:
 def document(results: list[Result]) -> str:
     """The page."""
     parts = matrices(results)
-    sections = [_introduction(parts), "## Over all cases", fill(_ABOUT_SUMMARY, 120)]
+    sections = [_introduction(), "## Over all cases", fill(_ABOUT_SUMMARY, 120)]
     for matrix in parts:
-        sections += [f"### {matrix.title}", _about_matrix(matrix), _summary(matrix.results)]
-        sections.append(f"![Quality against what is left of the encoder](figures/{matrix.figure})")
+        sections += [f"### All cases, {matrix.title}", _about_matrix(matrix), _summary(matrix.results)]
+        sections.append(f"![Quality against what is left of the encoder, {matrix.title}](figures/{matrix.figure})")
     for name, case in CASES.items():
-        found = [Matrix(matrix.title, matrix.figure, of(matrix.results, case=name)) for matrix in parts]
-        if any(matrix.results for matrix in found):
+        found = [(matrix.title, rows) for matrix in parts if (rows := of(matrix.results, case=name))]
+        if found:
             sections.append(f"## {case.title}")
-        for matrix in found:
-            if matrix.results:
-                sections += [f"### {case.title}: {matrix.title.lower()}", _about(matrix.results)]
-                sections.append(_table(matrix.results))
+        for title, rows in found:
+            sections += [f"### {case.title}, {title}", _about(rows), _table(rows)]
     if BUDGETS.all():
         sections += ["## A budget instead of a sparsity", fill(_about_budgets(), 120), _budgets(BUDGETS.all())]
     if ABLATIONS.all():
@@ -163,11 +163,11 @@ def _about_matrix(matrix: Matrix) -> str:
     )
 
 
-def _introduction(parts: list[Matrix]) -> str:
+def _introduction() -> str:
     command = "python -m benchmarks.quality DATA"
     text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
-        `{command}` makes on two cores, and `{command} --full` with every row and several times the steps on a
-        GPU. All methods start from the same dense model and get the same rows,
+        `{command}` makes on two cores, and `{command} --full`, with every training row and two to five times the
+        steps, on a GPU. All methods start from the same dense model and get the same rows,
         steps, schedule, learning rate and distillation, and their default options; wanda and sparsegpt, which take
         single weights and do not train, are given for comparison. Whole heads and neurons leave the weights otherwise.
         A pruned model has been trained for longer than its dense one, and may end above it: `{CONTROL}` is the dense
@@ -175,7 +175,9 @@ def _introduction(parts: list[Matrix]) -> str:
         trained by this benchmark from nothing. An example is a row, or for decoders a block of tokens.
         Metrics are of the validation splits, shares and correlations times 100. NeuroPrune's ranking, the decay of its
         saliencies, alpha, beta and the floors of all methods were chosen by looking at STS-B and SST-2, seed 0: what
-        these say of it is flattered; nothing was chosen on the other cases. Single runs are noisy, as a look at
+        these say of it is flattered. A job's default distillation of 0.8 for decoders was chosen by looking at the
+        Llama, half of it removed; in these tables all train with 0.5. Nothing was chosen on the other cases. Single
+        runs are noisy, as a look at
         neighbouring sparsities shows: small differences mean nothing, least of all on RTE, whose dense model hardly
         does better than guessing, and in ratios on CoLA. The T5 of SciTLDR learns too little from 2,000 rows to write
         summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every line of the results
@@ -326,7 +328,7 @@ def _cell(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Write the figure and the page."""
+    """Write the figures and the page."""
     results = RESULTS.all()
     for matrix in matrices(results):
         draw(matrix.results, FIGURES / matrix.figure)

@@ -96,7 +96,6 @@ class Trial:
             "rows": rows,
             "dense_epochs": self.dense_epochs,
             "training": training,
-            "device": device(),
         }
 
     def dense_folder(self, seed: int, work: Path) -> Path:
@@ -240,6 +239,7 @@ def _compared(dense: Dense, task: Task, model: PreTrainedModel) -> dict[str, Any
         "dense": {name: metric.value for name, metric in dense.evaluation.metrics.items()},
         "pruned": {name: metric.value for name, metric in pruned.metrics.items()},
         "headline": task.headline,
+        "device": device(),
         "higher_is_better": dense.evaluation.metrics[task.headline].higher_is_better,
     }
 
