@@ -1,4 +1,4 @@
-"""What each choice within NeuroPrune is worth: its defaults, and beside them one thing changed at a time.
+"""What each choice within NeuroPrune is worth: a case as it is, and beside it one thing changed at a time.
 
     python -m benchmarks.ablations DATA [--case stsb] [--sparsity 0.7] [--variant "no distillation"] [--work FOLDER]
 

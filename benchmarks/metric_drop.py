@@ -147,11 +147,10 @@ def main(
             options, training = spec.method.model_dump(mode="json"), spec.training.model_dump(mode="json")
             key = {"max_metric_drop": MOST_DROP, "options": options, "training": training, "dense_epochs": DENSE_EPOCHS}
             key |= {"max_train_rows": TRAIN_ROWS, "further": FURTHER, "most_doubt": MOST_DOUBT, "groups": GROUPS}
-            key |= {"most_beyond": BEYOND, "device": device()}
-            key |= {"sentences": {"validation": VALIDATION_SENTENCES, "test": TEST_SENTENCES}}
+            key |= {"most_beyond": BEYOND, "sentences": {"validation": VALIDATION_SENTENCES, "test": TEST_SENTENCES}}
             with RESULTS.claim(key) as is_ours:
                 if is_ours:
-                    RESULTS.add({**key, **follow(spec, Path(scratch), official)})
+                    RESULTS.add({**key, "device": device(), **follow(spec, Path(scratch), official)})
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Trial:
         )
 
     def recipe(self, spec: JobSpec) -> dict[str, Any]:
-        """All that a result depends on beside the method, for its key."""
+        """All that a result depends on beside the method and the machine, for its key."""
         training = spec.training.model_dump(mode="json", exclude={"seed"})
         rows = {"train": self.max_train_rows, "validation": self.max_validation_rows}
         return {
@@ -233,7 +233,7 @@ def _steps(spec: JobSpec, features: Features) -> tuple[int, int]:
 
 
 def _compared(dense: Dense, task: Task, model: PreTrainedModel) -> dict[str, Any]:
-    """Metrics of the dense model and of another one."""
+    """Metrics of the dense model and of another one, and what trained that."""
     pruned = evaluate(task, model, dense.prepared.held_out, dense.evaluation.summaries)
     return {
         "dense": {name: metric.value for name, metric in dense.evaluation.metrics.items()},

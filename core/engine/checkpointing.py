@@ -28,5 +28,4 @@ def restore(folder: Path, model: PreTrainedModel, pruner: Pruner | None) -> None
     """Inverse of `write`, into a model and a pruner like those that were written."""
     load_model(model, folder / _WEIGHTS)
     if pruner is not None:
-        device = None if torch.cuda.is_available() else "cpu"
-        pruner.load_state_dict(torch.load(folder / _PRUNER, map_location=device, weights_only=True))
+        pruner.load_state_dict(torch.load(folder / _PRUNER, map_location="cpu", weights_only=True))

@@ -119,11 +119,11 @@ class Ladder:
 
     def stand_in(self, level: Level) -> Pruner:
         """An untrained copy on the CPU from which as much is gone as at a level; which units is left to chance."""
-        pruner = self._pruner(self.copy(), level, AT_ONCE, None)
+        pruner = self._pruner(self.dense_copy(), level, AT_ONCE, None)
         pruner.step(1, 0.0)
         return pruner
 
-    def copy(self) -> PreTrainedModel:
+    def dense_copy(self) -> PreTrainedModel:
         """The dense model once more, on the CPU."""
         model = copy.deepcopy(self.prepared.model)
         move(model, "cpu")

@@ -151,7 +151,7 @@ class Units:
         return next((part.parameter.device for part in self.slices), torch.device("cpu"))
 
     def total(self, slices: Callable[["Units"], tuple[Slice, ...]], measure: Callable[[Slice], Tensor]) -> Tensor:
-        """Sum over all that belongs to each unit, its members included, fp32 [count] where the weights are.
+        """Sum over all that belongs to each unit, its members included, fp32 [count] on `device`.
 
         Args:
             slices: Those of these and of their members that count.

@@ -71,13 +71,20 @@ def test_a_model_that_is_small_enough_stays_whole_with_a_warning(job, target):
     ]
 
 
-@pytest.mark.parametrize("make", [tiny.llama, lambda: tiny_families.model("mixtral", "causal-lm")])
-def test_a_model_of_exactly_so_many_bytes_stays_whole(job, make, tmp_path):
-    """Also where the bundle is a little smaller than the model that came: mixtral's experts are stored jointly."""
+@pytest.mark.parametrize(
+    ("make", "task"),
+    [
+        (tiny.bert, "sentence-embedding"),
+        (tiny.llama, "causal-lm"),
+        (lambda: tiny_families.model("mixtral", "causal-lm"), "causal-lm"),
+    ],
+)
+def test_a_model_of_exactly_so_many_bytes_stays_whole(job, make, task, tmp_path):
+    """Also where the bundle is a little smaller than the model that came: of mixtral's experts it joins gate and up."""
 
     def asked(size):
         shutil.rmtree(tmp_path / "bundle", ignore_errors=True)
-        return job({"size_bytes": size}, make, "causal-lm", num_train_epochs=0.5)
+        return job({"size_bytes": size}, make, task, num_train_epochs=0.5)
 
     whole = asked(10**9)["size_bytes"]["pruned"]
     assert asked(whole)["sparsity"]["achieved"] == 0

@@ -13,6 +13,7 @@ from core.engine.methods.l1 import L1Criterion
 from core.engine.methods.magnitude import MagnitudeCriterion
 from core.engine.methods.neuroprune.criterion import SALIENCY_DECAY, NeuroPruneCriterion
 from core.engine.methods.random import RandomCriterion
+from core.engine.plan import Masks, WeightMasks
 from core.jobs.methods import NeuroPrune, Smart
 from tests import tiny, tiny_families
 from tests.pruning import every_storage, loss_of, plant_twins
@@ -258,12 +259,31 @@ def test_observing_does_not_leave_the_device(kind, observed):
     observed(bind(model)).observe()
 
 
-def test_what_was_observed_is_taken_up_on_the_device_of_the_weights():
+@pytest.mark.parametrize("kind", [("bert", "masked-lm"), ("t5", "seq2seq")])
+def test_what_was_observed_is_taken_up_on_the_device_of_the_weights(kind):
     """A checkpoint may come from a machine without a GPU."""
-    state = NeuroPruneCriterion(bind(tiny.bert()), NeuroPrune(name="neuroprune")).state_dict()
-    criterion = NeuroPruneCriterion(bind(tiny.bert().to("meta")), NeuroPrune(name="neuroprune"))
+    state = NeuroPruneCriterion(bind(tiny_families.model(*kind)), NeuroPrune(name="neuroprune")).state_dict()
+    criterion = NeuroPruneCriterion(bind(tiny_families.model(*kind).to("meta")), NeuroPrune(name="neuroprune"))
     criterion.load_state_dict(state)
+    criterion.observe()
     assert {saliency.device.type for saliency in criterion.saliency} == {"meta"}
+
+
+def test_removed_weights_are_taken_up_on_the_device_of_the_weights():
+    masks = WeightMasks(bind(tiny.bert()))
+    masks.remove(1, some_kept(masks.kept[1].shape))
+    there = WeightMasks(bind(tiny.bert().to("meta")))
+    there.load_state_dict(masks.state_dict())
+    assert there.removed == masks.removed > 0
+    assert {kept.device.type for kept in there.kept} == {"meta"}
+
+
+def test_removed_units_are_held_on_the_device_of_the_weights():
+    anatomy = bind(tiny.bert().to("meta"))
+    masks = Masks(anatomy)
+    for units in anatomy.units:
+        masks.kept(units.position)[0] = False
+    masks.hold()
 
 
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])
@@ -278,7 +298,9 @@ def test_smart_is_taken_up_on_the_device_of_the_weights(granularity):
     there = build_pruner(bind(tiny.bert().to("meta")), options, 0.5, Schedule(10, 0.1, 0.4), 0)
     there.load_state_dict(state)
     found = there.state_dict()
-    moved = [found["moments"]["exp_avg"], found["gates"]["values"], *found["gates"]["raw"]]
+    moved = [found["scores"], found["moments"]["exp_avg"], found["moments"]["exp_avg_sq"]]
+    moved += [found["gates"]["values"], *found["gates"]["raw"], *found["importance"]["sensitivity"]]
+    moved += found["removal"].get("kept", [])
     assert {tensor.device.type for tensor in moved} == {"meta"}
 
 

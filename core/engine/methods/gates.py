@@ -98,10 +98,10 @@ class Gates:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Close the gates as they were when the state was taken."""
-        devices = [part.weight.device for part in self.parts]
-        self.values, self._raw = None, [raw.to(device) for raw, device in zip(state["raw"], devices, strict=False)]
+        self.values, self._raw = None, []
         if state["values"] is not None:
-            self._scale(state["values"].to(devices[0]))
+            self._raw = [raw.to(part.weight.device) for raw, part in zip(state["raw"], self.parts, strict=True)]
+            self._scale(state["values"].to(self.parts[0].weight.device))
 
     def _scale(self, values: Tensor) -> None:
         self.values = values

@@ -42,7 +42,7 @@ class ImportanceCriterion(Criterion):
                     sensitivity.lerp_((matrix.weight * matrix.gradient).abs(), 1 - DECAY)
             return
         for units, sensitivity in zip(self.anatomy.units, self.sensitivity, strict=True):
-            if units.kind == "inputs":
+            if not units.count or units.kind == "inputs":
                 continue
             sensitivity.lerp_(units.total(attrgetter("slices"), lambda part: part.slopes.abs()), 1 - DECAY)
 

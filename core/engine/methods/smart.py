@@ -123,6 +123,7 @@ class SmartPruner(Pruner):
         self.temperature = state["temperature"]
         self.importance.load_state_dict(state["importance"])
         self.scores.data.copy_(state["scores"])
+        # The optimiser takes tensors as they are where their device fits.
         moments = {name: moment.clone() for name, moment in state["moments"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: moments}})
         self.gates.load_state_dict(state["gates"])

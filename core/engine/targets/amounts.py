@@ -51,7 +51,8 @@ def level_of_bytes(ladder: Ladder, size: int) -> Level:
     least = with_nothing_gone - BYTES_PER_PARAMETER * most
     if size < least:
         raise UnreachableTargetError(
-            f"model.safetensors cannot be saved in {size:,} bytes: it has {whole:,} now, and {least:,} at least.",
+            f"model.safetensors cannot be saved in {size:,} bytes: with nothing removed it takes {whole:,}, and "
+            f"{least:,} at least.",
             param="/target/size_bytes",
         )
     return _removing(ladder, math.ceil((with_nothing_gone - size) / BYTES_PER_PARAMETER))
@@ -74,7 +75,7 @@ def _removing(ladder: Ladder, parameters: int) -> Level:
 
 def _whole_bytes(ladder: Ladder) -> int:
     """Bytes of the model from which nothing is gone, as it would be delivered."""
-    anatomy = bind(ladder.copy())
+    anatomy = bind(ladder.dense_copy())
     return _delivered_bytes(ladder, anatomy, Masks(anatomy).plan())
 
 
@@ -87,6 +88,7 @@ def _stand_in_bytes(ladder: Ladder, level: Level) -> int:
 
 
 def _delivered_bytes(ladder: Ladder, anatomy: Anatomy, plan: Plan) -> int:
+    """Bytes of a model as saved with what a plan keeps; its anatomy is stale afterwards."""
     give_structure(ladder.spec.structure, anatomy, plan)
     with TemporaryDirectory() as folder:
         write_model(anatomy.model, ladder.prepared.task.processor, ladder.prepared.task, Path(folder))
