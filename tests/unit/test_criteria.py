@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.engine.anatomy import bind
 from core.engine.methods import Schedule, build_pruner
@@ -256,7 +257,10 @@ def test_observing_does_not_leave_the_device(kind, observed):
     model = tiny_families.model(*kind).to("meta")
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    observed(bind(model)).observe()
+    criterion = observed(bind(model))
+    criterion.observe()
+    (averages,) = criterion.state_dict().values()
+    assert {average.device.type for average in averages} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", [("bert", "masked-lm"), ("t5", "seq2seq")])
@@ -283,7 +287,9 @@ def test_removed_units_are_held_on_the_device_of_the_weights():
     masks = Masks(anatomy)
     for units in anatomy.units:
         masks.kept(units.position)[0] = False
-    masks.hold()
+    with Devices() as devices:
+        masks.hold()
+    assert devices.multiplied == {"meta"}
 
 
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])
@@ -302,6 +308,19 @@ def test_smart_is_taken_up_on_the_device_of_the_weights(granularity):
     moved += [found["gates"]["values"], *found["gates"]["raw"], *found["importance"]["sensitivity"]]
     moved += found["removal"].get("kept", [])
     assert {tensor.device.type for tensor in moved} == {"meta"}
+
+
+class Devices(TorchDispatchMode):
+    """Hears of the device of every tensor that something is multiplied by in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.multiplied = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket is torch.ops.aten.mul_:
+            self.multiplied |= {tensor.device.type for tensor in args}
+        return function(*args, **(kwargs or {}))
 
 
 def bert_with_gradients():

@@ -191,8 +191,11 @@ def dataset(tmp_path, name, content):
         ("a.parquet", b"PAR1" + b"pages" + b"footer" + b"\x06\0\0\0PAR1"),
     ],
 )
-def test_good_data_is_accepted(tmp_path, suffix, name, content):
-    check_dataset(dataset(tmp_path, name + suffix, content), LIMIT)
+def test_good_data_is_accepted_and_left_as_it_is(tmp_path, suffix, name, content):
+    path = dataset(tmp_path, name + suffix, content)
+    uploaded = path.read_bytes()
+    check_dataset(path, LIMIT)
+    assert path.read_bytes() == uploaded
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
