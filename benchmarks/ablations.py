@@ -20,6 +20,7 @@ METHOD: dict[str, dict[str, Any]] = {
     "equal shares for all layers": {"layer_floor": 1.0},
     "ranked over all layers": {"layer_floor": 0.0},
     "connectivity, not saliency": {"importance": False},
+    "no compensation": {"compensation": False},
     "no redundancy rule": {"redundancy": False},
     "heads similar within 0.6": {"theta": 0.6},
     "no penalties": {"alpha": 0.0, "beta": 0.0},

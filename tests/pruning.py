@@ -85,6 +85,7 @@ def calibrate(pruner: Pruner) -> None:
 
 def take_step(pruner: Pruner, optimizer: torch.optim.Optimizer, step: int) -> None:
     """One optimiser step as the training loop takes it."""
+    pruner.begin_step(step)
     optimizer.zero_grad()
     loss, penalty = loss_of(pruner.anatomy.model, step), pruner.penalty()
     (loss if penalty is None else loss + penalty).backward()

@@ -260,6 +260,8 @@ class _PruningCallback(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.narrowing is not None:
             self.narrowing.update()
+        if self.pruner is not None:
+            self.pruner.begin_step(self.steps_before + state.global_step + 1)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

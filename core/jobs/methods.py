@@ -86,7 +86,7 @@ class NeuroPrune(_Gradual):
 
     targeted: the target is met exactly. While the model trains, the paper's two penalties shrink poorly connected
     neurons and sparse input groups, outside of the optimiser; heads that another can stand for are merged into it
-    first; of the rest the least important go.
+    first; of the rest the least important go, and what stays takes over from them.
 
     faithful: as published. The penalties are part of the loss, redundant heads go after each epoch, and the sparsity is
     what comes out of alpha, beta and theta: a job takes no target.
@@ -117,6 +117,11 @@ class NeuroPrune(_Gradual):
         description="Let first-order saliency decide among what is not redundant; off (for ablation), connectivity "
         "decides: the poorly connected lose. Single weights always go by magnitude and connectivity.",
     )
+    compensation: bool = Field(
+        True,
+        description="Let the heads and neurons that stay take over what goes, as well as they can (least squares on "
+        "what they compute in a training step); off for ablation.",
+    )
     heads_kept: int | None = Field(
         None,
         ge=0,
@@ -134,7 +139,7 @@ class NeuroPrune(_Gradual):
     @model_validator(mode="after")
     def _options_fit_mode(self) -> "NeuroPrune":
         faithful, single = self.mode == "faithful", self.granularity != "structured"
-        structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
+        structured_only = {"theta", "redundancy", "importance", "compensation", "heads_kept", "in_rows"}
         if faithful:
             self._refuse_changed(
                 (structured_only - {"theta"}) | {"granularity", "layer_floor", "experts"}, "with mode faithful"

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -16,8 +17,8 @@ from core.engine.units import Slice, Units
 class Pruner(ABC):
     """Removes parts of a live model, before or while it trains, and holds what is removed at zero.
 
-    The order of calls: `calibrate` once; for every optimiser step the loss with `penalty`, `observe` with the gradients
-    in place, the optimiser's own step, `step`; `end_epoch` after every pass over the data; `finish` once.
+    The order of calls: `calibrate` once; for every optimiser step `begin_step`, the loss with `penalty`, `observe` with
+    the gradients in place, the optimiser's own step, `step`; `end_epoch` after every pass over the data; `finish` once.
     """
 
     def __init__(self, anatomy: Anatomy) -> None:
@@ -31,6 +32,9 @@ class Pruner(ABC):
 
     def calibrate(self, run: Callable[[int], None]) -> None:  # noqa: B027 most methods need no calibration
         """Look at the model's activations: `run(rows)` passes so many training rows through it, the same every time."""
+
+    def begin_step(self, step: int) -> None:  # noqa: B027 few methods look at what the model computes
+        """Optimiser step `step` (from 1) is about to be taken."""
 
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss."""
@@ -82,6 +86,10 @@ class Criterion(ABC):
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Around a step after which something goes, and its removal: a chance to see what the model computes."""
+        return nullcontext()
 
     def observe(self) -> None:  # noqa: B027 not every method looks at gradients
         """Look at the gradients of the step that is about to be taken, without leaving the device: a GPU would idle."""

@@ -1,5 +1,6 @@
 """Gradual pruning: a criterion says what matters least, a schedule when it goes, a removal takes it away."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class GradualPruner(Pruner):
         self.removal: Removal
         self.unshrunk = 0.0
         """Sum of the learning rates since weights last shrank."""
+        self._watching = ExitStack()
+
+    def begin_step(self, step: int) -> None:
+        if self._removes_after(step):
+            self._watching.enter_context(self.criterion.watching())
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -42,8 +48,9 @@ class GradualPruner(Pruner):
         self.unshrunk += learning_rate
         if step % SHRINK_EVERY == 0:
             self._shrink()
-        if step == self.schedule.last_step or (step < self.schedule.last_step and step % self.interval == 0):
+        if self._removes_after(step):
             self.removal.advance(self.schedule.reached(step), self.criterion)
+        self._watching.close()
         self.masks.hold()
         self.removal.hold()
 
@@ -59,6 +66,11 @@ class GradualPruner(Pruner):
     @property
     def sparsity(self) -> float:
         return self.removal.sparsity
+
+    def _removes_after(self, step: int) -> bool:
+        """Whether it is time to remove something when this step is taken."""
+        last = self.schedule.last_step
+        return step == last or (step < last and step % self.interval == 0)
 
     def _shrink(self) -> None:
         self.criterion.shrink(self.unshrunk)

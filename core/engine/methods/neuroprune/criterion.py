@@ -4,20 +4,23 @@ After every optimiser step the weights shrink by the proximal form of equations 
 that Adam's scaling does not distort them. When units are due:
 
 * heads that a dominating head can stand for are merged into it (algorithms 2 and 3), least important first;
-* if the budget asks for more heads, and for neurons and in-rows, the least important go.
+* if the budget asks for more heads, and for neurons and in-rows, the least important go;
+* what stays of an attention or MLP takes over what goes of it, as well as it can (`compensation`).
 
 Single weights go by magnitude times the connectivity of what they attach to: the rich get richer, the poor lose all
 they have and can leave.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.engine.anatomy import Anatomy, Mlp
+from core.engine.anatomy import Anatomy, Attention, Mlp
 from core.engine.methods.base import Criterion, by_mean, strengths
+from core.engine.methods.neuroprune.compensation import Compensation
 from core.engine.methods.neuroprune.penalties import attach_preferentially_, sparsify_groups_, sum_of_columns
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
 from core.engine.plan import copies_like
@@ -39,6 +42,11 @@ class NeuroPruneCriterion(Criterion):
         """By the position of their heads."""
         self.owners = [part for layer in anatomy.layers for part in layer.parts for _ in part.matrices]
         """What each matrix is part of, by its position."""
+        self.compensation = Compensation(anatomy)
+
+    def watching(self) -> AbstractContextManager[None]:
+        wanted = self.options.granularity == "structured" and self.options.compensation
+        return self.compensation.watching() if wanted else nullcontext()
 
     def observe(self) -> None:
         """First-order saliency: the squared change in loss if a unit were scaled away (Molchanov 2017)."""
@@ -86,18 +94,15 @@ class NeuroPruneCriterion(Criterion):
 
     def hand_over(self, position: int, removed: Tensor, kept: Tensor) -> list[tuple[int, int]]:
         attention = self.attentions.get(position)
-        if attention is None:
-            return []
-        successors = torch.arange(len(kept))
-        if self.options.redundancy:
-            successors = representatives(attention, kept, self.options.theta)
-        merged = []
-        for head in removed.tolist():
-            successor = int(successors[head])
-            is_merged = successor != head and successor not in removed
-            hand_over_(attention, head, successor if is_merged else None)
-            if is_merged:
-                merged.append((head, successor))
+        merged = [] if attention is None else self._merge(attention, removed, kept)
+        alone = removed[~torch.isin(removed, torch.tensor([head for head, _ in merged], dtype=torch.long))]
+        stay = kept.clone()
+        stay[removed] = False
+        if len(alone) and self._writes(position) and self.compensation.has_heard(position):
+            self.compensation.take_over_(position, alone, kept, stay)
+        elif attention is not None:
+            for head in alone.tolist():
+                hand_over_(attention, head, None)
         return merged
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,6 +110,20 @@ class NeuroPruneCriterion(Criterion):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.saliency = copies_like(self.saliency, state["saliency"])
+
+    def _merge(self, attention: Attention, removed: Tensor, kept: Tensor) -> list[tuple[int, int]]:
+        """Let each head that goes, and for which one that stays can stand, pass its output on to that."""
+        if not self.options.redundancy:
+            return []
+        successors = representatives(attention, kept, self.options.theta)
+        merged = [(head, int(successors[head])) for head in removed.tolist() if successors[head] not in removed]
+        for head, successor in merged:
+            hand_over_(attention, head, successor)
+        return merged
+
+    def _writes(self, position: int) -> bool:
+        """Whether the units at this position have outputs: in-rows have none, and experts none of their own."""
+        return bool(self.anatomy.units[position].writes)
 
     def _connectivity(self, units: Units) -> Tensor:
         """How well units are connected, without a look at the loss: in-strength times out-strength, [count]."""

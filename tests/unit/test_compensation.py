@@ -1,0 +1,181 @@
+"""What stays of a block takes over what goes of it: by brute force, on live models, and only where it was heard."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from core.engine.anatomy import bind
+from core.engine.methods.neuroprune import compensation
+from core.engine.methods.neuroprune.compensation import Compensation, take_over_
+from core.engine.narrowing import narrowing
+from core.engine.plan import Masks
+from core.engine.units import Matrix
+from core.errors import NumericalError
+from tests import pruning, tiny, tiny_families
+
+GONE, LEFT = torch.tensor([1, 4]), torch.tensor([0, 2, 3])
+
+
+def projection(kind: str, *, bias: bool) -> Matrix:
+    torch.manual_seed(0)
+    module = Conv1D(6, 5) if kind == "Conv1D" else nn.Linear(5, 6, bias=bias)
+    nn.init.normal_(module.weight)
+    if module.bias is not None:
+        nn.init.normal_(module.bias)
+    return Matrix(module)
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("Linear", True), ("Linear", False), ("Conv1D", True)])
+def test_outputs_move_as_little_as_they_can(kind, bias, monkeypatch):
+    """Beside the least-squares solution of all outputs at once, bias included, that numpy's LAPACK finds."""
+    monkeypatch.setattr(compensation, "DAMPING", 1e-9)
+    output = projection(kind, bias=bias)
+    inputs = torch.randn(50, 5) @ torch.randn(5, 5) + torch.randn(5)
+    before = output.module(inputs).detach()
+    known = torch.cat([inputs[:, LEFT], torch.ones(50, 1)], 1) if bias else inputs[:, LEFT]
+    best = torch.linalg.lstsq(known.double(), before.double()).solution.float()
+
+    take_over_(output, inputs[:, GONE], inputs[:, LEFT], GONE, LEFT)
+    torch.testing.assert_close(output.weight[:, LEFT], best[: len(LEFT)].T, rtol=1e-3, atol=1e-3)
+    if bias:
+        torch.testing.assert_close(output.bias, best[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_mixture_of_others_is_replaced_by_them():
+    output = projection("Linear", bias=True)
+    inputs = torch.randn(200, 5)
+    inputs[:, 1] = 2 * inputs[:, 0] - inputs[:, 3] + 5
+    inputs[:, 4] = inputs[:, 2]
+    before = output.module(inputs).detach()
+    plain = copy.deepcopy(output.module)
+    take_over_(output, inputs[:, GONE], inputs[:, LEFT], GONE, LEFT)
+    inputs[:, GONE] = 0
+    moved, would_have = ((module(inputs) - before).square().mean() for module in (output.module, plain))
+    assert moved < 1e-3 * would_have
+
+
+def test_nothing_left_but_the_bias():
+    """The bias takes over the mean; what never does anything takes over nothing."""
+    inputs = torch.randn(40, 5) + 3
+    for left in (torch.tensor([], dtype=torch.long), LEFT):
+        output = projection("Linear", bias=True)
+        weight, bias = output.weight.clone(), output.bias.clone()
+        silent = torch.full((40, len(left)), 7.0)
+        take_over_(output, inputs[:, GONE], silent, GONE, left)
+        torch.testing.assert_close(output.bias, bias + weight[:, GONE] @ inputs[:, GONE].mean(0))
+        assert torch.equal(output.weight, weight)
+
+
+def test_activations_that_are_not_finite_are_refused():
+    inputs = torch.randn(9, 5)
+    inputs[3, 2] = torch.inf
+    with pytest.raises(NumericalError, match="activations"):
+        take_over_(projection("Linear", bias=False), inputs[:, GONE], inputs[:, LEFT], GONE, LEFT)
+
+
+FAMILIES = [tiny.bert_classifier, tiny.llama, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
+
+
+@pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_a_model_answers_more_like_before(make, kind):
+    """Half the units of a kind go from the first layer: its projection's outputs move less than without."""
+    model = make()
+    distances = {}
+    for compensated in (True, False):
+        anatomy = bind(copy.deepcopy(model))
+        part = (anatomy.attentions if kind == "heads" else anatomy.mlps)[0]
+        before = outputs_of(anatomy.model, part)
+        kept = torch.ones(part.units.count, dtype=torch.bool)
+        removed = torch.arange(0, part.units.count, 2)
+        stay = kept.clone()
+        stay[removed] = False
+        listener = Compensation(anatomy)
+        with listener.watching():
+            pruning.loss_of(anatomy.model, 0)
+            if compensated:
+                listener.take_over_(part.units.position, removed, kept, stay)
+        part.units.zero_(~stay)
+        distances[compensated] = float((outputs_of(anatomy.model, part) - before).square().mean())
+        assert not listener.has_heard(part.units.position)
+    assert distances[True] < distances[False]
+
+
+def outputs_of(model, part):
+    """What the part's output projection answers to the batch of `pruning.loss_of`."""
+    found = []
+    hook = part.output.module.register_forward_hook(lambda _, __, output: found.append(output.detach()))
+    with torch.no_grad():
+        pruning.loss_of(model, 0)
+    hook.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
+def test_a_narrowed_model_hands_over_the_same(make):
+    """While it trains, a model reads only what is kept; what takes over is the same."""
+    weights = []
+    for is_narrowed in (False, True):
+        model = make()
+        anatomy = bind(model)
+        masks, listener = Masks(anatomy), Compensation(anatomy)
+        parts = [*anatomy.attentions, *anatomy.mlps]
+        for part in parts:
+            masks.remove(part.units.position, torch.arange(part.units.count // 2))
+        masks.hold()
+        with narrowing(anatomy, masks) as narrow:
+            if is_narrowed:
+                narrow.update()
+            with listener.watching():
+                pruning.loss_of(model, 0)
+                for part in parts:
+                    kept = masks.kept(part.units.position)
+                    removed = kept.nonzero().flatten()[:1]
+                    stay = kept.clone()
+                    stay[removed] = False
+                    listener.take_over_(part.units.position, removed, kept, stay)
+        weights.append([part.output.weight.clone() for part in parts])
+    for whole, narrowed in zip(*weights, strict=True):
+        torch.testing.assert_close(narrowed, whole, rtol=1e-4, atol=1e-5)
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
+def trained(compensation: bool):
+    """A model half of which went while it trained, and how many hooks it had at each step's end."""
+    model = tiny.bert_classifier()
+    pruner = pruning.Case("neuroprune", "structured").pruner(model, 0.5, compensation=compensation)
+    during, after, optimizer = [], [], pruning.adamw(model)
+    observe = pruner.observe
+    pruner.observe = lambda: (during.append(hooks_of(model)), observe())
+    for step in range(1, pruning.STEPS + 1):
+        pruning.take_step(pruner, optimizer, step)
+        after.append(hooks_of(model))
+    return pruner, list(zip(during, after, strict=True))
+
+
+def test_listens_only_in_steps_after_which_something_goes():
+    pruner, hooks = trained(compensation=True)
+    assert all(after == 0 for _, after in hooks)
+    listened = {step for step, (during, _) in enumerate(hooks, 1) if during}
+    assert listened == set(range(1, pruner.schedule.last_step + 1))
+    _, hooks = trained(compensation=False)
+    assert hooks == [(0, 0)] * pruning.STEPS
+
+
+def test_an_expert_that_no_token_chose_is_left_alone():
+    model = tiny_families.model("mixtral", "causal-lm")
+    anatomy = bind(model)
+    listener = Compensation(anatomy)
+    expert = anatomy.mixtures[0].mlps[0]
+    with listener.watching():
+        assert not listener.has_heard(expert.units.position)
+        listener._heard[listener._index[expert.units.position]].append(torch.empty(0, expert.units.count))
+        assert not listener.has_heard(expert.units.position)
+        pruning.loss_of(model, 0)
+        assert all(listener.has_heard(attention.units.position) for attention in anatomy.attentions)
