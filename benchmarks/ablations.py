@@ -20,6 +20,7 @@ METHOD: dict[str, dict[str, Any]] = {
     "equal shares for all layers": {"layer_floor": 1.0},
     "ranked over all layers": {"layer_floor": 0.0},
     "connectivity, not saliency": {"importance": False},
+    "compensation": {"compensation": True},
     "no compensation": {"compensation": False},
     "no redundancy rule": {"redundancy": False},
     "heads similar within 0.6": {"theta": 0.6},

@@ -33,6 +33,8 @@ BASELINES = ("smart", "importance", "magnitude", "l1", "random")
 """The strongest first."""
 CONTROL = "dense, trained on"
 """What the steps of pruning alone give."""
+UNCOMPENSATED = "neuroprune, no compensation"
+"""What compensation is worth where it is the default: for language models."""
 ONE_SHOT = ("wanda", "sparsegpt")
 """Methods without training, for decoders."""
 
@@ -51,6 +53,7 @@ class Case:
         full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
         seeds: How many; three where single runs differ most.
         one_shot: Whether the methods without training run, too.
+        language_model: Whether it writes, token by token.
     """
 
     title: str
@@ -59,6 +62,7 @@ class Case:
     full_dense_epochs: float | None = None
     seeds: int = 1
     one_shot: bool = False
+    language_model: bool = False
 
     def trial(self, data: Path, work: Path, *, full: bool = False) -> Trial:
         """The trial as it fits two cores, or in full."""
@@ -145,19 +149,25 @@ CASES = {
         full_epochs=4,
         seeds=3,
     ),
-    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, one_shot=True),
-    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, one_shot=True),
-    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, one_shot=True),
+    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, one_shot=True, language_model=True),
+    "gpt2-tinystories": Case(
+        "GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, one_shot=True, language_model=True
+    ),
+    "gpt2-shakespeare": Case(
+        "GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, one_shot=True, language_model=True
+    ),
     "t5-multi30k": Case(
         "T5 5M, Multi30k de-en",
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
         full_epochs=1,
+        language_model=True,
     ),
     "t5-scitldr": Case(
         "T5 5M, SciTLDR",
         # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         encoder_decoder("scitldr", "summarisation", "nats_per_token", 8, num_train_epochs=1, learning_rate=1e-3),
         full_epochs=4,
+        language_model=True,
     ),
 }
 
@@ -169,6 +179,8 @@ def runs(case: Case, seed: int) -> Iterator[tuple[str, float]]:
     yield from ((method, sparsity) for method in methods for sparsity in COMPARED)
     if seed == 0:
         yield from (("neuroprune", sparsity) for sparsity in ALONE)
+    if case.language_model:
+        yield from ((UNCOMPENSATED, sparsity) for sparsity in COMPARED)
 
 
 def main(
@@ -206,7 +218,8 @@ def _specification(trial: Trial, method: str, sparsity: float, seed: int) -> tup
         # Of the job, only the training counts.
         return trial.spec({"name": "neuroprune"}, COMPARED[0], seed), {}
     untrained = {"num_train_epochs": 0} if method in ONE_SHOT else {}
-    spec = trial.spec({"name": method}, sparsity, seed, **untrained)
+    named = {"name": "neuroprune", "compensation": False} if method == UNCOMPENSATED else {"name": method}
+    spec = trial.spec(named, sparsity, seed, **untrained)
     return spec, spec.method.model_dump(mode="json", exclude={"name"})
 
 

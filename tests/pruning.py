@@ -28,7 +28,9 @@ class Case:
     granularity: str
 
     def method(self, **options: Any) -> Any:
-        plain = {"neuroprune": {"alpha": 0.0, "beta": 0.0}, "l1": {"strength": 0.0}}.get(self.name, {})
+        plain: dict[str, Any] = {"neuroprune": {"alpha": 0.0, "beta": 0.0}, "l1": {"strength": 0.0}}.get(self.name, {})
+        if self.name == "neuroprune" and self.granularity == "structured":
+            plain["compensation"] = True
         return TypeAdapter(Method).validate_python(
             {"name": self.name, "granularity": self.granularity, **plain, **options}
         )

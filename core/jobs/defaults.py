@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.jobs.methods import trains
+from core.jobs.methods import NeuroPrune, trains
 from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
 from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget
 
@@ -26,6 +26,9 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "image-classification": TrainingDefaults(num_train_epochs=3, learning_rate=1e-4, distillation=0.5),
     "seq2seq": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
 }
+
+COMPENSATES = {"causal-lm", "masked-lm", "seq2seq"}
+"""Tasks that ask something of every token. For others, most of what a layer computes does not reach the answer."""
 
 SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
 """The headline by what is written."""
@@ -58,7 +61,9 @@ def resolve(spec: JobSpec) -> JobSpec:
             "distillation": defaults.distillation if asked is None else asked,
         }
     )
-    task = spec.task
+    task, method = spec.task, spec.method
+    if isinstance(method, NeuroPrune) and method.can_compensate and method.compensation is None:
+        method = method.model_copy(update={"compensation": task.name in COMPENSATES})
     if isinstance(task, Seq2Seq):
         task = task.model_copy(update={"metric": task.metric or SEQ2SEQ_METRICS[task.kind]})
-    return spec.model_copy(update={"training": training, "task": task})
+    return spec.model_copy(update={"training": training, "task": task, "method": method})

@@ -117,10 +117,11 @@ class NeuroPrune(_Gradual):
         description="Let first-order saliency decide among what is not redundant; off (for ablation), connectivity "
         "decides: the poorly connected lose. Single weights always go by magnitude and connectivity.",
     )
-    compensation: bool = Field(
-        True,
+    compensation: bool | None = Field(
+        None,
         description="Let the heads and neurons that stay take over what goes, as well as they can (least squares on "
-        "what they compute in a training step); off for ablation.",
+        "what they compute in a training step). Default: for the tasks that ask something of every token, causal-lm, "
+        "masked-lm and seq2seq.",
     )
     heads_kept: int | None = Field(
         None,
@@ -147,6 +148,11 @@ class NeuroPrune(_Gradual):
         elif single:
             self._refuse_changed(structured_only, f"with granularity {self.granularity}")
         return self
+
+    @property
+    def can_compensate(self) -> bool:
+        """Whether whole heads and neurons go while the model trains."""
+        return self.mode == "targeted" and self.granularity == "structured"
 
     def strengths(self) -> tuple[float, float]:
         """alpha and beta, with the mode's default where they are left out."""

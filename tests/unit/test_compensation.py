@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,14 +32,14 @@ def projection(kind: str, *, bias: bool) -> Matrix:
 @pytest.mark.parametrize(("kind", "bias"), [("Linear", True), ("Linear", False), ("Conv1D", True)])
 def test_outputs_move_as_little_as_they_can(kind, bias, monkeypatch):
     """Beside the least-squares solution of all outputs at once, bias included, that numpy's LAPACK finds."""
-    monkeypatch.setattr(compensation, "DAMPING", 1e-9)
+    monkeypatch.setattr(compensation, "damping_of", lambda inputs, covariance: 1e-9 * covariance.diagonal().mean())
     output = projection(kind, bias=bias)
     inputs = torch.randn(50, 5) @ torch.randn(5, 5) + torch.randn(5)
     before = output.module(inputs).detach()
     known = torch.cat([inputs[:, LEFT], torch.ones(50, 1)], 1) if bias else inputs[:, LEFT]
     best = torch.linalg.lstsq(known.double(), before.double()).solution.float()
 
-    take_over_(output, inputs[:, GONE], inputs[:, LEFT], GONE, LEFT)
+    take_over_(output, inputs, torch.arange(5), GONE, LEFT)
     torch.testing.assert_close(output.weight[:, LEFT], best[: len(LEFT)].T, rtol=1e-3, atol=1e-3)
     if bias:
         torch.testing.assert_close(output.bias, best[-1], rtol=1e-3, atol=1e-3)
@@ -46,34 +47,60 @@ def test_outputs_move_as_little_as_they_can(kind, bias, monkeypatch):
 
 def test_a_mixture_of_others_is_replaced_by_them():
     output = projection("Linear", bias=True)
-    inputs = torch.randn(200, 5)
+    inputs = torch.randn(5000, 5)
     inputs[:, 1] = 2 * inputs[:, 0] - inputs[:, 3] + 5
     inputs[:, 4] = inputs[:, 2]
     before = output.module(inputs).detach()
     plain = copy.deepcopy(output.module)
-    take_over_(output, inputs[:, GONE], inputs[:, LEFT], GONE, LEFT)
+    take_over_(output, inputs, torch.arange(5), GONE, LEFT)
     inputs[:, GONE] = 0
     moved, would_have = ((module(inputs) - before).square().mean() for module in (output.module, plain))
     assert moved < 1e-3 * would_have
 
 
 def test_nothing_left_but_the_bias():
-    """The bias takes over the mean; what never does anything takes over nothing."""
-    inputs = torch.randn(40, 5) + 3
-    for left in (torch.tensor([], dtype=torch.long), LEFT):
-        output = projection("Linear", bias=True)
-        weight, bias = output.weight.clone(), output.bias.clone()
-        silent = torch.full((40, len(left)), 7.0)
-        take_over_(output, inputs[:, GONE], silent, GONE, left)
-        torch.testing.assert_close(output.bias, bias + weight[:, GONE] @ inputs[:, GONE].mean(0))
-        assert torch.equal(output.weight, weight)
+    """It takes over the mean."""
+    output, inputs = projection("Linear", bias=True), torch.randn(40, 5) + 3
+    weight, bias = output.weight.clone(), output.bias.clone()
+    take_over_(output, inputs, torch.arange(5), torch.arange(5), torch.tensor([], dtype=torch.long))
+    torch.testing.assert_close(output.bias, bias + weight @ inputs.mean(0))
+    assert torch.equal(output.weight, weight)
+
+
+def test_what_never_changes_takes_over_nothing():
+    output = projection("Linear", bias=True)
+    weight, bias = output.weight.clone(), output.bias.clone()
+    take_over_(output, torch.full((40, 5), 7.0), torch.arange(5), GONE, LEFT)
+    torch.testing.assert_close(output.bias, bias + weight[:, GONE].sum(1) * 7)
+    torch.testing.assert_close(output.weight, weight)
+
+
+@pytest.mark.parametrize("tokens", [20, 300, 3000])
+def test_the_fewer_tokens_the_more_damping(tokens):
+    """As scikit-learn has it."""
+    inputs = torch.randn(tokens, 40, generator=torch.Generator().manual_seed(0)) @ torch.randn(
+        40, 40, generator=torch.Generator().manual_seed(1)
+    )
+    inputs = inputs - inputs.mean(0)
+    covariance = inputs.T @ inputs / tokens
+    shrinkage = ledoit_wolf_shrinkage(inputs.double().numpy(), assume_centered=True)
+    expected = max(compensation.LEAST_DAMPING, shrinkage / (1 - shrinkage)) * covariance.diagonal().mean()
+    torch.testing.assert_close(compensation.damping_of(inputs, covariance), expected, rtol=1e-3, atol=0)
+
+
+def test_one_token_is_enough_to_go_on():
+    """It says nothing without a bias to learn from it but its own direction, and must not stop a job."""
+    output, inputs = projection("Linear", bias=False), torch.randn(1, 5)
+    before = output.weight @ inputs[0]
+    take_over_(output, inputs, torch.arange(5), GONE, LEFT)
+    torch.testing.assert_close(output.weight[:, LEFT] @ inputs[0, LEFT], before, rtol=0.1, atol=0.1)
 
 
 def test_activations_that_are_not_finite_are_refused():
     inputs = torch.randn(9, 5)
     inputs[3, 2] = torch.inf
     with pytest.raises(NumericalError, match="activations"):
-        take_over_(projection("Linear", bias=False), inputs[:, GONE], inputs[:, LEFT], GONE, LEFT)
+        take_over_(projection("Linear", bias=False), inputs, torch.arange(5), GONE, LEFT)
 
 
 FAMILIES = [tiny.bert_classifier, tiny.llama, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]

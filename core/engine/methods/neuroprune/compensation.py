@@ -20,8 +20,8 @@ from core.engine.methods.activations import listening
 from core.engine.units import Matrix
 from core.errors import NumericalError
 
-DAMPING = 0.02
-"""Added to the variance of every input, as a share of their mean: one batch has few tokens."""
+LEAST_DAMPING = 0.01
+"""Added to the variance of every input, as a share of their mean, however many tokens there are."""
 
 
 class Compensation:
@@ -66,47 +66,67 @@ class Compensation:
         part = self._parts[self._index[position]]
         (written,) = part.units.writes
         device = part.output.weight.device
-        heard = torch.cat([tokens.to(device) for tokens in self._heard[self._index[position]]])
-        columns = written.layout.index(kept.nonzero().flatten()).to(device)
-        if heard.shape[1] != len(columns):
-            heard = heard[:, columns]
+        inputs = torch.cat([tokens.to(device) for tokens in self._heard[self._index[position]]])
+        reads, gone, left = (
+            written.layout.index(units).to(device)
+            for units in (kept.nonzero().flatten(), removed, stay.nonzero().flatten())
+        )
         # While it trains, a projection may read only what is kept.
-        place = torch.zeros(part.output.weight.shape[1], dtype=torch.long, device=device)
-        place[columns] = torch.arange(len(columns), device=device)
-        gone, left = (written.layout.index(units).to(device) for units in (removed, stay.nonzero().flatten()))
-        take_over_(part.output, heard[:, place[gone]], heard[:, place[left]], gone, left)
+        if inputs.shape[1] != len(reads):
+            inputs = inputs[:, reads]
+        take_over_(part.output, inputs, reads, gone, left)
 
 
 @torch.no_grad()
-def take_over_(output: Matrix, gone: Tensor, left: Tensor, gone_columns: Tensor, left_columns: Tensor) -> None:
+def take_over_(output: Matrix, inputs: Tensor, reads: Tensor, gone: Tensor, left: Tensor) -> None:
     """Change the weights of the inputs that are left, and the bias, so that a projection's outputs move least.
 
     Args:
-        output: [out, in]; the weights of those that go stay as they are.
-        gone: What the inputs read that go, [T, gone].
-        left: What those read that are left, [T, left].
-        gone_columns: Where the former are in `output`, [gone].
-        left_columns: Where the latter are, [left].
+        output: [out, in]; the weights of what goes stay as they are.
+        inputs: What it read, [T, n].
+        reads: Which of its inputs these are, [n].
+        gone: Which of them go.
+        left: Which of them take over.
 
     Raises:
         NumericalError: the inputs are not finite.
     """
     weight, bias = output.weight, output.bias
-    lost = weight[:, gone_columns].float()
     # A bias makes up for the means; without one, inputs are compared with zero.
-    gone_mean, left_mean = (gone.mean(0), left.mean(0)) if bias is not None else (0.0, 0.0)
-    gone, left = gone - gone_mean, left - left_mean
-    gram = left.T @ left
-    damping = DAMPING * gram.diagonal().mean() if len(gram) else gram.new_zeros(())
-    if damping == 0:
-        shares = gram.new_zeros(len(gram), len(gone_columns))
-    else:
-        gram.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(gram)
+    mean = inputs.mean(0) if bias is not None else torch.zeros_like(inputs[0])
+    inputs = inputs - mean
+    covariance = inputs.T @ inputs / len(inputs)
+    damping = damping_of(inputs, covariance)
+    is_gone, is_left = torch.isin(reads, gone), torch.isin(reads, left)
+    shares = covariance[is_left][:, is_gone]
+    # Inputs that never change take over nothing.
+    if damping != 0:
+        covariance.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(covariance[is_left][:, is_left])
         if bool(failed):
             raise NumericalError("The model's activations are not finite.")
-        shares = torch.cholesky_solve(left.T @ gone, factor)
+        shares = torch.cholesky_solve(shares, factor)
+    lost = weight[:, reads[is_gone]].float()
     gained = lost @ shares.T
-    weight[:, left_columns] += gained.to(weight.dtype)
+    weight[:, reads[is_left]] += gained.to(weight.dtype)
     if bias is not None:
-        bias += (lost @ gone_mean - gained @ left_mean).to(bias.dtype)
+        bias += (lost @ mean[is_gone] - gained @ mean[is_left]).to(bias.dtype)
+
+
+def damping_of(inputs: Tensor, covariance: Tensor) -> Tensor:
+    """What to add to a covariance's diagonal, scalar: the more, the fewer the tokens are for so many inputs.
+
+    The shrinkage towards a multiple of the identity that comes nearest to the true covariance in the mean (Ledoit &
+    Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4).
+
+    Args:
+        inputs: [T, n], centred.
+        covariance: Of them, [n, n].
+    """
+    count = len(covariance)
+    variance = covariance.diagonal().mean()
+    squared = covariance.square().sum()
+    dispersion = squared - count * variance.square()
+    error = (inputs.square().sum(1).square().mean() - squared) / len(inputs)
+    shrinkage = (error / dispersion.clamp_min(torch.finfo(squared.dtype).tiny)).clamp(0, 1)
+    return variance * (shrinkage / (1 - shrinkage)).clamp(LEAST_DAMPING, 1 / LEAST_DAMPING)

@@ -45,8 +45,7 @@ class NeuroPruneCriterion(Criterion):
         self.compensation = Compensation(anatomy)
 
     def watching(self) -> AbstractContextManager[None]:
-        wanted = self.options.granularity == "structured" and self.options.compensation
-        return self.compensation.watching() if wanted else nullcontext()
+        return self.compensation.watching() if self.options.compensation else nullcontext()
 
     def observe(self) -> None:
         """First-order saliency: the squared change in loss if a unit were scaled away (Molchanov 2017)."""
