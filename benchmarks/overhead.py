@@ -1,18 +1,17 @@
 """What targeted pruning costs on top of plain fine-tuning: time a step and memory, side by side in one run.
 
-    python -m benchmarks.overhead DATA
+    python -m benchmarks.overhead DATA [--case gpt2-shakespeare]
 
-The same model, rows and teacher are trained in turns without and with NeuroPrune, over a whole schedule; the first
-steps of each turn are left out, and means are compared, because only some of the steps remove something. Memory is the
-peak of a process that trains one way or the other.
-DATA holds `sst2/{train,validation}.jsonl.gz`. The result goes to `benchmarks/results/overhead.jsonl`.
+The same model, rows and teacher are trained in turns without and with NeuroPrune, over the whole schedule that a case
+of `benchmarks.quality` has; the first steps of each turn are left out, and means are compared, because only some of the
+steps remove something. Memory is the peak of a process that trains one way or the other.
+The result goes to `benchmarks/results/overhead.jsonl`.
 """
 
 import copy
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Annotated
@@ -26,11 +25,11 @@ from core.engine.anatomy import bind, count_parameters
 from core.engine.evaluate import Teacher
 from core.engine.methods import Schedule, build_pruner
 from core.engine.preparation import Prepared
-from core.engine.training import StepReport, train
+from core.engine.training import StepReport, total_steps, train
 from core.jobs.spec import JobSpec
 
 RESULTS = Results(Path(__file__).parent / "results" / "overhead.jsonl")
-ROUNDS, STEPS, WARMING_UP = 3, 400, 10
+ROUNDS, WARMING_UP = 3, 10
 STEPS_ALONE = 60
 """Enough for every removal there is: memory does not grow after that."""
 SPARSITY = 0.7
@@ -68,9 +67,9 @@ def own_peak() -> int:
     return int(status["VmHWM"].split()[0]) * 1024
 
 
-def peak_bytes(data: Path, work: Path, *, pruned: bool) -> int:
+def peak_bytes(data: Path, case: str, work: Path, *, pruned: bool) -> int:
     """Peak resident memory of a process of its own that trains one way."""
-    command = [sys.executable, "-m", "benchmarks.overhead", str(data), "--work", str(work)]
+    command = [sys.executable, "-m", "benchmarks.overhead", str(data), "--case", case, "--work", str(work)]
     way = "pruned" if pruned else "plain"
     answer = subprocess.run([*command, "--alone", way], capture_output=True, text=True, check=True)
     return int(answer.stdout.split()[-1])
@@ -78,15 +77,15 @@ def peak_bytes(data: Path, work: Path, *, pruned: bool) -> int:
 
 def main(
     data: Path,
+    case: Annotated[str, typer.Option(help="What is trained.")] = "sst2",
     work: Annotated[Path, typer.Option(help="Where the dense model is kept.")] = WORK,
     alone: Annotated[str | None, typer.Option(help="Train one way, plain or pruned, and print peak bytes.")] = None,
 ) -> None:
     """Measure and print."""
-    trained = CASES["sst2"].trial(data, work)
-    dense = dense_model(trained, 0, work)
-    trial = replace(trained, max_train_rows=STEPS * 32)
+    trial = CASES[case].trial(data, work)
     spec = trial.spec({"name": "neuroprune"}, SPARSITY, 0)
-    prepared = trial.prepared(spec, dense)
+    prepared = trial.prepared(spec, dense_model(trial, 0, work))
+    steps = total_steps(len(prepared.train), spec.training, spec.training.num_train_epochs or 0)
     teacher = Teacher(prepared.task, copy.deepcopy(prepared.model), prepared.train)
     if alone is not None:
         turn(prepared, spec, teacher, STEPS_ALONE, pruned=alone == "pruned")
@@ -97,14 +96,17 @@ def main(
     for number in range(ROUNDS):
         # The machine's pace drifts: who comes first changes from round to round.
         for way in (pruned, plain) if number % 2 else (plain, pruned):
-            way.append(mean(turn(prepared, spec, teacher, STEPS, pruned=way is pruned)))
+            way.append(mean(turn(prepared, spec, teacher, steps, pruned=way is pruned)))
         print(f"round {number + 1}: {plain[-1]:.4f} s plain, {pruned[-1]:.4f} s pruned", flush=True)
     ratios = sorted(b / a for a, b in zip(plain, pruned, strict=True))
-    memory = {way: [peak_bytes(data, work, pruned=way == "pruned") for _ in range(2)] for way in ("plain", "pruned")}
+    memory = {
+        way: [peak_bytes(data, case, work, pruned=way == "pruned") for _ in range(2)] for way in ("plain", "pruned")
+    }
     extra = median(memory["pruned"]) - median(memory["plain"])
     parameters = 4 * count_parameters(prepared.model)
     result = {
-        "model": "all-MiniLM-L6-v2",
+        "case": case,
+        "steps": steps,
         "threads": torch.get_num_threads(),
         "seconds_plain": plain,
         "seconds_pruned": pruned,

@@ -50,6 +50,26 @@ def test_sparser_targets_train_longer_unless_the_user_says_how_long():
         assert resolve(frontier).training.num_train_epochs == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", TRAINING_DEFAULTS)
+def test_what_stays_takes_over_where_every_token_counts(name):
+    """Unless the user says otherwise, and only where whole units go while the model trains."""
+
+    def compensation(method):
+        data = DEMO["task"]["data"] if name == "sentence-embedding" else UPLOADED["data"]
+        kind = {"kind": "translation"} if name == "seq2seq" else {}
+        target = DEMO["target"] if method.get("mode") != "faithful" else None
+        spec = demo_spec(
+            task={"name": name, "data": data, **kind}, method={"name": "neuroprune", **method}, target=target
+        )
+        return resolve(spec).method.compensation
+
+    assert compensation({}) is (name in {"causal-lm", "masked-lm", "seq2seq"})
+    assert compensation({"compensation": True}) is True
+    assert compensation({"compensation": False}) is False
+    assert compensation({"granularity": "unstructured"}) is None
+    assert compensation({"mode": "faithful"}) is None
+
+
 def test_the_published_method_takes_no_recovery():
     spec = {**DEMO, "target": None, "method": FAITHFUL, "training": {"recovery_epochs": 1}}
     assert "must be 0 in mode faithful" in faults(spec)["/training/recovery_epochs"]
@@ -196,6 +216,7 @@ def test_a_target_of_several_steps_needs_a_method_that_goes_on(target):
             {"name": "neuroprune", "granularity": "unstructured", "importance": False},
             "importance cannot be set with granularity unstructured",
         ),
+        (FAITHFUL | {"compensation": True}, "compensation cannot be set with mode faithful"),
         ({"name": "l1", "granularity": "2:4", "layer_floor": 0.5}, "layer_floor cannot be set with granularity 2:4"),
         ({"name": "magnitude", "granularity": "4:4"}, "N must be below M; 4:4 is not"),
         ({"name": "magnitude", "granularity": "0:4"}, "match pattern"),
