@@ -27,8 +27,10 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
     "seq2seq": TrainingDefaults(num_train_epochs=3, learning_rate=2e-4, distillation=0.5),
 }
 
-COMPENSATES = {"causal-lm", "masked-lm", "seq2seq"}
-"""Tasks that ask something of every token. For others, most of what a layer computes does not reach the answer."""
+COMPENSATES = {"causal-lm", "seq2seq"}
+"""Tasks that write, and ask something of every token. Where a text gets one answer, most of what a layer computes does
+not reach it; of masked-lm nothing is known yet.
+"""
 
 SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
 """The headline by what is written."""
