@@ -46,11 +46,11 @@ _ABOUT_SUMMARY = (
     "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds."
 )
 _ABOUT_ABLATIONS = (
-    "How the case trains in the tables above, and beside it one thing changed at a time, from "
-    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Single runs of one seed, and noisy: "
-    "compare `default` with the same run in the tables above, in which dropout drew other numbers, and take that run "
-    "where there is none. Decoders have `distillation 0.8` by default in jobs; a GPT-2 whose teacher has read no more "
-    "than the rows gains nothing by it. Seconds are of a machine with other work to do."
+    "How the case trains in the tables above, but without compensation, and beside it one thing changed at a time, "
+    "from `benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Single runs of one seed, and "
+    "noisy: compare `default` with the same run in the tables above, in which dropout drew other numbers, and take "
+    "that run where there is none. Decoders have `distillation 0.8` by default in jobs; a GPT-2 whose teacher has "
+    "read no more than the rows gains nothing by it. Seconds are of a machine with other work to do."
 )
 
 
@@ -168,26 +168,25 @@ def _about_matrix(matrix: Matrix) -> str:
 
 def _introduction() -> str:
     command = "python -m benchmarks.quality DATA"
-    text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
-        `{command}` makes on two cores, and `{command} --full`, with every training row and two to five times the
-        steps, on a GPU. All methods start from the same dense model and get the same rows,
-        steps, schedule, learning rate and distillation, and their default options; wanda and sparsegpt, which take
-        single weights and do not train, are given for comparison. Whole heads and neurons leave the weights otherwise.
-        A pruned model has been trained for longer than its dense one, and may end above it: `{CONTROL}` is the dense
-        model after as many steps more, with the same schedule and teacher. The dense models of GPT-2 and T5 are
-        trained by this benchmark from nothing. An example is a row, or for decoders a block of tokens.
-        Metrics are of the validation splits, shares and correlations times 100. NeuroPrune's ranking, the decay of its
-        saliencies, alpha, beta and the floors of all methods were chosen by looking at STS-B and SST-2, seed 0: what
-        these say of it is flattered. That what stays takes over what goes (compensation) in language models and not
-        elsewhere was chosen by looking at GPT-2 on Shakespeare, the Llama, Multi30k, CoLA and STS-B, seed 0; the runs
-        without it, `{UNCOMPENSATED}`, are those of before. A job's default distillation of 0.8 for decoders was chosen by looking at the
-        Llama, half of it removed; in these tables all train with 0.5. Nothing was chosen on the others. Single
-        runs are noisy, as a look at
-        neighbouring sparsities shows: small differences mean nothing, least of all on RTE, whose dense model hardly
-        does better than guessing, and in ratios on CoLA. The T5 of SciTLDR learns too little from 2,000 rows to write
-        summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every line of the results
-        has both. Speed (PyTorch on the CPU of the machine that trained) and seconds were measured while other runs
-        kept the machine busy, and compare only roughly."""
+    text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which `{command}`
+        makes on two cores, and `{command} --full`, with every training row and two to five times the steps, on a GPU.
+        All methods start from the same dense model and get the same rows, steps, schedule, learning rate and
+        distillation, and their default options; wanda and sparsegpt, which take single weights and do not train, are
+        given for comparison. Whole heads and neurons leave the weights otherwise. A pruned model has been trained for
+        longer than its dense one, and may end above it: `{CONTROL}` is the dense model after as many steps more, with
+        the same schedule and teacher. The dense models of GPT-2 and T5 are trained by this benchmark from nothing. An
+        example is a row, or for decoders a block of tokens. Metrics are of the validation splits, shares and
+        correlations times 100. NeuroPrune's ranking, the decay of its saliencies, alpha, beta and the floors of all
+        methods were chosen by looking at STS-B and SST-2, seed 0: what these say of it is flattered. That what stays
+        takes over what goes (compensation) in models that write and not elsewhere was chosen by looking at GPT-2 on
+        Shakespeare, the Llama, Multi30k, CoLA and STS-B, seed 0; the runs without it are `{UNCOMPENSATED}`, in full
+        the only ones so far. A job's default distillation of 0.8 for decoders was chosen by looking at the Llama,
+        half of it removed; in these tables all train with 0.5. Nothing was chosen on the others. Single runs are
+        noisy, as a look at neighbouring sparsities shows: small differences mean nothing, least of all on RTE, whose
+        dense model hardly does better than guessing, and in ratios on CoLA. The T5 of SciTLDR learns too little from
+        2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every
+        line of the results has both. Speed (PyTorch on the CPU of the machine that trained) and seconds were measured
+        while other runs kept the machine busy, and compare only roughly."""
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 

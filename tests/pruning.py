@@ -29,7 +29,7 @@ class Case:
 
     def method(self, **options: Any) -> Any:
         plain: dict[str, Any] = {"neuroprune": {"alpha": 0.0, "beta": 0.0}, "l1": {"strength": 0.0}}.get(self.name, {})
-        if self.name == "neuroprune" and self.granularity == "structured":
+        if self.name == "neuroprune" and self.granularity == "structured" and options.get("mode") != "faithful":
             plain["compensation"] = True
         return TypeAdapter(Method).validate_python(
             {"name": self.name, "granularity": self.granularity, **plain, **options}

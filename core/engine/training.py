@@ -119,7 +119,11 @@ def train(
                 _CheckpointCallback(stage, checkpoints),
             ],
         )
-        trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
+        try:
+            trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
+        finally:
+            if pruner is not None:
+                pruner.end_training()
         # Takes off the autocast that training put around forward: evaluation and export are in fp32.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         result = Path(scratch) / "result"

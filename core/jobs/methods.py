@@ -86,7 +86,7 @@ class NeuroPrune(_Gradual):
 
     targeted: the target is met exactly. While the model trains, the paper's two penalties shrink poorly connected
     neurons and sparse input groups, outside of the optimiser; heads that another can stand for are merged into it
-    first; of the rest the least important go, and what stays takes over from them.
+    first; of the rest the least important go, and where `compensation` is on, what stays takes over from them.
 
     faithful: as published. The penalties are part of the loss, redundant heads go after each epoch, and the sparsity is
     what comes out of alpha, beta and theta: a job takes no target.
@@ -139,7 +139,10 @@ class NeuroPrune(_Gradual):
     @model_validator(mode="after")
     def _options_fit_mode(self) -> "NeuroPrune":
         faithful, single = self.mode == "faithful", self.granularity != "structured"
-        structured_only = {"theta", "redundancy", "importance", "compensation", "heads_kept", "in_rows"}
+        structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
+        if self.compensation:
+            # A resolved job says that it is off, and may be sent again with another mode or granularity.
+            structured_only.add("compensation")
         if faithful:
             self._refuse_changed(
                 (structured_only - {"theta"}) | {"granularity", "layer_floor", "experts"}, "with mode faithful"

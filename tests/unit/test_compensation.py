@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from core.engine.anatomy import bind
+from core.engine.methods import gradual
 from core.engine.methods.neuroprune import compensation
 from core.engine.methods.neuroprune.compensation import Compensation, take_over_
 from core.engine.narrowing import narrowing
@@ -31,15 +32,16 @@ def projection(kind: str, *, bias: bool) -> Matrix:
 
 @pytest.mark.parametrize(("kind", "bias"), [("Linear", True), ("Linear", False), ("Conv1D", True)])
 def test_outputs_move_as_little_as_they_can(kind, bias, monkeypatch):
-    """Beside the least-squares solution of all outputs at once, bias included, that numpy's LAPACK finds."""
+    """Beside the weighted least-squares solution of all outputs at once, bias included."""
     monkeypatch.setattr(compensation, "damping_of", lambda inputs, covariance: 1e-9 * covariance.diagonal().mean())
     output = projection(kind, bias=bias)
-    inputs = torch.randn(50, 5) @ torch.randn(5, 5) + torch.randn(5)
+    inputs, weights = torch.randn(50, 5) @ torch.randn(5, 5) + torch.randn(5), torch.rand(50) + 0.1
     before = output.module(inputs).detach()
     known = torch.cat([inputs[:, LEFT], torch.ones(50, 1)], 1) if bias else inputs[:, LEFT]
-    best = torch.linalg.lstsq(known.double(), before.double()).solution.float()
+    root = weights.double().sqrt()[:, None]
+    best = torch.linalg.lstsq(root * known, root * before).solution.float()
 
-    take_over_(output, inputs, torch.arange(5), GONE, LEFT)
+    take_over_(output, inputs, weights, torch.arange(5), GONE, LEFT)
     torch.testing.assert_close(output.weight[:, LEFT], best[: len(LEFT)].T, rtol=1e-3, atol=1e-3)
     if bias:
         torch.testing.assert_close(output.bias, best[-1], rtol=1e-3, atol=1e-3)
@@ -52,7 +54,7 @@ def test_a_mixture_of_others_is_replaced_by_them():
     inputs[:, 4] = inputs[:, 2]
     before = output.module(inputs).detach()
     plain = copy.deepcopy(output.module)
-    take_over_(output, inputs, torch.arange(5), GONE, LEFT)
+    take_over_(output, inputs, torch.ones(len(inputs)), torch.arange(5), GONE, LEFT)
     inputs[:, GONE] = 0
     moved, would_have = ((module(inputs) - before).square().mean() for module in (output.module, plain))
     assert moved < 1e-3 * would_have
@@ -62,7 +64,9 @@ def test_nothing_left_but_the_bias():
     """It takes over the mean."""
     output, inputs = projection("Linear", bias=True), torch.randn(40, 5) + 3
     weight, bias = output.weight.clone(), output.bias.clone()
-    take_over_(output, inputs, torch.arange(5), torch.arange(5), torch.tensor([], dtype=torch.long))
+    take_over_(
+        output, inputs, torch.ones(len(inputs)), torch.arange(5), torch.arange(5), torch.tensor([], dtype=torch.long)
+    )
     torch.testing.assert_close(output.bias, bias + weight @ inputs.mean(0))
     assert torch.equal(output.weight, weight)
 
@@ -70,7 +74,7 @@ def test_nothing_left_but_the_bias():
 def test_what_never_changes_takes_over_nothing():
     output = projection("Linear", bias=True)
     weight, bias = output.weight.clone(), output.bias.clone()
-    take_over_(output, torch.full((40, 5), 7.0), torch.arange(5), GONE, LEFT)
+    take_over_(output, torch.full((40, 5), 7.0), torch.ones(40), torch.arange(5), GONE, LEFT)
     torch.testing.assert_close(output.bias, bias + weight[:, GONE].sum(1) * 7)
     torch.testing.assert_close(output.weight, weight)
 
@@ -88,19 +92,11 @@ def test_the_fewer_tokens_the_more_damping(tokens):
     torch.testing.assert_close(compensation.damping_of(inputs, covariance), expected, rtol=1e-3, atol=0)
 
 
-def test_one_token_is_enough_to_go_on():
-    """It says nothing without a bias to learn from it but its own direction, and must not stop a job."""
-    output, inputs = projection("Linear", bias=False), torch.randn(1, 5)
-    before = output.weight @ inputs[0]
-    take_over_(output, inputs, torch.arange(5), GONE, LEFT)
-    torch.testing.assert_close(output.weight[:, LEFT] @ inputs[0, LEFT], before, rtol=0.1, atol=0.1)
-
-
 def test_activations_that_are_not_finite_are_refused():
     inputs = torch.randn(9, 5)
     inputs[3, 2] = torch.inf
     with pytest.raises(NumericalError, match="activations"):
-        take_over_(projection("Linear", bias=False), inputs, torch.arange(5), GONE, LEFT)
+        take_over_(projection("Linear", bias=False), inputs, torch.ones(len(inputs)), torch.arange(5), GONE, LEFT)
 
 
 FAMILIES = [tiny.bert_classifier, tiny.llama, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
@@ -122,12 +118,13 @@ def test_a_model_answers_more_like_before(make, kind):
         stay[removed] = False
         listener = Compensation(anatomy)
         with listener.watching():
-            pruning.loss_of(anatomy.model, 0)
+            pruning.loss_of(anatomy.model, 0).backward()
             if compensated:
-                listener.take_over_(part.units.position, removed, kept, stay)
+                assert listener.take_over_(part.units.position, removed, kept, stay)
+        # What was heard is forgotten.
+        assert not listener.take_over_(part.units.position, removed, kept, stay)
         part.units.zero_(~stay)
         distances[compensated] = float((outputs_of(anatomy.model, part) - before).square().mean())
-        assert not listener.has_heard(part.units.position)
     assert distances[True] < distances[False]
 
 
@@ -144,8 +141,8 @@ def outputs_of(model, part):
 @pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
 def test_a_narrowed_model_hands_over_the_same(make):
     """While it trains, a model reads only what is kept; what takes over is the same."""
-    weights = []
-    for is_narrowed in (False, True):
+    results = []
+    for is_narrowed, takes_over in ((False, True), (True, True), (True, False)):
         model = make()
         anatomy = bind(model)
         masks, listener = Masks(anatomy), Compensation(anatomy)
@@ -153,56 +150,88 @@ def test_a_narrowed_model_hands_over_the_same(make):
         for part in parts:
             masks.remove(part.units.position, torch.arange(part.units.count // 2))
         masks.hold()
-        with narrowing(anatomy, masks) as narrow:
+        with narrowing(anatomy, masks) as narrow, listener.watching():
             if is_narrowed:
                 narrow.update()
-            with listener.watching():
-                pruning.loss_of(model, 0)
-                for part in parts:
-                    kept = masks.kept(part.units.position)
-                    removed = kept.nonzero().flatten()[:1]
-                    stay = kept.clone()
-                    stay[removed] = False
-                    listener.take_over_(part.units.position, removed, kept, stay)
-        weights.append([part.output.weight.clone() for part in parts])
-    for whole, narrowed in zip(*weights, strict=True):
-        torch.testing.assert_close(narrowed, whole, rtol=1e-4, atol=1e-5)
+            pruning.loss_of(model, 0).backward()
+            for part in parts if takes_over else []:
+                kept = masks.kept(part.units.position)
+                removed = kept.nonzero().flatten()[:1]
+                stay = kept.clone()
+                stay[removed] = False
+                assert listener.take_over_(part.units.position, removed, kept, stay)
+        results.append([p.detach().clone() for part in anatomy.mlps for p in part.output.module.parameters()])
+    for whole, narrowed, before in zip(*results, strict=True):
+        torch.testing.assert_close(narrowed, whole, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(narrowed, before)
 
 
 def hooks_of(model: nn.Module) -> int:
-    return sum(len(module._forward_pre_hooks) for module in model.modules())
+    return sum(len(module._forward_hooks) for module in model.modules())
 
 
-def trained(compensation: bool):
-    """A model half of which went while it trained, and how many hooks it had at each step's end."""
+@pytest.mark.parametrize(("compensation", "expected"), [(True, {2, 4, 6}), (False, set())])
+def test_listens_only_in_steps_after_which_something_goes(compensation, expected, monkeypatch):
+    monkeypatch.setattr(gradual, "REMOVALS", 2)
     model = tiny.bert_classifier()
     pruner = pruning.Case("neuroprune", "structured").pruner(model, 0.5, compensation=compensation)
-    during, after, optimizer = [], [], pruning.adamw(model)
-    observe = pruner.observe
-    pruner.observe = lambda: (during.append(hooks_of(model)), observe())
+    listened, optimizer = set(), pruning.adamw(model)
     for step in range(1, pruning.STEPS + 1):
-        pruning.take_step(pruner, optimizer, step)
-        after.append(hooks_of(model))
-    return pruner, list(zip(during, after, strict=True))
+        pruner.begin_step(step)
+        if hooks_of(model):
+            listened.add(step)
+        pruning.loss_of(model, step).backward()
+        pruner.observe()
+        optimizer.step()
+        pruner.step(step, pruning.LEARNING_RATE)
+        assert not hooks_of(model)
+    assert listened == expected
+    pruner.begin_step(pruner.schedule.last_step)
+    pruner.end_training()
+    assert not hooks_of(model)
 
 
-def test_listens_only_in_steps_after_which_something_goes():
-    pruner, hooks = trained(compensation=True)
-    assert all(after == 0 for _, after in hooks)
-    listened = {step for step, (during, _) in enumerate(hooks, 1) if during}
-    assert listened == set(range(1, pruner.schedule.last_step + 1))
-    _, hooks = trained(compensation=False)
-    assert hooks == [(0, 0)] * pruning.STEPS
-
-
-def test_an_expert_that_no_token_chose_is_left_alone():
+def test_an_expert_that_hardly_any_token_chose_is_left_alone():
     model = tiny_families.model("mixtral", "causal-lm")
+    expert = bind(model).mixtures[0].mlps[0]
+    kept, before = torch.ones(expert.units.count, dtype=torch.bool), expert.output.weight.clone()
+    removed = torch.tensor([0])
+    stay = kept.clone()
+    stay[removed] = False
+    listener = Compensation(bind(model))
+    for tokens, known in ((0, False), (2, False), (3, True)):
+        with listener.watching():
+            expert.output.module(torch.randn(tokens, expert.units.count)).square().sum().backward()
+            assert listener.take_over_(expert.units.position, removed, kept, stay) is known
+        assert torch.equal(expert.output.weight, before) is not known
+
+
+def test_padding_and_what_no_answer_depends_on_count_nothing():
+    """All that a classifier reads of a text's last layer is its first token."""
+    model = tiny.bert_classifier()
     anatomy = bind(model)
-    listener = Compensation(anatomy)
-    expert = anatomy.mixtures[0].mlps[0]
-    with listener.watching():
-        assert not listener.has_heard(expert.units.position)
-        listener._heard[listener._index[expert.units.position]].append(torch.empty(0, expert.units.count))
-        assert not listener.has_heard(expert.units.position)
-        pruning.loss_of(model, 0)
-        assert all(listener.has_heard(attention.units.position) for attention in anatomy.attentions)
+    ids = torch.randint(4, tiny.VOCABULARY, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    gradients = []
+    for part in (anatomy.mlps[0], anatomy.mlps[-1]):
+        listener = Compensation(anatomy)
+        with listener.watching():
+            model(input_ids=ids, attention_mask=mask).logits.square().sum().backward()
+            (reading,) = listener._readings[listener._index[part.units.position]]
+            gradients.append(reading.weights.view(2, 7) > 0)
+    assert torch.equal(gradients[0], mask.bool())
+    assert torch.equal(gradients[1], torch.eye(7, dtype=torch.bool)[:1].expand(2, 7))
+
+
+def test_tokens_count_by_their_weight():
+    """What one heavy token asks for is what comes out, whatever all the others ask for."""
+    inputs = torch.randn(60, 5)
+    weights = torch.full((60,), 1e-6)
+    weights[:6] = 1.0
+    few, all_of_them = (projection("Linear", bias=False) for _ in range(2))
+    take_over_(few, inputs[:6], weights[:6], torch.arange(5), GONE, LEFT)
+    take_over_(all_of_them, inputs, weights, torch.arange(5), GONE, LEFT)
+    assert (few.weight - all_of_them.weight).abs().max() < 0.3 * (
+        few.weight - projection("Linear", bias=False).weight
+    ).abs().max()

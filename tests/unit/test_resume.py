@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.checkpoints import Checkpoints, CheckpointStore
 from core.engine.anatomy import bind
@@ -23,7 +24,8 @@ STEPS, RECOVERY_STEPS = 12, 6
 ROWS = 26
 """7 batches of 4, so that accumulated steps end in the middle of an epoch and at its end."""
 
-NEUROPRUNE = methods.NeuroPrune(name="neuroprune")
+NEUROPRUNE = methods.NeuroPrune(name="neuroprune", compensation=True)
+UNCOMPENSATED = methods.NeuroPrune(name="neuroprune", compensation=False)
 FAITHFUL = methods.NeuroPrune(name="neuroprune", mode="faithful", alpha=1e-3, beta=1e-3, theta=0.3)
 SMART = methods.Smart(name="smart")
 IMPORTANCE = methods.Importance(name="importance")
@@ -136,6 +138,20 @@ def test_a_recovery_holds_what_is_gone_while_the_learning_rate_rises_anew(tmp_pa
     for units in pruner.anatomy.units:
         removed = ~pruner.masks.kept(units.position)
         assert not any(part.values[removed].any() for part in units.slices)
+
+
+def test_what_stays_takes_over_while_a_model_trains(tmp_path):
+    """Until the first units go, all is the same; then what takes over has other weights."""
+    weights = {}
+    for method in (NEUROPRUNE, UNCOMPENSATED):
+        job = Job(tmp_path / str(method.compensation), method)
+        with pytest.raises(Interrupted):
+            job.attempt(stop_at=Schedule(STEPS, 0.1, 0.4).first_step + 1)
+        checkpoint = Checkpoints(job.store()).fetch("pruning")
+        weights[method.compensation] = load_file(checkpoint.folder / "model.safetensors")
+    changed = {name for name, weight in weights[True].items() if not torch.equal(weight, weights[False][name])}
+    assert changed
+    assert all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in changed)
 
 
 def test_a_recovery_that_was_stopped_ends_with_the_same_bits(tmp_path):

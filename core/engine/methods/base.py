@@ -47,6 +47,9 @@ class Pruner(ABC):
     def step(self, step: int, learning_rate: float) -> None:
         """Remove what is due after optimiser step `step` (from 1), and hold what was removed."""
 
+    def end_training(self) -> None:  # noqa: B027 few methods have anything open
+        """A training is over, or broke off."""
+
     def end_epoch(self) -> None:  # noqa: B027 few methods care
         """A pass over the training rows is over."""
 

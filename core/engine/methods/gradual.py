@@ -54,6 +54,9 @@ class GradualPruner(Pruner):
         self.masks.hold()
         self.removal.hold()
 
+    def end_training(self) -> None:
+        self._watching.close()
+
     @torch.no_grad()
     def finish(self) -> None:
         self._shrink()
@@ -69,8 +72,8 @@ class GradualPruner(Pruner):
 
     def _removes_after(self, step: int) -> bool:
         """Whether it is time to remove something when this step is taken."""
-        last = self.schedule.last_step
-        return step == last or (step < last and step % self.interval == 0)
+        first, last = self.schedule.first_step, self.schedule.last_step
+        return step == last or (first < step < last and step % self.interval == 0)
 
     def _shrink(self) -> None:
         self.criterion.shrink(self.unshrunk)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.engine.anatomy import Anatomy
-from core.engine.methods.activations import listening
+from core.engine.export.modeling_neuroprune import Experts
 from core.engine.methods.base import Pruner
 from core.engine.methods.connections import release_unconnected
 from core.engine.methods.removal import check_pattern, weights_to_remove
@@ -131,20 +131,41 @@ def sum_over_tokens(
     """Sum a statistic of each module's inputs over all tokens that pass, padding left out.
 
     Args:
-        model: As `listening` has it, like `modules`.
-        modules: Parts of it.
+        model: Called with `attention_mask` [rows, tokens] as a keyword, or without padding.
+        modules: Parts of it, which read every token, [rows, tokens, in] or [rows * tokens, in], or belong to an expert.
         run: Passes batches through the model.
         statistic: Of inputs [T, in] in fp32.
 
     Returns:
         One sum a module, in fp64.
     """
-    sums: dict[int, Tensor] = {}
+    sums: dict[nn.Module, Tensor] = {}
+    mask: Tensor | None = None
 
-    def add(index: int, tokens: Tensor) -> None:
+    def note_mask(_: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        nonlocal mask
+        mask = inputs.get("attention_mask")
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        read = inputs[0].float()
+        tokens = read.flatten(0, -2)
+        # What else a projection may read, such as embeddings of distances, has no padding.
+        if mask is not None and read.shape[:-1] in (mask.shape, (mask.numel(),)):
+            tokens = tokens[mask.flatten().bool()]
         now = statistic(tokens).double()
-        sums[index] = sums[index] + now if index in sums else now
+        sums[module] = sums[module] + now if module in sums else now
 
-    with listening(model, modules, add):
+    def route_padding_nowhere(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...] | None:
+        """What experts read is some of the tokens; which, their projections cannot know."""
+        hidden, chosen, weights = inputs
+        return None if mask is None else (hidden, chosen.masked_fill(~mask.flatten().bool()[:, None], -1), weights)
+
+    hooks = [model.register_forward_pre_hook(note_mask, with_kwargs=True)]
+    hooks += [m.register_forward_pre_hook(route_padding_nowhere) for m in model.modules() if isinstance(m, Experts)]
+    hooks += [module.register_forward_pre_hook(add) for module in modules]
+    try:
         run()
-    return [sums[index] for index in range(len(modules))]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [sums[module] for module in modules]

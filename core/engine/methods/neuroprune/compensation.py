@@ -3,55 +3,67 @@
 The paper lets a head that stays take over the output of one that goes if both are nearly equal (algorithms 2 and 3).
 This does the same for heads and neurons that are equal to none, but to a mixture of others: least squares on what the
 output projection reads. It is the optimal brain surgeon's update (Hassibi & Stork 1992) for groups of a projection's
-inputs, as ZipLM (Kurtic et al. 2023, https://arxiv.org/abs/2302.04089) applies it to heads and neurons.
+inputs, as ZipLM (Kurtic et al. 2023, https://arxiv.org/abs/2302.04089) applies it to heads and neurons; but tokens
+count by how much the loss depends on what the projection makes of them. Padding counts nothing so, and where a text
+gets one answer, little does.
 
 Shapes: T tokens; an output projection's weights are [out, in].
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.engine.anatomy import Anatomy, Attention, Mlp
-from core.engine.methods.activations import listening
 from core.engine.units import Matrix
 from core.errors import NumericalError
 
+LEAST_TOKENS = 3
+"""With fewer, nothing is known of how sure a covariance is."""
+
 LEAST_DAMPING = 0.01
 """Added to the variance of every input, as a share of their mean, however many tokens there are."""
+
+
+@dataclass
+class _Reading:
+    """What a projection read in one forward pass.
+
+    `weights` are the squared lengths of the loss's gradients by its outputs, [T]; none before the backward pass.
+    """
+
+    inputs: Tensor
+    weights: Tensor | None = None
+
+    def weigh(self, gradient: Tensor) -> None:
+        self.weights = gradient.detach().float().square().sum(-1).flatten()
 
 
 class Compensation:
     """Hears what the output projections read in a training step, and adapts them to what goes after it."""
 
     def __init__(self, anatomy: Anatomy) -> None:
-        self._model = anatomy.model
         self._parts: list[Attention | Mlp] = [*anatomy.attentions, *anatomy.mlps]
         self._index = {part.units.position: index for index, part in enumerate(self._parts)}
         """By position in `Anatomy.units`."""
-        self._heard: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._readings: defaultdict[int, list[_Reading]] = defaultdict(list)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Listen within the block; what was heard is forgotten at its end."""
+        """Listen to forward and backward passes within the block; what was heard is forgotten at its end."""
+        with ExitStack() as hooks:
+            hooks.callback(self._readings.clear)
+            for index, part in enumerate(self._parts):
+                hook = part.output.module.register_forward_hook(partial(self._hear, index))
+                hooks.callback(hook.remove)
+            yield
 
-        def hear(index: int, tokens: Tensor) -> None:
-            self._heard[index].append(tokens)
-
-        try:
-            with listening(self._model, [part.output.module for part in self._parts], hear):
-                yield
-        finally:
-            self._heard.clear()
-
-    def has_heard(self, position: int) -> bool:
-        """Whether there is anything to go by for the units at this position."""
-        return any(len(tokens) for tokens in self._heard[self._index[position]])
-
-    def take_over_(self, position: int, removed: Tensor, kept: Tensor, stay: Tensor) -> None:
+    def take_over_(self, position: int, removed: Tensor, kept: Tensor, stay: Tensor) -> bool:
         """Let some of the units at this position of `anatomy.units` take over what others do.
 
         Args:
@@ -60,13 +72,24 @@ class Compensation:
             kept: Bool [count], those that have computed until now.
             stay: Bool [count], those that take over.
 
+        Returns:
+            Whether enough is known to go by: hardly a token may have come this way.
+
         Raises:
             NumericalError: the activations are not finite.
         """
-        part = self._parts[self._index[position]]
+        index = self._index[position]
+        part = self._parts[index]
         (written,) = part.units.writes
         device = part.output.weight.device
-        inputs = torch.cat([tokens.to(device) for tokens in self._heard[self._index[position]]])
+        known = [reading for reading in self._readings[index] if reading.weights is not None]
+        if not known:
+            return False
+        inputs = torch.cat([reading.inputs.flatten(0, -2).to(device) for reading in known]).float()
+        weights = torch.cat([reading.weights.to(device) for reading in known if reading.weights is not None])
+        counts = weights > 0
+        if int(counts.sum()) < LEAST_TOKENS:
+            return False
         reads, gone, left = (
             written.layout.index(units).to(device)
             for units in (kept.nonzero().flatten(), removed, stay.nonzero().flatten())
@@ -74,16 +97,25 @@ class Compensation:
         # While it trains, a projection may read only what is kept.
         if inputs.shape[1] != len(reads):
             inputs = inputs[:, reads]
-        take_over_(part.output, inputs, reads, gone, left)
+        take_over_(part.output, inputs[counts], weights[counts], reads, gone, left)
+        return True
+
+    def _hear(self, index: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            # Kept as it is: until the backward pass it costs nothing.
+            reading = _Reading(inputs[0].detach())
+            self._readings[index].append(reading)
+            output.register_hook(reading.weigh)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def take_over_(output: Matrix, inputs: Tensor, reads: Tensor, gone: Tensor, left: Tensor) -> None:
+def take_over_(output: Matrix, inputs: Tensor, weights: Tensor, reads: Tensor, gone: Tensor, left: Tensor) -> None:
     """Change the weights of the inputs that are left, and the bias, so that a projection's outputs move least.
 
     Args:
         output: [out, in]; the weights of what goes stay as they are.
         inputs: What it read, [T, n].
+        weights: How much each token counts, [T], positive.
         reads: Which of its inputs these are, [n].
         gone: Which of them go.
         left: Which of them take over.
@@ -91,21 +123,22 @@ def take_over_(output: Matrix, inputs: Tensor, reads: Tensor, gone: Tensor, left
     Raises:
         NumericalError: the inputs are not finite.
     """
+    if not bool(inputs.isfinite().all() & weights.isfinite().all()):
+        raise NumericalError("The model's activations or gradients are not finite.")
     weight, bias = output.weight, output.bias
+    weights = weights / weights.mean()
     # A bias makes up for the means; without one, inputs are compared with zero.
-    mean = inputs.mean(0) if bias is not None else torch.zeros_like(inputs[0])
-    inputs = inputs - mean
+    mean = weights @ inputs / len(inputs) if bias is not None else torch.zeros_like(inputs[0])
+    inputs = (inputs - mean) * weights.sqrt()[:, None]
     covariance = inputs.T @ inputs / len(inputs)
     damping = damping_of(inputs, covariance)
     is_gone, is_left = torch.isin(reads, gone), torch.isin(reads, left)
-    shares = covariance[is_left][:, is_gone]
+    covariance.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(covariance[is_left][:, is_left])
     # Inputs that never change take over nothing.
-    if damping != 0:
-        covariance.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(covariance[is_left][:, is_left])
-        if bool(failed):
-            raise NumericalError("The model's activations are not finite.")
-        shares = torch.cholesky_solve(shares, factor)
+    shares = torch.zeros_like(covariance[is_left][:, is_gone])
+    if not bool(failed):
+        shares = torch.cholesky_solve(covariance[is_left][:, is_gone], factor)
     lost = weight[:, reads[is_gone]].float()
     gained = lost @ shares.T
     weight[:, reads[is_left]] += gained.to(weight.dtype)

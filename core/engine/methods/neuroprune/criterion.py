@@ -97,9 +97,10 @@ class NeuroPruneCriterion(Criterion):
         alone = removed[~torch.isin(removed, torch.tensor([head for head, _ in merged], dtype=torch.long))]
         stay = kept.clone()
         stay[removed] = False
-        if len(alone) and self._writes(position) and self.compensation.has_heard(position):
-            self.compensation.take_over_(position, alone, kept, stay)
-        elif attention is not None:
+        can_take_over = len(alone) and self._writes(position)
+        if can_take_over and self.compensation.take_over_(position, alone, kept, stay):
+            return merged
+        if attention is not None:
             for head in alone.tolist():
                 hand_over_(attention, head, None)
         return merged
