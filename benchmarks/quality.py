@@ -34,7 +34,7 @@ BASELINES = ("smart", "importance", "magnitude", "l1", "random")
 CONTROL = "dense, trained on"
 """What the steps of pruning alone give."""
 UNCOMPENSATED = "neuroprune, no compensation"
-"""What compensation is worth where it is the default: for language models."""
+"""What compensation is worth where it is the default: in decoders."""
 ONE_SHOT = ("wanda", "sparsegpt")
 """Methods without training, for decoders."""
 
@@ -52,8 +52,7 @@ class Case:
         full_epochs: Epochs of pruning in full, on every training row.
         full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
         seeds: How many; three where single runs differ most.
-        one_shot: Whether the methods without training run, too.
-        language_model: Whether it writes, token by token.
+        decoder: Whether it is one: the methods without training run, too, and NeuroPrune without compensation.
     """
 
     title: str
@@ -61,8 +60,7 @@ class Case:
     full_epochs: float
     full_dense_epochs: float | None = None
     seeds: int = 1
-    one_shot: bool = False
-    language_model: bool = False
+    decoder: bool = False
 
     def trial(self, data: Path, work: Path, *, full: bool = False) -> Trial:
         """The trial as it fits two cores, or in full."""
@@ -149,25 +147,19 @@ CASES = {
         full_epochs=4,
         seeds=3,
     ),
-    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, one_shot=True, language_model=True),
-    "gpt2-tinystories": Case(
-        "GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, one_shot=True, language_model=True
-    ),
-    "gpt2-shakespeare": Case(
-        "GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, one_shot=True, language_model=True
-    ),
+    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, decoder=True),
+    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, decoder=True),
+    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, decoder=True),
     "t5-multi30k": Case(
         "T5 5M, Multi30k de-en",
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
         full_epochs=1,
-        language_model=True,
     ),
     "t5-scitldr": Case(
         "T5 5M, SciTLDR",
         # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         encoder_decoder("scitldr", "summarisation", "nats_per_token", 8, num_train_epochs=1, learning_rate=1e-3),
         full_epochs=4,
-        language_model=True,
     ),
 }
 
@@ -175,11 +167,11 @@ CASES = {
 def runs(case: Case, seed: int) -> Iterator[tuple[str, float]]:
     """Method and sparsity of every run of a case and seed, so that an unfinished matrix says most."""
     yield CONTROL, 0.0
-    methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.one_shot else ()))
+    methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.decoder else ()))
     yield from ((method, sparsity) for method in methods for sparsity in COMPARED)
     if seed == 0:
         yield from (("neuroprune", sparsity) for sparsity in ALONE)
-    if case.language_model:
+    if case.decoder:
         yield from ((UNCOMPENSATED, sparsity) for sparsity in COMPARED)
 
 

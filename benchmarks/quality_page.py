@@ -178,7 +178,7 @@ def _introduction() -> str:
         example is a row, or for decoders a block of tokens. Metrics are of the validation splits, shares and
         correlations times 100. NeuroPrune's ranking, the decay of its saliencies, alpha, beta and the floors of all
         methods were chosen by looking at STS-B and SST-2, seed 0: what these say of it is flattered. That what stays
-        takes over what goes (compensation) in models that write and not elsewhere was chosen by looking at GPT-2 on
+        takes over what goes (compensation) in decoders and not elsewhere was chosen by looking at GPT-2 on
         Shakespeare, the Llama, Multi30k, CoLA and STS-B, seed 0; the runs without it are `{UNCOMPENSATED}`, in full
         the only ones so far. A job's default distillation of 0.8 for decoders was chosen by looking at the Llama,
         half of it removed; in these tables all train with 0.5. Nothing was chosen on the others. Single runs are
