@@ -12,10 +12,13 @@ from core.engine.anatomy import bind
 from core.engine.methods import gradual
 from core.engine.methods.neuroprune import compensation
 from core.engine.methods.neuroprune.compensation import Compensation, take_over_
+from core.engine.methods.neuroprune.criterion import NeuroPruneCriterion
+from core.engine.methods.neuroprune.redundancy import hand_over_
 from core.engine.narrowing import narrowing
 from core.engine.plan import Masks
 from core.engine.units import Matrix
 from core.errors import NumericalError
+from core.jobs.methods import NeuroPrune
 from tests import pruning, tiny, tiny_families
 
 GONE, LEFT = torch.tensor([1, 4]), torch.tensor([0, 2, 3])
@@ -235,3 +238,65 @@ def test_tokens_count_by_their_weight():
     assert (few.weight - all_of_them.weight).abs().max() < 0.3 * (
         few.weight - projection("Linear", bias=False).weight
     ).abs().max()
+
+
+@pytest.mark.parametrize("kind", ["albert", "t5", "deberta-v2/shared", "mixtral"])
+def test_every_kind_of_block_takes_over(kind):
+    """Shared layers, cross attentions, gated MLPs and experts: what is heard fits what reads it."""
+    model = tiny_families.model(kind, "seq2seq" if kind == "t5" else "causal-lm" if kind == "mixtral" else "masked-lm")
+    anatomy = bind(model)
+    listener = Compensation(anatomy)
+    taken = {"heads": 0, "neurons": 0}
+    with listener.watching():
+        pruning.loss_of(model, 0).backward()
+        for part in (*anatomy.attentions, *anatomy.mlps):
+            kept = torch.ones(part.units.count, dtype=torch.bool)
+            before = part.output.weight.clone()
+            if listener.take_over_(part.units.position, torch.tensor([0]), kept, torch.arange(len(kept)) > 0):
+                taken[part.units.kind] += 1
+                columns = part.units.writes[0].layout.index(torch.tensor([0]))
+                changed = (part.output.weight != before).any(0)
+                assert changed.any()
+                assert not changed[columns].any()
+    assert taken["heads"] == len(anatomy.attentions)
+    assert taken["neurons"] >= len(anatomy.mlps) / 2
+
+
+def test_accumulated_batches_count_together():
+    """Two halves of a batch, one after the other, are as good as the whole."""
+    ids, biases = torch.randint(4, tiny.VOCABULARY, (4, 9)), []
+    for halves in ((ids,), ids.split(2)):
+        model = tiny.bert_classifier()
+        (mlp, *_) = bind(model).mlps
+        listener = Compensation(bind(model))
+        with listener.watching():
+            for half in halves:
+                (model(input_ids=half).logits.square().sum()).backward()
+            kept = torch.ones(mlp.units.count, dtype=torch.bool)
+            assert listener.take_over_(mlp.units.position, torch.tensor([1, 3]), kept, torch.arange(len(kept)) > 4)
+        biases.append(mlp.output.bias.clone())
+    torch.testing.assert_close(*biases, rtol=1e-3, atol=1e-4)
+
+
+def test_redundant_heads_are_merged_and_the_others_compensated():
+    """Head 0 is head 1 over again, head 2 is like none: together they go as they would one after the other."""
+    weights = []
+    for by_hand in (True, False):
+        model = tiny.bert_classifier()
+        anatomy = bind(model)
+        attention = anatomy.attentions[0]
+        for part in attention.units.reads:
+            part.values[0] = part.values[1]
+        options = NeuroPrune(name="neuroprune", compensation=True, theta=1e-4)
+        criterion = NeuroPruneCriterion(anatomy, options)
+        kept, stay = torch.ones(4, dtype=torch.bool), torch.tensor([False, True, False, True])
+        with criterion.watching():
+            pruning.loss_of(model, 0).backward()
+            if by_hand:
+                hand_over_(attention, 0, 1)
+                assert criterion.compensation.take_over_(attention.units.position, torch.tensor([2]), kept, stay)
+            else:
+                merged = criterion.hand_over(attention.units.position, torch.tensor([0, 2]), kept)
+                assert merged == [(0, 1)]
+        weights.append(torch.cat([attention.output.weight.flatten(), attention.output.bias]))
+    assert torch.equal(*weights)
