@@ -25,10 +25,11 @@ from benchmarks.quality import BASELINES, CASES, COMPARED, CONTROL, ONE_SHOT, RE
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
 PAGE = ROOT / "docs" / "results.md"
-DRAWN = ("neuroprune", *BASELINES)
-METHODS = (CONTROL, "neuroprune", UNCOMPENSATED, *BASELINES, *ONE_SHOT)
+DRAWN = ("neuroprune", UNCOMPENSATED, *BASELINES)
+METHODS = (CONTROL, *DRAWN, *ONE_SHOT)
 COLORS = {
     "neuroprune": "#1f5f8b",
+    UNCOMPENSATED: "#8fb8d6",
     "magnitude": "#e2a03f",
     "l1": "#a35d3a",
     "importance": "#5b8c5a",
