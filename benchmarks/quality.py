@@ -172,7 +172,7 @@ def runs(case: Case, seed: int) -> Iterator[tuple[str, float]]:
     if seed == 0:
         yield from (("neuroprune", sparsity) for sparsity in ALONE)
     if case.decoder:
-        yield from ((UNCOMPENSATED, sparsity) for sparsity in COMPARED)
+        yield from ((UNCOMPENSATED, sparsity) for sparsity in (*COMPARED, *ALONE))
 
 
 def main(
