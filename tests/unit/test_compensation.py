@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from core.engine.anatomy import bind
 from core.engine.methods import gradual
 from core.engine.methods.neuroprune import compensation
-from core.engine.methods.neuroprune.compensation import Compensation, take_over_
+from core.engine.methods.neuroprune.compensation import Compensation, adapt_
 from core.engine.methods.neuroprune.criterion import NeuroPruneCriterion
 from core.engine.methods.neuroprune.redundancy import hand_over_
 from core.engine.narrowing import narrowing
@@ -44,7 +44,7 @@ def test_outputs_move_as_little_as_they_can(kind, bias, monkeypatch):
     root = weights.double().sqrt()[:, None]
     best = torch.linalg.lstsq(root * known, root * before).solution.float()
 
-    take_over_(output, inputs, weights, torch.arange(5), GONE, LEFT)
+    adapt_(output, inputs, weights, torch.arange(5), GONE, LEFT)
     torch.testing.assert_close(output.weight[:, LEFT], best[: len(LEFT)].T, rtol=1e-3, atol=1e-3)
     if bias:
         torch.testing.assert_close(output.bias, best[-1], rtol=1e-3, atol=1e-3)
@@ -57,7 +57,7 @@ def test_a_mixture_of_others_is_replaced_by_them():
     inputs[:, 4] = inputs[:, 2]
     before = output.module(inputs).detach()
     plain = copy.deepcopy(output.module)
-    take_over_(output, inputs, torch.ones(len(inputs)), torch.arange(5), GONE, LEFT)
+    adapt_(output, inputs, torch.ones(len(inputs)), torch.arange(5), GONE, LEFT)
     inputs[:, GONE] = 0
     moved, would_have = ((module(inputs) - before).square().mean() for module in (output.module, plain))
     assert moved < 1e-3 * would_have
@@ -67,7 +67,7 @@ def test_nothing_left_but_the_bias():
     """It takes over the mean."""
     output, inputs = projection("Linear", bias=True), torch.randn(40, 5) + 3
     weight, bias = output.weight.clone(), output.bias.clone()
-    take_over_(
+    adapt_(
         output, inputs, torch.ones(len(inputs)), torch.arange(5), torch.arange(5), torch.tensor([], dtype=torch.long)
     )
     torch.testing.assert_close(output.bias, bias + weight @ inputs.mean(0))
@@ -77,7 +77,7 @@ def test_nothing_left_but_the_bias():
 def test_what_never_changes_takes_over_nothing():
     output = projection("Linear", bias=True)
     weight, bias = output.weight.clone(), output.bias.clone()
-    take_over_(output, torch.full((40, 5), 7.0), torch.ones(40), torch.arange(5), GONE, LEFT)
+    adapt_(output, torch.full((40, 5), 7.0), torch.ones(40), torch.arange(5), GONE, LEFT)
     torch.testing.assert_close(output.bias, bias + weight[:, GONE].sum(1) * 7)
     torch.testing.assert_close(output.weight, weight)
 
@@ -99,7 +99,7 @@ def test_activations_that_are_not_finite_are_refused():
     inputs = torch.randn(9, 5)
     inputs[3, 2] = torch.inf
     with pytest.raises(NumericalError, match="activations"):
-        take_over_(projection("Linear", bias=False), inputs, torch.ones(len(inputs)), torch.arange(5), GONE, LEFT)
+        adapt_(projection("Linear", bias=False), inputs, torch.ones(len(inputs)), torch.arange(5), GONE, LEFT)
 
 
 FAMILIES = [tiny.bert_classifier, tiny.llama, tiny_families.gpt2, tiny_families.gpt_neox, tiny_families.phi3]
@@ -221,7 +221,7 @@ def test_padding_and_what_no_answer_depends_on_count_nothing():
         listener = Compensation(anatomy)
         with listener.watching():
             model(input_ids=ids, attention_mask=mask).logits.square().sum().backward()
-            (reading,) = listener._readings[listener._index[part.units.position]]
+            (reading,) = listener._readings[part.units.position]
             gradients.append(reading.weights.view(2, 7) > 0)
     assert torch.equal(gradients[0], mask.bool())
     assert torch.equal(gradients[1], torch.eye(7, dtype=torch.bool)[:1].expand(2, 7))
@@ -233,8 +233,8 @@ def test_tokens_count_by_their_weight():
     weights = torch.full((60,), 1e-6)
     weights[:6] = 1.0
     few, all_of_them = (projection("Linear", bias=False) for _ in range(2))
-    take_over_(few, inputs[:6], weights[:6], torch.arange(5), GONE, LEFT)
-    take_over_(all_of_them, inputs, weights, torch.arange(5), GONE, LEFT)
+    adapt_(few, inputs[:6], weights[:6], torch.arange(5), GONE, LEFT)
+    adapt_(all_of_them, inputs, weights, torch.arange(5), GONE, LEFT)
     assert (few.weight - all_of_them.weight).abs().max() < 0.3 * (
         few.weight - projection("Linear", bias=False).weight
     ).abs().max()

@@ -18,7 +18,8 @@ class Pruner(ABC):
     """Removes parts of a live model, before or while it trains, and holds what is removed at zero.
 
     The order of calls: `calibrate` once; for every optimiser step `begin_step`, the loss with `penalty`, `observe` with
-    the gradients in place, the optimiser's own step, `step`; `end_epoch` after every pass over the data; `finish` once.
+    the gradients in place, the optimiser's own step, `step`; `end_epoch` after every pass over the data; `end_training`
+    when a training is over, of which there may be several; `finish` once.
     """
 
     def __init__(self, anatomy: Anatomy) -> None:

@@ -48,9 +48,9 @@ class Compensation:
     """Hears what the output projections read in a training step, and adapts them to what goes after it."""
 
     def __init__(self, anatomy: Anatomy) -> None:
-        self._parts: list[Attention | Mlp] = [*anatomy.attentions, *anatomy.mlps]
-        self._index = {part.units.position: index for index, part in enumerate(self._parts)}
-        """By position in `Anatomy.units`."""
+        parts: list[Attention | Mlp] = [*anatomy.attentions, *anatomy.mlps]
+        self._parts = {part.units.position: part for part in parts}
+        """By the position of their units in `Anatomy.units`, as are the readings."""
         self._readings: defaultdict[int, list[_Reading]] = defaultdict(list)
 
     @contextmanager
@@ -58,8 +58,8 @@ class Compensation:
         """Listen to forward and backward passes within the block; what was heard is forgotten at its end."""
         with ExitStack() as hooks:
             hooks.callback(self._readings.clear)
-            for index, part in enumerate(self._parts):
-                hook = part.output.module.register_forward_hook(partial(self._hear, index))
+            for position, part in self._parts.items():
+                hook = part.output.module.register_forward_hook(partial(self._hear, position))
                 hooks.callback(hook.remove)
             yield
 
@@ -67,26 +67,28 @@ class Compensation:
         """Let some of the units at this position of `anatomy.units` take over what others do.
 
         Args:
-            position: Of heads or neurons.
+            position: Of any units; in-rows and experts have no outputs of their own, so nothing can take over.
             removed: Indices of those that go.
             kept: Bool [count], those that have computed until now.
             stay: Bool [count], those that take over.
 
         Returns:
-            Whether enough is known to go by: hardly a token may have come this way.
+            Whether they did: hardly a token may have come this way, or nobody have watched.
 
         Raises:
-            NumericalError: the activations are not finite.
+            NumericalError: the activations or gradients are not finite.
         """
-        index = self._index[position]
-        part = self._parts[index]
-        (written,) = part.units.writes
-        device = part.output.weight.device
-        known = [reading for reading in self._readings[index] if reading.weights is not None]
+        known = [
+            (r.inputs.flatten(0, -2), r.weights) for r in self._readings.get(position, []) if r.weights is not None
+        ]
         if not known:
             return False
-        inputs = torch.cat([reading.inputs.flatten(0, -2).to(device) for reading in known]).float()
-        weights = torch.cat([reading.weights.to(device) for reading in known if reading.weights is not None])
+        part = self._parts[position]
+        (written,) = part.units.writes
+        device = part.output.weight.device
+        inputs, weights = (
+            torch.cat([tensor.to(device).float() for tensor in column]) for column in zip(*known, strict=True)
+        )
         counts = weights > 0
         if int(counts.sum()) < LEAST_TOKENS:
             return False
@@ -97,19 +99,19 @@ class Compensation:
         # While it trains, a projection may read only what is kept.
         if inputs.shape[1] != len(reads):
             inputs = inputs[:, reads]
-        take_over_(part.output, inputs[counts], weights[counts], reads, gone, left)
+        adapt_(part.output, inputs[counts], weights[counts], reads, gone, left)
         return True
 
-    def _hear(self, index: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _hear(self, position: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
             # Kept as it is: until the backward pass it costs nothing.
             reading = _Reading(inputs[0].detach())
-            self._readings[index].append(reading)
+            self._readings[position].append(reading)
             output.register_hook(reading.weigh)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def take_over_(output: Matrix, inputs: Tensor, weights: Tensor, reads: Tensor, gone: Tensor, left: Tensor) -> None:
+def adapt_(output: Matrix, inputs: Tensor, weights: Tensor, reads: Tensor, gone: Tensor, left: Tensor) -> None:
     """Change the weights of the inputs that are left, and the bias, so that a projection's outputs move least.
 
     Args:
@@ -121,7 +123,7 @@ def take_over_(output: Matrix, inputs: Tensor, weights: Tensor, reads: Tensor, g
         left: Which of them take over.
 
     Raises:
-        NumericalError: the inputs are not finite.
+        NumericalError: the inputs or weights are not finite.
     """
     if not bool(inputs.isfinite().all() & weights.isfinite().all()):
         raise NumericalError("The model's activations or gradients are not finite.")

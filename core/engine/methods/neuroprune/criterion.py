@@ -97,10 +97,8 @@ class NeuroPruneCriterion(Criterion):
         alone = removed[~torch.isin(removed, torch.tensor([head for head, _ in merged], dtype=torch.long))]
         stay = kept.clone()
         stay[removed] = False
-        can_take_over = len(alone) and self._writes(position)
-        if can_take_over and self.compensation.take_over_(position, alone, kept, stay):
-            return merged
-        if attention is not None:
+        took_over = len(alone) > 0 and self.compensation.take_over_(position, alone, kept, stay)
+        if attention is not None and not took_over:
             for head in alone.tolist():
                 hand_over_(attention, head, None)
         return merged
@@ -120,10 +118,6 @@ class NeuroPruneCriterion(Criterion):
         for head, successor in merged:
             hand_over_(attention, head, successor)
         return merged
-
-    def _writes(self, position: int) -> bool:
-        """Whether the units at this position have outputs: in-rows have none, and experts none of their own."""
-        return bool(self.anatomy.units[position].writes)
 
     def _connectivity(self, units: Units) -> Tensor:
         """How well units are connected, without a look at the loss: in-strength times out-strength, [count]."""
