@@ -34,7 +34,7 @@ BASELINES = ("smart", "importance", "magnitude", "l1", "random")
 CONTROL = "dense, trained on"
 """What the steps of pruning alone give."""
 UNCOMPENSATED = "neuroprune, no compensation"
-"""What compensation is worth where it is the default: in decoders."""
+"""What compensation is worth where it is the default."""
 ONE_SHOT = ("wanda", "sparsegpt")
 """Methods without training, for decoders."""
 
@@ -52,7 +52,8 @@ class Case:
         full_epochs: Epochs of pruning in full, on every training row.
         full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
         seeds: How many; three where single runs differ most.
-        decoder: Whether it is one: the methods without training run, too, and NeuroPrune without compensation.
+        decoder: Whether it is one: the methods without training run, too.
+        compensates: Whether compensation is its task's default: NeuroPrune runs without it, too.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Case:
     full_dense_epochs: float | None = None
     seeds: int = 1
     decoder: bool = False
+    compensates: bool = True
 
     def trial(self, data: Path, work: Path, *, full: bool = False) -> Trial:
         """The trial as it fits two cores, or in full."""
@@ -154,12 +156,14 @@ CASES = {
         "T5 5M, Multi30k de-en",
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
         full_epochs=1,
+        compensates=False,
     ),
     "t5-scitldr": Case(
         "T5 5M, SciTLDR",
         # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         encoder_decoder("scitldr", "summarisation", "nats_per_token", 8, num_train_epochs=1, learning_rate=1e-3),
         full_epochs=4,
+        compensates=False,
     ),
 }
 
@@ -169,10 +173,10 @@ def runs(case: Case, seed: int) -> Iterator[tuple[str, float]]:
     yield CONTROL, 0.0
     methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.decoder else ()))
     yield from ((method, sparsity) for method in methods for sparsity in COMPARED)
-    if seed == 0:
-        yield from (("neuroprune", sparsity) for sparsity in ALONE)
-    if case.decoder:
-        yield from ((UNCOMPENSATED, sparsity) for sparsity in (*COMPARED, *ALONE))
+    alone = ALONE if seed == 0 else ()
+    yield from (("neuroprune", sparsity) for sparsity in alone)
+    if case.compensates:
+        yield from ((UNCOMPENSATED, sparsity) for sparsity in (*COMPARED, *alone))
 
 
 def main(
