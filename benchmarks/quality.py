@@ -51,7 +51,7 @@ class Case:
         build: The trial, from the folders of the data and of the benchmark's own models.
         full_epochs: Epochs of pruning in full, on every training row.
         full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
-        seeds: How many; three where single runs differ most.
+        seeds: How many; three where what is held out is small.
         decoder: Whether it is one: the methods without training run, too.
         compensates: Whether compensation is its task's default: NeuroPrune runs without it, too.
     """
@@ -156,6 +156,7 @@ CASES = {
         "T5 5M, Multi30k de-en",
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
         full_epochs=1,
+        seeds=3,
         compensates=False,
     ),
     "t5-scitldr": Case(

@@ -120,7 +120,7 @@ class NeuroPrune(_Gradual):
     compensation: bool | None = Field(
         None,
         description="Let the heads and neurons that stay take over what goes, as well as they can (least squares on "
-        "what they compute in a training step). Default: for causal-lm.",
+        "what they compute in a training step). Default: for sequence-classification, regression and causal-lm.",
     )
     heads_kept: int | None = Field(
         None,

@@ -51,7 +51,7 @@ def test_sparser_targets_train_longer_unless_the_user_says_how_long():
 
 
 @pytest.mark.parametrize("name", TRAINING_DEFAULTS)
-def test_what_stays_takes_over_in_decoders(name):
+def test_what_stays_takes_over_where_that_pays(name):
     """Unless the user says otherwise, and only where whole units go while the model trains."""
 
     def compensation(method):
@@ -63,7 +63,7 @@ def test_what_stays_takes_over_in_decoders(name):
         )
         return resolve(spec).method.compensation
 
-    assert compensation({}) is (name == "causal-lm")
+    assert compensation({}) is (name in ("causal-lm", "sequence-classification", "regression"))
     assert compensation({"compensation": True}) is True
     assert compensation({"compensation": False}) is False
     assert compensation({"granularity": "unstructured"}) is None
