@@ -1,4 +1,4 @@
-"""What each choice within NeuroPrune is worth: a case without compensation, and beside it one thing changed at a time.
+"""What each choice within NeuroPrune is worth: a case as it runs by default, and one thing changed at a time.
 
     python -m benchmarks.ablations DATA [--case stsb] [--sparsity 0.7] [--variant "no distillation"] [--work FOLDER]
 
@@ -20,7 +20,6 @@ METHOD: dict[str, dict[str, Any]] = {
     "equal shares for all layers": {"layer_floor": 1.0},
     "ranked over all layers": {"layer_floor": 0.0},
     "connectivity, not saliency": {"importance": False},
-    "compensation": {"compensation": True},
     "no redundancy rule": {"redundancy": False},
     "heads similar within 0.6": {"theta": 0.6},
     "no penalties": {"alpha": 0.0, "beta": 0.0},
@@ -66,7 +65,7 @@ def main(
         for target in sparsity or [0.7]:
             for changed in variant or VARIANTS:
                 key = {"case": name, "variant": changed, "target": target, "seed": SEED}
-                method = {"name": "neuroprune", "compensation": False, **METHOD.get(changed, {})}
+                method = {"name": "neuroprune", **METHOD.get(changed, {})}
                 spec = trial.spec(method, target, SEED, **training_of(trial, changed))
                 key |= {"options": spec.method.model_dump(mode="json", exclude={"name"})} | trial.recipe(spec)
                 with RESULTS.claim(key) as is_ours:

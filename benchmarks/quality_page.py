@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 from pathlib import Path
 from statistics import mean, median, stdev
 from textwrap import fill
@@ -44,12 +45,14 @@ Result = dict[str, Any]
 
 _ABOUT_SUMMARY = (
     "What is left of the dense model's headline metric, as a ratio (turned round where less is better): mean over the "
-    "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds. The second "
-    f"table of each size is of `{UNCOMPENSATED}`, where that is not the default."
+    "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds; in brackets "
+    "the difference in points, with its standard error over the cases. The second table of each size is of "
+    f"`{UNCOMPENSATED}`, where that is not the default."
 )
 _ABOUT_ABLATIONS = (
-    "How the case trains in the tables above, but without compensation, and beside it one thing changed at a time, "
-    "from `benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Single runs of one seed, and "
+    "How the case trains in the tables above, and beside it one thing changed at a time, from "
+    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Those called so ran without "
+    "compensation, before it was the default, and some of these from other dense models. Single runs of one seed, and "
     "noisy: compare `default` with the same run in the tables above, in which dropout drew other numbers, and take "
     "that run where there is none. Decoders have `distillation 0.8` by default in jobs; a GPT-2 whose teacher has "
     "read no more than the rows gains nothing by it. Seconds are of a machine with other work to do."
@@ -224,9 +227,14 @@ def _beside(results: list[Result], ours: str, method: str, target: float) -> str
     if not seeds:
         return "not run"
     left, theirs = (
-        mean(mean(kept_quality(found[m][case, seed]) for seed in seeds[case]) for case in seeds) for m in pair
+        [mean(kept_quality(found[m][case, seed]) for seed in seeds[case]) for case in sorted(seeds)] for m in pair
     )
-    return f"{theirs:.1%}, neuroprune {left:.1%} ({len(seeds)} cases)"
+    differences = [ours_left - theirs_left for ours_left, theirs_left in zip(left, theirs, strict=True)]
+    error = f" ± {100 * stdev(differences) / sqrt(len(seeds)):.1f}" if len(seeds) > 1 else ""
+    return (
+        f"{mean(theirs):.1%}, neuroprune {mean(left):.1%} ({100 * mean(differences):+.1f}{error}, "
+        f"{len(seeds)} case{'s' if len(seeds) > 1 else ''})"
+    )
 
 
 def _about(found: list[Result]) -> str:
@@ -321,8 +329,9 @@ def _ablations(results: list[Result]) -> str:
             for variant in VARIANTS:
                 for r in of(results, case=name, target=target, variant=variant):
                     change = quality(r, "pruned") - quality(r, "dense")
+                    label = variant + ("" if r["options"]["compensation"] else ", no compensation")
                     lines.append(
-                        f"| {case.title} | {target:.0%} | {variant} | {_cell([quality(r, 'pruned')])} | {change:+.2f} "
+                        f"| {case.title} | {target:.0%} | {label} | {_cell([quality(r, 'pruned')])} | {change:+.2f} "
                         f"| {r['steps']} | {r['seconds']:.0f} |"
                     )
     return "\n".join(lines)
