@@ -211,12 +211,12 @@ def _summary(results: list[Result], ours: str) -> str:
     lines = [f"| {ours} beside | " + " | ".join(f"{target:.0%} removed" for target in sorted(COMPARED)) + " |"]
     lines.append("|---|" + "---:|" * len(COMPARED))
     for method in (name for name in (*BASELINES, UNCOMPENSATED) if name != ours):
-        cells = [_beside(results, ours, method, target) for target in sorted(COMPARED)]
+        cells = [beside(results, ours, method, target) for target in sorted(COMPARED)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _beside(results: list[Result], ours: str, method: str, target: float) -> str:
+def beside(results: list[Result], ours: str, method: str, target: float) -> str:
     """One of NeuroPrune's variants and another method on the cases and seeds that both have run."""
     pair = (ours, method)
     found = {m: {(r["case"], r["seed"]): r for r in of(results, method=m, target=target)} for m in pair}
