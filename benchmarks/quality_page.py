@@ -53,8 +53,9 @@ _ABOUT_ABLATIONS = (
     "How the case trains in the tables above, and beside it one thing changed at a time, from "
     "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Those called so ran without "
     "compensation, before it was the default, and some of these from other dense models. Single runs of one seed, and "
-    "noisy; where there is no `default`, take the run in the tables above. Decoders have `distillation 0.8` by default in jobs; a GPT-2 whose teacher has "
-    "read no more than the rows gains nothing by it. Seconds are of a machine with other work to do."
+    "noisy; where there is no `default`, take the run in the tables above. Decoders have `distillation 0.8` by default "
+    "in jobs; a GPT-2 whose teacher has read no more than the rows gains nothing by it. Seconds are of a machine with "
+    "other work to do."
 )
 
 

@@ -1,12 +1,14 @@
 """The results page compares what can be compared, and refuses the rest."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks.quality import CASES, UNCOMPENSATED, runs
 from benchmarks.quality_page import beside, check_dense_models
 
 
-def result(dense: float, **also: object) -> dict[str, object]:
+def result(dense: float, **also: Any) -> dict[str, Any]:
     line = {"case": "stsb", "seed": 0, "full": False, "dense": {"pearson": dense}, "pruned": {"pearson": 0.5}}
     return {**line, "headline": "pearson", "higher_is_better": True, **also}
 
@@ -18,7 +20,7 @@ def test_runs_of_one_case_and_seed_start_from_one_dense_model():
         check_dense_models([result(0.85), result(0.7, seed=1), result(0.851)])
 
 
-def run(case: str, method: str, pruned: float, seed: int = 0) -> dict[str, object]:
+def run(case: str, method: str, pruned: float, seed: int = 0) -> dict[str, Any]:
     return result(0.5, case=case, method=method, seed=seed, target=0.5) | {"pruned": {"pearson": pruned}}
 
 
