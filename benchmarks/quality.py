@@ -51,7 +51,7 @@ class Case:
         build: The trial, from the folders of the data and of the benchmark's own models.
         full_epochs: Epochs of pruning in full, on every training row.
         full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
-        seeds: How many; three where what is held out is small.
+        seeds: How many; three where single runs differ most.
         decoder: Whether it is one: the methods without training run, too.
         compensates: Whether compensation is its task's default: NeuroPrune runs without it, too.
     """

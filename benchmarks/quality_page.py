@@ -41,19 +41,24 @@ COLUMNS = 3
 SAME = 1e-4
 """Metrics of one dense model, in the tables' units, differ by no more on different machines."""
 
+LEAST_CASES = 4
+"""Of which a standard error says something."""
+OUT_OF_HUNDRED = ("bleu", "chrf")
+"""Metrics that are given so."""
+
 Result = dict[str, Any]
 
 _ABOUT_SUMMARY = (
     "What is left of the dense model's headline metric, as a ratio (turned round where less is better): mean over the "
     "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds; in brackets "
-    "the difference in points, with its standard error over the cases. The second table of each size is of "
-    f"`{UNCOMPENSATED}`, where that is not the default."
+    "NeuroPrune's lead in points, with its standard error over the cases. The second table of each size is of "
+    f"`{UNCOMPENSATED}`, which ran in all cases but those of T5."
 )
 _ABOUT_ABLATIONS = (
     "How the case trains in the tables above, and beside it one thing changed at a time, from "
-    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). Those called so ran without "
-    "compensation, before it was the default, and some of these from other dense models. Single runs of one seed, and "
-    "noisy; where there is no `default`, take the run in the tables above. Decoders have `distillation 0.8` by default "
+    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). What is marked `no compensation` "
+    f"ran before that was the default: compare it with `{UNCOMPENSATED}` above, by how far it is from the dense model, "
+    "which sometimes was another one. Single runs of one seed, and noisy. Decoders have `distillation 0.8` by default "
     "in jobs; a GPT-2 whose teacher has read no more than the rows gains nothing by it. Seconds are of a machine with "
     "other work to do."
 )
@@ -62,7 +67,7 @@ _ABOUT_ABLATIONS = (
 def quality(result: Result, side: str) -> float:
     """The headline metric of the dense or pruned model; shares and correlations times 100, nats as they are."""
     value = float(result[side][result["headline"]])
-    return value * (100 if result["higher_is_better"] and abs(value) <= 1 else 1)
+    return value * (100 if result["higher_is_better"] and result["headline"] not in OUT_OF_HUNDRED else 1)
 
 
 def kept_quality(result: Result) -> float:
@@ -166,8 +171,8 @@ def _about_matrix(matrix: Matrix) -> str:
     done, total = (sum(counts) for counts in zip(*map(partial(_progress, matrix.results), CASES), strict=True))
     devices = " and ".join(sorted({result["device"] for result in matrix.results}))
     return fill(
-        f"Trained on: {devices}. {done} of {total} runs are done; what is not in the tables was not run. The figure "
-        "shows the first seed.",
+        f"Trained on: {devices}. {done} of {total} runs are done; what is not in the tables is still to be run. The "
+        "figure shows the first seed.",
         120,
     )
 
@@ -185,9 +190,9 @@ def _introduction() -> str:
         correlations times 100. NeuroPrune's ranking, the decay of its saliencies, alpha, beta and the floors of all
         methods were chosen by looking at STS-B and SST-2, seed 0: what these say of it is flattered. That what stays
         takes over what goes (compensation) everywhere but in T5 was chosen by looking at GPT-2 on Shakespeare, the
-        Llama, Multi30k, CoLA, STS-B and RTE, seed 0; the runs without it are `{UNCOMPENSATED}`, in full the only ones
-        so far. A job's default distillation of 0.8 for decoders was chosen by looking at the Llama,
-        half of it removed; in these tables all train with 0.5. Nothing was chosen on the others. Single runs are
+        Llama, Multi30k, CoLA, STS-B and RTE, seed 0; where it is the default, runs without it are
+        `{UNCOMPENSATED}`. A job's default distillation of 0.8 for decoders was chosen by looking at the Llama, half of
+        it removed; in these tables all train with 0.5. Nothing was chosen on the others. Single runs are
         noisy, as a look at neighbouring sparsities shows: small differences mean nothing, least of all on RTE, whose
         dense model hardly does better than guessing, and in ratios on CoLA. The T5 of SciTLDR learns too little from
         2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every
@@ -209,7 +214,7 @@ def _progress(results: list[Result], name: str) -> tuple[int, int]:
 
 def _summary(results: list[Result], ours: str) -> str:
     """What is left of the dense model's quality, mean over the cases in which a method and ours have run."""
-    lines = [f"| {ours} beside | " + " | ".join(f"{target:.0%} removed" for target in sorted(COMPARED)) + " |"]
+    lines = [f"| method, and {ours} | " + " | ".join(f"{target:.0%} removed" for target in sorted(COMPARED)) + " |"]
     lines.append("|---|" + "---:|" * len(COMPARED))
     for method in (name for name in (*BASELINES, UNCOMPENSATED) if name != ours):
         cells = [beside(results, ours, method, target) for target in sorted(COMPARED)]
@@ -230,9 +235,9 @@ def beside(results: list[Result], ours: str, method: str, target: float) -> str:
         [mean(kept_quality(found[m][case, seed]) for seed in seeds[case]) for case in sorted(seeds)] for m in pair
     )
     differences = [ours_left - theirs_left for ours_left, theirs_left in zip(left, theirs, strict=True)]
-    error = f" ± {100 * stdev(differences) / sqrt(len(seeds)):.1f}" if len(seeds) > 1 else ""
+    error = f" ± {100 * stdev(differences) / sqrt(len(seeds)):.1f}" if len(seeds) >= LEAST_CASES else ""
     return (
-        f"{mean(theirs):.1%}, neuroprune {mean(left):.1%} ({100 * mean(differences):+.1f}{error}, "
+        f"{mean(theirs):.1%}, {mean(left):.1%} ({100 * mean(differences):+.1f}{error}, "
         f"{len(seeds)} case{'s' if len(seeds) > 1 else ''})"
     )
 
@@ -329,7 +334,8 @@ def _ablations(results: list[Result]) -> str:
             for variant in VARIANTS:
                 for r in of(results, case=name, target=target, variant=variant):
                     change = quality(r, "pruned") - quality(r, "dense")
-                    label = variant + ("" if r["options"]["compensation"] else ", no compensation")
+                    marked = case.compensates and not r["options"]["compensation"]
+                    label = variant + (", no compensation" if marked else "")
                     lines.append(
                         f"| {case.title} | {target:.0%} | {label} | {_cell([quality(r, 'pruned')])} | {change:+.2f} "
                         f"| {r['steps']} | {r['seconds']:.0f} |"

@@ -28,8 +28,8 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
 }
 
 COMPENSATES = {"causal-lm", "sequence-classification", "regression"}
-"""Tasks for which compensation pays in most of the benchmark's cases; the others have lost by it or were not tried (ADR
-0016)."""
+"""Tasks for which compensation pays in most of the benchmark's cases; others gained nothing by it, or were not tried
+(ADR 0016)."""
 
 SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
 """The headline by what is written."""
