@@ -58,7 +58,8 @@ def run(name: str, client: NeuroPruneClient, data: Path) -> dict[str, Any]:
     job = client.job(job["id"])
     if job["status"] != "succeeded":
         raise SystemExit(f"{name} {job['status']}: {job['error']}")
-    return {"name": name, "job": job["id"], "training": job["resolved_spec"]["training"], **job["metrics_summary"]}
+    resolved = {part: job["resolved_spec"][part] for part in ("method", "training")}
+    return {"name": name, "job": job["id"], **resolved, **job["metrics_summary"]}
 
 
 def table(results: list[dict[str, Any]]) -> str:
