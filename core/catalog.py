@@ -26,8 +26,8 @@ METHODS: tuple[MethodEntry, ...] = (
     MethodEntry(
         name="neuroprune",
         title="NeuroPrune",
-        summary="Preferential attachment in the MLPs, group sparsity in attention, elimination of redundant heads, and "
-        "what stays takes over what goes; to an exact target, or as published.",
+        summary="Preferential attachment in the MLPs, group sparsity in attention, elimination of redundant heads; as "
+        "published, or to an exact target, where what stays can take over what goes.",
         paper="https://arxiv.org/abs/2404.01306",
         options=methods.NeuroPrune,
     ),

@@ -12,8 +12,8 @@ from core.jobs.defaults import COMPENSATES
 
 
 def result(dense: float, **also: Any) -> dict[str, Any]:
-    line = {"case": "stsb", "seed": 0, "full": False, "dense": {"pearson": dense}, "pruned": {"pearson": 0.5}}
-    return {**line, "headline": "pearson", "higher_is_better": True, **also}
+    run = {"case": "stsb", "seed": 0, "full": False, "dense": {"pearson": dense}, "pruned": {"pearson": 0.5}}
+    return {**run, "headline": "pearson", "higher_is_better": True, **also}
 
 
 def test_runs_of_one_case_and_seed_start_from_one_dense_model() -> None:
