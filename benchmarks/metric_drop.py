@@ -26,7 +26,7 @@ from core.engine.ladder import Ladder, Level
 from core.engine.methods import Pruner
 from core.engine.preparation import Prepared, prepare
 from core.engine.targets import plan_course
-from core.engine.targets.metric_drop import FURTHER, GROUPS, MOST_DOUBT, STEPS, drop_of, judge, standard_error
+from core.engine.targets.metric_drop import DOUBTS, FURTHER, GROUPS, MOST_DOUBT, STEPS, drop_of, judge, standard_error
 from core.engine.training import StepListener, total_steps, train
 from core.errors import UnreachableTargetError
 from core.jobs.defaults import resolve
@@ -146,8 +146,9 @@ def main(
             spec = specification(number)
             options, training = spec.method.model_dump(mode="json"), spec.training.model_dump(mode="json")
             key = {"max_metric_drop": MOST_DROP, "options": options, "training": training, "dense_epochs": DENSE_EPOCHS}
-            key |= {"max_train_rows": TRAIN_ROWS, "further": FURTHER, "most_doubt": MOST_DOUBT, "groups": GROUPS}
-            key |= {"most_beyond": BEYOND, "sentences": {"validation": VALIDATION_SENTENCES, "test": TEST_SENTENCES}}
+            key |= {"max_train_rows": TRAIN_ROWS, "doubts": DOUBTS, "further": FURTHER}
+            key |= {"most_doubt": MOST_DOUBT, "groups": GROUPS, "most_beyond": BEYOND}
+            key |= {"sentences": {"validation": VALIDATION_SENTENCES, "test": TEST_SENTENCES}}
             with RESULTS.claim(key) as is_ours:
                 if is_ours:
                     RESULTS.add({**key, "device": device(), **follow(spec, Path(scratch), official)})

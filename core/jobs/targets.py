@@ -74,8 +74,8 @@ class MetricDropTarget(Spec):
         description="How much worse than the dense model's the task's headline metric may be, in its own unit: 0.01 "
         "is one point of accuracy; of perplexity and the like, how much higher. Decided on the validation"
         " rows, with the standard error of the difference on top (half of the budget at most), reported on the test"
-        " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, then two more above the best are tried, each reached"
-        " from the dense model: at most 7 times num_train_epochs in all.",
+        " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, then the next above the best are tried, each reached from"
+        " the dense model: at most 9 times num_train_epochs in all, and mostly 7.",
     )
 
 

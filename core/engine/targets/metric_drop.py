@@ -1,8 +1,9 @@
-"""The smallest model that is hardly worse than the dense one, by bisection over sparsities and a look beyond."""
+"""The smallest model that is hardly worse than the dense one, by bisection over sparsities that doubts what failed."""
 
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from core.engine.evaluate import Evaluation, evaluate
@@ -18,8 +19,11 @@ from core.progress import Reporter, Warned
 STEPS = 20
 """Sparsities are tried in steps of one over this."""
 
-FURTHER = 2
-"""Untried levels above the best that are tried after bisection: one that failed by chance has sent it down for good."""
+DOUBTS = 2
+"""Untried levels above the best that are tried one after the other, once bisection has ended at a level that failed."""
+
+FURTHER = 4
+"""Levels that are tried after the first bisection at most."""
 
 MOST_DOUBT = 0.5
 """Share of the budget that the standard error of a drop counts for at most."""
@@ -31,8 +35,9 @@ GROUPS = 20
 class WithinDrop(Course):
     """Bisects the sparsities 0.05, 0.10 … for the highest that is within the budget on the validation rows.
 
-    A drop is measured with an error, so that a level may fail by chance: the next untried levels above the best (or
-    from the lowest on, where none was good) are tried as well.
+    A drop is measured with an error, so that a level may fail by chance and send the bisection down for good: the next
+    untried levels above the best (or from the lowest on, where none was good) are tried as well. Where one of them is
+    good, bisection goes on between it and the next that failed.
 
     Each level is reached from the dense model, in all of `num_train_epochs`: what is found is what a job with that
     sparsity and as many epochs gives. Going on from a lower level takes less time and loses more.
@@ -49,8 +54,12 @@ class WithinDrop(Course):
 
     @property
     def most_steps(self) -> int:
-        trials = math.ceil(math.log2(len(self._levels) + 1)) + FURTHER
-        return self._ladder.steps(self._levels[0]) * min(trials, len(self._levels))
+        return self._ladder.steps(self._levels[0]) * self._most_trials
+
+    @property
+    def _most_trials(self) -> int:
+        bisection = math.ceil(math.log2(len(self._levels) + 1))
+        return min(bisection + FURTHER, len(self._levels))
 
     def follow(self) -> list[Reached]:
         """Bring the model to one level after the other.
@@ -60,12 +69,11 @@ class WithinDrop(Course):
         """
         best: Pruner | None = None
         tried: dict[int, dict[str, Any]] = {}
-        good = -1
-        for index in self._search(tried):
+        for index in islice(self._search(tried), self._most_trials):
             pruner = self._ladder.reach(self._levels[index])
             tried[index] = self._judged(pruner)
             if tried[index]["is_good"]:
-                good, best = index, pruner
+                best = pruner
             del pruner  # or it would take memory while the next one trains
         if best is None:
             lowest = tried[0]
@@ -75,19 +83,35 @@ class WithinDrop(Course):
                 "(num_train_epochs), or give more validation rows.",
                 param="/target/max_metric_drop",
             )
-        self._warn(tried[good]["standard_error"])
-        validation = tried[good] | {"rows": self._ladder.prepared.validation.source_rows}
+        found = tried[self._bracket(tried)[0]]
+        self._warn(found["standard_error"])
+        validation = found | {"rows": self._ladder.prepared.validation.source_rows}
         return [Reached(best, {"validation": validation, "tried": list(tried.values())})]
 
     def _search(self, tried: Mapping[int, dict[str, Any]]) -> Iterator[int]:
         """Which levels to try, each but once; before the next is asked for, the last one's judgement is in `tried`."""
-        good, bad = -1, len(self._levels)
+        doubts = 0
+        while doubts < DOUBTS:
+            yield from self._bisection(tried)
+            best, _ = self._bracket(tried)
+            untried = (index for index in range(best + 1, len(self._levels)) if index not in tried)
+            doubted = next(untried, None)
+            if doubted is None:
+                return
+            yield doubted
+            doubts = 0 if tried[doubted]["is_good"] else doubts + 1
+
+    def _bisection(self, tried: Mapping[int, dict[str, Any]]) -> Iterator[int]:
+        """Levels between the best and the next above it that failed, until the two are neighbours."""
+        good, bad = self._bracket(tried)
         while bad - good > 1:
-            middle = (good + bad) // 2
-            yield middle
-            good, bad = (middle, bad) if tried[middle]["is_good"] else (good, middle)
-        untried = [index for index in range(good + 1, len(self._levels)) if index not in tried]
-        yield from untried[:FURTHER]
+            yield (good + bad) // 2
+            good, bad = self._bracket(tried)
+
+    def _bracket(self, tried: Mapping[int, dict[str, Any]]) -> tuple[int, int]:
+        """The best level and the next above it that failed; the ends of all levels where there is none."""
+        good = max((index for index, level in tried.items() if level["is_good"]), default=-1)
+        return good, min((index for index in tried if index > good), default=len(self._levels))
 
     @property
     def _metric(self) -> str:
