@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.jobs.methods import NeuroPrune, trains
+from core.jobs.methods import LAYER_FLOOR, NeuroPrune, ranks_layers, trains
 from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
 from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget
 
@@ -30,6 +30,9 @@ TRAINING_DEFAULTS: dict[str, TrainingDefaults] = {
 COMPENSATES = {"causal-lm", "sequence-classification", "regression"}
 """Tasks for which compensation pays in most of the benchmark's cases; others gained nothing by it, or were not tried
 (ADR 0016)."""
+
+LAYER_FLOORS = {"seq2seq": 0.5}
+"""Where it is not the usual one: the layers of an encoder and of a decoder do different work (ADR 0017)."""
 
 SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
 """The headline by what is written."""
@@ -65,6 +68,8 @@ def resolve(spec: JobSpec) -> JobSpec:
     task, method = spec.task, spec.method
     if isinstance(method, NeuroPrune) and method.can_compensate and method.compensation is None:
         method = method.model_copy(update={"compensation": task.name in COMPENSATES})
+    if ranks_layers(method) and spec.structure != "uniform" and method.layer_floor is None:
+        method = method.model_copy(update={"layer_floor": LAYER_FLOORS.get(task.name, LAYER_FLOOR)})
     if isinstance(task, Seq2Seq):
         task = task.model_copy(update={"metric": task.metric or SEQ2SEQ_METRICS[task.kind]})
     return spec.model_copy(update={"training": training, "task": task, "method": method})

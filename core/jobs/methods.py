@@ -1,6 +1,6 @@
 """The contract's pruning methods: what each is called and which options it takes."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -43,9 +43,12 @@ _UNSTRUCTURED = (
 )
 _PATTERN = "N:M, as 2:4: of each M consecutive weights of a row N stay, and the target follows from it. "
 
+LAYER_FLOOR = 0.8
+"""Usual share of its even part of the budget that every layer keeps."""
+
 _LAYER_FLOOR = (
     "Share of its even part of the budget that every layer keeps, rounded down but not to none where that part is one "
-    "or more, 0 (rank over all layers) … 1 (the same in each)."
+    "or more, 0 (rank over all layers) … 1 (the same in each). Default: 0.5 for seq2seq, 0.8 for other tasks."
 )
 
 
@@ -53,7 +56,7 @@ class _Gradual(Spec):
     """Options of every method that removes along the schedule while the model trains."""
 
     granularity: Granularity = Field("structured", description=_STRUCTURED + _UNSTRUCTURED + _PATTERN)
-    layer_floor: float = Field(0.8, ge=0, le=1, description=_LAYER_FLOOR)
+    layer_floor: float | None = Field(None, ge=0, le=1, description=_LAYER_FLOOR)
     experts: float = Field(
         0.0,
         ge=0,
@@ -69,6 +72,11 @@ class _Gradual(Spec):
         if pattern_of(self.granularity) is not None:
             self._refuse_changed({"layer_floor"}, f"with granularity {self.granularity}, the same in every layer")
         return self
+
+    @property
+    def floor(self) -> float:
+        """`layer_floor`, or the usual one where it is open."""
+        return LAYER_FLOOR if self.layer_floor is None else self.layer_floor
 
     def _refuse_changed(self, names: set[str], where: str) -> None:
         """Options that would be ignored must have their defaults.
@@ -254,6 +262,11 @@ def trains(method: Any) -> bool:
     return not isinstance(method, _OneShot)
 
 
+def ranks_layers(method: Any) -> TypeGuard[NeuroPrune | Importance | Magnitude | L1 | Random]:
+    """Whether layers compete for one budget, each with a guaranteed rest."""
+    return isinstance(method, _Gradual) and takes_target(method)
+
+
 def removes_units(method: Any) -> bool:
     """Whether whole heads and neurons are what goes, so that the weights get fewer."""
     return bool(method.granularity == "structured")
@@ -301,5 +314,5 @@ def check_uniform(method: Any) -> None:
         raise MisfitError(
             "uniform is not possible with experts: no stock class is narrowed so yet; ragged is", "/structure"
         )
-    if isinstance(method, _Gradual) and method.layer_floor != type(method).model_fields["layer_floor"].default:
+    if isinstance(method, _Gradual) and method.layer_floor is not None:
         raise MisfitError("cannot be set with structure uniform, the same in every layer", "/method/layer_floor")

@@ -55,19 +55,40 @@ def test_what_stays_takes_over_where_that_pays(name):
     """Unless the user says otherwise, and only where whole units go while the model trains."""
 
     def compensation(method):
-        data = DEMO["task"]["data"] if name == "sentence-embedding" else UPLOADED["data"]
-        kind = {"kind": "translation"} if name == "seq2seq" else {}
-        target = DEMO["target"] if method.get("mode") != "faithful" else None
-        spec = demo_spec(
-            task={"name": name, "data": data, **kind}, method={"name": "neuroprune", **method}, target=target
-        )
-        return resolve(spec).method.compensation
+        return resolved_method(name, {"name": "neuroprune", **method}).compensation
 
     assert compensation({}) is (name in ("causal-lm", "sequence-classification", "regression"))
     assert compensation({"compensation": True}) is True
     assert compensation({"compensation": False}) is False
     assert compensation({"granularity": "unstructured"}) is None
     assert compensation({"mode": "faithful"}) is None
+
+
+@pytest.mark.parametrize("task", TRAINING_DEFAULTS)
+@pytest.mark.parametrize("name", ["neuroprune", "importance", "magnitude", "l1", "random"])
+def test_what_every_layer_keeps_follows_from_the_task(task, name):
+    """Unless the user says otherwise, and only where layers compete."""
+
+    def floor(structure="ragged", **options):
+        return resolved_method(task, {"name": name, **options}, structure).layer_floor
+
+    usual = 0.5 if task == "seq2seq" else 0.8
+    assert floor() == floor(granularity="unstructured") == usual
+    assert floor(layer_floor=0.0) == 0.0
+    assert floor(granularity="2:4") is None
+    assert floor(structure="uniform") is None
+    if name == "neuroprune":
+        assert floor(mode="faithful") is None
+
+
+def resolved_method(task, method, structure="ragged"):
+    """A method's options with the task's defaults."""
+    data = DEMO["task"]["data"] if task == "sentence-embedding" else UPLOADED["data"]
+    kind = {"kind": "translation"} if task == "seq2seq" else {}
+    has_target = method.get("mode") != "faithful" and method.get("granularity") != "2:4"
+    target = DEMO["target"] if has_target else None
+    spec = demo_spec(task={"name": task, "data": data, **kind}, method=method, target=target, structure=structure)
+    return resolve(spec).method
 
 
 def test_the_published_method_takes_no_recovery():
