@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.jobs.methods import LAYER_FLOOR, NeuroPrune, ranks_layers, trains
+from core.jobs.methods import LAYER_FLOOR, NeuroPrune, has_floor, takes_target, trains
 from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
 from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget
 
@@ -68,8 +68,10 @@ def resolve(spec: JobSpec) -> JobSpec:
     task, method = spec.task, spec.method
     if isinstance(method, NeuroPrune) and method.can_compensate and method.compensation is None:
         method = method.model_copy(update={"compensation": task.name in COMPENSATES})
-    if ranks_layers(method) and spec.structure != "uniform" and method.layer_floor is None:
-        method = method.model_copy(update={"layer_floor": LAYER_FLOORS.get(task.name, LAYER_FLOOR)})
+    if has_floor(method) and method.layer_floor is None:
+        competes = spec.structure != "uniform" and takes_target(method)
+        floor = LAYER_FLOORS.get(task.name, LAYER_FLOOR) if competes else LAYER_FLOOR
+        method = method.model_copy(update={"layer_floor": floor})
     if isinstance(task, Seq2Seq):
         task = task.model_copy(update={"metric": task.metric or SEQ2SEQ_METRICS[task.kind]})
     return spec.model_copy(update={"training": training, "task": task, "method": method})

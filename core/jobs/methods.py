@@ -48,7 +48,8 @@ LAYER_FLOOR = 0.8
 
 _LAYER_FLOOR = (
     "Share of its even part of the budget that every layer keeps, rounded down but not to none where that part is one "
-    "or more, 0 (rank over all layers) … 1 (the same in each). Default: 0.5 for seq2seq, 0.8 for other tasks."
+    "or more, 0 (rank over all layers) … 1 (the same in each). Default: 0.5 for seq2seq, 0.8 for other tasks. Not with "
+    "structure uniform, a pattern N:M or mode faithful, where layers do not compete."
 )
 
 
@@ -75,8 +76,13 @@ class _Gradual(Spec):
 
     @property
     def floor(self) -> float:
-        """`layer_floor`, or the usual one where it is open."""
+        """`layer_floor`, or where it is open, as in no resolved job, the usual one."""
         return LAYER_FLOOR if self.layer_floor is None else self.layer_floor
+
+    @property
+    def names_floor(self) -> bool:
+        """Whether a floor was asked for; a resolved job names the usual one where none is read."""
+        return self.layer_floor not in (None, LAYER_FLOOR)
 
     def _refuse_changed(self, names: set[str], where: str) -> None:
         """Options that would be ignored must have their defaults.
@@ -85,6 +91,8 @@ class _Gradual(Spec):
         """
         fields = type(self).model_fields
         changed = sorted(name for name in names if getattr(self, name) != fields[name].default)
+        if "layer_floor" in changed and not self.names_floor:
+            changed.remove("layer_floor")
         if changed:
             raise MisfitError(f"{', '.join(changed)} cannot be set {where}", f"/{changed[0]}")
 
@@ -262,9 +270,9 @@ def trains(method: Any) -> bool:
     return not isinstance(method, _OneShot)
 
 
-def ranks_layers(method: Any) -> TypeGuard[NeuroPrune | Importance | Magnitude | L1 | Random]:
-    """Whether layers compete for one budget, each with a guaranteed rest."""
-    return isinstance(method, _Gradual) and takes_target(method)
+def has_floor(method: Any) -> TypeGuard[NeuroPrune | Importance | Magnitude | L1 | Random]:
+    """Whether layers may compete for one budget, each with a guaranteed rest."""
+    return isinstance(method, _Gradual)
 
 
 def removes_units(method: Any) -> bool:
@@ -314,5 +322,5 @@ def check_uniform(method: Any) -> None:
         raise MisfitError(
             "uniform is not possible with experts: no stock class is narrowed so yet; ragged is", "/structure"
         )
-    if isinstance(method, _Gradual) and method.layer_floor is not None:
+    if isinstance(method, _Gradual) and method.names_floor:
         raise MisfitError("cannot be set with structure uniform, the same in every layer", "/method/layer_floor")

@@ -75,7 +75,7 @@ class MetricDropTarget(Spec):
         "is one point of accuracy; of perplexity and the like, how much higher. Decided on the validation"
         " rows, with the standard error of the difference on top (half of the budget at most), reported on the test"
         " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, then the next above the best are tried, each reached from"
-        " the dense model: at most 9 times num_train_epochs in all, and mostly 7.",
+        " the dense model: mostly 5 to 7 times num_train_epochs in all, at most 9.",
     )
 
 

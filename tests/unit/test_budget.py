@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from core.engine.anatomy import bind
+from core.engine.ladder import AT_ONCE
+from core.engine.methods import build_pruner
 from core.engine.methods.allocation import allocate
 from core.engine.methods.budget import TOLERANCE, Budget
 from core.engine.methods.gradual import gradual
 from core.engine.methods.random import RandomCriterion
 from core.engine.methods.schedule import Schedule
 from core.errors import NumericalError, UnreachableTargetError
+from core.jobs.methods import Magnitude, NeuroPrune
 from tests import tiny, tiny_families
 
 
@@ -291,3 +294,10 @@ def test_a_layer_keeps_one_where_its_even_share_is_one():
 def test_scores_that_are_not_finite_are_refused(score):
     with pytest.raises(NumericalError, match="not finite"):
         allocate([torch.tensor([1.0, score])], 1, 0.5)
+
+
+@pytest.mark.parametrize("method", [NeuroPrune(name="neuroprune"), Magnitude(name="magnitude")], ids=lambda m: m.name)
+@pytest.mark.parametrize(("asked", "floor"), [(None, 0.8), (0.5, 0.5), (0.0, 0.0)])
+def test_what_every_layer_keeps_is_as_asked_for_or_usual(method, asked, floor):
+    pruner = build_pruner(bind(tiny.bert()), method.model_copy(update={"layer_floor": asked}), 0.5, AT_ONCE, 0)
+    assert pruner.removal.floor == floor

@@ -67,7 +67,7 @@ def test_what_stays_takes_over_where_that_pays(name):
 @pytest.mark.parametrize("task", TRAINING_DEFAULTS)
 @pytest.mark.parametrize("name", ["neuroprune", "importance", "magnitude", "l1", "random"])
 def test_what_every_layer_keeps_follows_from_the_task(task, name):
-    """Unless the user says otherwise, and only where layers compete."""
+    """Unless the user says otherwise; where layers do not compete, it is not read."""
 
     def floor(structure="ragged", **options):
         return resolved_method(task, {"name": name, **options}, structure).layer_floor
@@ -75,10 +75,21 @@ def test_what_every_layer_keeps_follows_from_the_task(task, name):
     usual = 0.5 if task == "seq2seq" else 0.8
     assert floor() == floor(granularity="unstructured") == usual
     assert floor(layer_floor=0.0) == 0.0
-    assert floor(granularity="2:4") is None
-    assert floor(structure="uniform") is None
+    assert floor(granularity="2:4") == 0.8
+    assert floor(structure="uniform") == 0.8
     if name == "neuroprune":
-        assert floor(mode="faithful") is None
+        assert floor(mode="faithful") == 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "structure"), [({}, "uniform"), ({"granularity": "2:4"}, "masked"), ({"mode": "faithful"}, "ragged")]
+)
+def test_a_resolved_job_may_be_stored_and_sent_again_where_layers_do_not_compete(options, structure):
+    """It names the usual share, which is not read there."""
+    method = resolved_method("sequence-classification", {"name": "neuroprune", **options}, structure)
+    assert method.layer_floor == 0.8
+    again = resolved_method("sequence-classification", method.model_dump(), structure)
+    assert again == method
 
 
 def resolved_method(task, method, structure="ragged"):

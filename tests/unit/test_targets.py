@@ -1,7 +1,6 @@
 """How much has to go for a target in parameters or bytes, and what another level adds to one."""
 
 import copy
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -220,7 +219,8 @@ def test_bisection_finds_the_highest_level_within_the_budget(limit):
     (reached,) = course.follow()
     assert reached.pruner.sparsity == limit / 20
     assert reached.facts["validation"]["sparsity"] == limit / 20
-    assert len(set(trained)) == len(trained) <= 7 <= course.most_steps == 9
+    assert len(set(trained)) == len(trained) <= 7
+    assert course.most_steps == 9
 
 
 def test_a_drop_counts_with_its_error_but_with_half_of_the_budget_at_most():
@@ -248,6 +248,7 @@ def test_a_budget_that_no_level_keeps_is_refused():
     [
         # Bisection, sent down, ends at 0.45; the next level shows that it was, and another bisection begins there.
         ({0.5}, 0.75, [0.55, 0.75, 0.85, 0.8]),
+        # Nine levels are used up.
         ({0.5, 0.55}, 0.7, [0.55, 0.6, 0.8, 0.7]),
         ({0.5, 0.55, 0.6}, 0.45, [0.55, 0.6]),
     ],
@@ -268,13 +269,23 @@ def test_the_lowest_level_may_fail_by_chance_too():
     assert trained == [0.5, 0.25, 0.1, 0.05, 0.15, 0.2, 0.3, 0.35]
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
-@pytest.mark.parametrize("drop", [0.0, 1.0])
-def test_few_levels_are_each_tried_once(levels, drop):
-    course, trained = bisecting(lambda sparsity: drop, most_drop=0.02, levels=levels)
-    with nullcontext() if drop == 0 else pytest.raises(UnreachableTargetError):
-        course.follow()
-    assert len(set(trained)) == len(trained) <= course.most_steps <= levels
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(good=st.lists(st.booleans(), min_size=1, max_size=19))
+def test_whatever_fails_the_best_that_was_tried_is_found(good):
+    """No level is tried twice, nor more than were announced; and two above the best have failed, or none is left."""
+    levels = [step / 20 for step in range(1, len(good) + 1)]
+    is_good = dict(zip(levels, good, strict=True))
+    course, trained = bisecting(lambda sparsity: 0.0 if is_good[sparsity] else 1.0, most_drop=0.02, levels=len(good))
+    try:
+        (reached,) = course.follow()
+        best = reached.pruner.sparsity
+    except UnreachableTargetError:
+        best = 0.0
+        assert levels[0] in trained
+    assert best == max((level for level in trained if is_good[level]), default=0.0)
+    assert len(set(trained)) == len(trained) <= course.most_steps <= len(levels)
+    if len(trained) < course.most_steps:
+        assert all(level in trained for level in levels if level > best) or min(trained[-2:]) > best
 
 
 def bisecting(drop, most_drop, levels=19):

@@ -20,10 +20,10 @@ STEPS = 20
 """Sparsities are tried in steps of one over this."""
 
 DOUBTS = 2
-"""Untried levels above the best that are tried one after the other, once bisection has ended at a level that failed."""
+"""Untried levels above the best that have to fail, one after the other, before the search ends."""
 
 FURTHER = 4
-"""Levels that are tried after the first bisection at most."""
+"""Levels that are tried at most, beyond as many as one bisection may take."""
 
 MOST_DOUBT = 0.5
 """Share of the budget that the standard error of a drop counts for at most."""
@@ -69,11 +69,12 @@ class WithinDrop(Course):
         """
         best: Pruner | None = None
         tried: dict[int, dict[str, Any]] = {}
+        good = -1
         for index in islice(self._search(tried), self._most_trials):
             pruner = self._ladder.reach(self._levels[index])
             tried[index] = self._judged(pruner)
             if tried[index]["is_good"]:
-                best = pruner
+                good, best = index, pruner
             del pruner  # or it would take memory while the next one trains
         if best is None:
             lowest = tried[0]
@@ -83,13 +84,15 @@ class WithinDrop(Course):
                 "(num_train_epochs), or give more validation rows.",
                 param="/target/max_metric_drop",
             )
-        found = tried[self._bracket(tried)[0]]
-        self._warn(found["standard_error"])
-        validation = found | {"rows": self._ladder.prepared.validation.source_rows}
+        self._warn(tried[good]["standard_error"])
+        validation = tried[good] | {"rows": self._ladder.prepared.validation.source_rows}
         return [Reached(best, {"validation": validation, "tried": list(tried.values())})]
 
     def _search(self, tried: Mapping[int, dict[str, Any]]) -> Iterator[int]:
-        """Which levels to try, each but once; before the next is asked for, the last one's judgement is in `tried`."""
+        """Which levels to try, each but once; before the next is asked for, the last one's judgement is in `tried`.
+
+        If each that is doubted turned out good, these would be all: whoever asks has to stop.
+        """
         doubts = 0
         while doubts < DOUBTS:
             yield from self._bisection(tried)
