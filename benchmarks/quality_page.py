@@ -196,10 +196,9 @@ def _introduction() -> str:
         default, runs without it are `{UNCOMPENSATED}`. A job's default distillation of 0.8 for decoders was
         chosen by looking at the Llama, half of it removed; in these tables all train with 0.5. That layers of a
         T5 keep at least half of their even share, and not 0.8 of it, in all methods that have this floor, was
-        chosen by looking at nats on Multi30k, seeds 0 and 1, and SciTLDR; that the others stay at 0.8, after a look at
-        CoLA, the Llama and Shakespeare as well. Nothing was chosen on GPT-2's TinyStories.
-        Single runs are noisy, as a look at neighbouring sparsities shows: small
-        differences mean nothing, least of all on RTE, whose dense model hardly does better than guessing, and
+        chosen by looking at nats on Multi30k, seeds 0 and 1, and SciTLDR. The others stayed at 0.8 after a look at
+        CoLA, the Llama and Shakespeare as well. Nothing was chosen on GPT-2's TinyStories. Single runs are
+        noisy, as a look at neighbouring sparsities shows: small differences mean nothing, least of all on RTE, whose dense model hardly does better than guessing, and
         in ratios on CoLA. Multi30k got more seeds than one after its first was seen: its BLEU, of 300 rows,
         goes up and down between methods whose nats per token, in brackets, are alike. The T5 of SciTLDR learns
         too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs
