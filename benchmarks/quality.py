@@ -81,7 +81,7 @@ def minilm(
     """all-MiniLM-L6-v2 with a new head for a task of GLUE."""
 
     def build(data: Path, _work: Path) -> Trial:
-        files = _splits(data / data_set)
+        files = splits(data / data_set)
         return Trial(f"quality-{data_set}", Path(MODEL_DIR), *files, task, dense_epochs, training, rows)
 
     return build
@@ -90,7 +90,7 @@ def minilm(
 def babyllama(data: Path, _work: Path) -> Trial:
     """A Llama of 0.9M parameters with grouped queries, trained by its author on TinyStories, a character a token."""
     training = {"num_train_epochs": 0.3, "max_length": 256, **DECODERS}
-    files = _splits(data / "tinystories")
+    files = splits(data / "tinystories")
     return Trial("quality-babyllama", data / "models" / "babyllama-tok105", *files, {"name": "causal-lm"}, 0, training)
 
 
@@ -98,7 +98,7 @@ def decoder(data_set: str, dense_epochs: float, epochs: float) -> Callable[[Path
     """A decoder of GPT-2's kind that the benchmark trains itself."""
 
     def build(data: Path, work: Path) -> Trial:
-        train, validation = _splits(data / data_set)
+        train, validation = splits(data / data_set)
         training = {"num_train_epochs": epochs, "max_length": 128, **DECODERS}
         model = gpt2(work / f"gpt2-{data_set}", train)
         return Trial(
@@ -114,7 +114,7 @@ def encoder_decoder(
     """An encoder-decoder of T5's kind that the benchmark trains itself; 300 rows are held out, as writing is slow."""
 
     def build(data: Path, work: Path) -> Trial:
-        train, validation = _splits(data / data_set)
+        train, validation = splits(data / data_set)
         task = {"name": "seq2seq", "kind": kind, "metric": metric}
         model = t5(work / f"t5-{data_set}", train)
         return Trial(f"quality-t5-{data_set}", model, train, validation, task, dense_epochs, training, None, 300)
@@ -130,12 +130,14 @@ CASES = {
         "MiniLM, STS-B",
         minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=1, max_length=64),
         full_epochs=3,
+        seeds=3,
     ),
     "sst2": Case(
         "MiniLM, SST-2",
         minilm("sst2", _LABEL, 2, 16_000, num_train_epochs=1, max_length=48),
         full_epochs=1,
         full_dense_epochs=1,
+        seeds=3,
     ),
     "cola": Case(
         "MiniLM, CoLA",
@@ -220,7 +222,8 @@ def _specification(trial: Trial, method: str, sparsity: float, seed: int) -> tup
     return spec, spec.method.model_dump(mode="json", exclude={"name"})
 
 
-def _splits(folder: Path) -> tuple[Path, Path]:
+def splits(folder: Path) -> tuple[Path, Path]:
+    """Files of the rows to train on and of those to report on."""
     return folder / "train.jsonl.gz", folder / "validation.jsonl.gz"
 
 
