@@ -118,6 +118,13 @@ class Storage:
         with self._as_storage_error(prefix), suppress(FileNotFoundError):
             self._files.rm(self._path(prefix), recursive=True)
 
+    def names(self, prefix: str) -> list[str]:
+        """What lies right below a prefix, sorted: the next part of the keys; none where nothing is."""
+        with self._as_storage_error(prefix), suppress(FileNotFoundError):
+            paths = self._files.ls(self._path(prefix), detail=False)
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+        return []
+
     def local_path(self, key: str) -> Path | None:
         """Where the object lies on this machine's disk; None if it does not."""
         return Path(self._path(key)) if self._is_local else None

@@ -13,8 +13,8 @@ from typing import Any
 from core.errors import InvalidDataError, InvalidInputError, ModelNotFoundError, NeuroPruneError
 from core.jobs.sources import HubData, HubModel
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
-"""Config, weights, vocabularies, preprocessors; neither pickles nor code."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja")
+"""Config, weights, vocabularies, preprocessors, chat templates; neither pickles nor code."""
 
 COMMIT = re.compile("[0-9a-f]{40}")
 REASON_CHARACTERS = 300

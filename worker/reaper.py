@@ -1,11 +1,14 @@
-"""Finds what got lost: jobs whose worker vanished, messages that never arrived, folders nobody will remove.
+"""Finds what got lost: jobs whose worker vanished, messages that never arrived, folders and checkpoints nobody needs.
 
-One thread a worker, in its main process; the database makes it harmless that there are several.
+Two threads a worker, in its main process, as a store that does not answer must not keep the worker from saying that it
+lives; the database makes it harmless that there are several.
 """
 
 import logging
+import os
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ from celery.signals import worker_ready, worker_shutdown
 from core.db import create_engine
 from core.dispatch import QUEUE, Dispatcher
 from core.errors import NotFoundError
-from core.jobs.state import ACTIVE
+from core.jobs.state import ACTIVE, TERMINAL
 from core.jobs.store import JobStore
 from core.settings import Settings, get_settings
 from core.storage import Storage
-from worker.supervisor import checkpoint_prefix
+from worker.supervisor import CHECKPOINTS, checkpoint_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +38,26 @@ class Reaper:
         self._dispatcher = dispatcher
         self._settings = settings
         self._worker = worker
+        self._may_have_strays = True
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=work.__name__, daemon=True)
+            for work in (self.round, self.sweep)
+        ]
 
     def start(self) -> None:
         """Begin at once."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Return when the round under way is over."""
+        """Return when what is under way is over, or takes too long."""
         self._stopping.set()
-        self._thread.join(self._settings.reaper_interval_seconds)
+        for thread in self._threads:
+            thread.join(self._settings.reaper_interval_seconds)
 
     def round(self) -> None:
-        """Say that this worker lives; take lost jobs back, send waiting ones again; sweep what ended jobs left."""
+        """Say that this worker lives; take lost jobs back, send waiting ones again."""
         self._store.worker_seen(self._worker, [QUEUE])
         for job_id in self._store.reap():
             logger.warning("job %s lost its worker and waits again", job_id)
@@ -56,7 +65,10 @@ class Reaper:
             for job_id in self._store.expire(self._settings.queue_timeout_seconds):
                 logger.warning("job %s waited too long and has expired", job_id)
         self._send_again()
-        self._sweep()
+
+    def sweep(self) -> None:
+        """Remove what ended jobs and vanished workers left."""
+        self._sweep_folders()
         self._sweep_checkpoints()
 
     def _send_again(self) -> None:
@@ -68,7 +80,7 @@ class Reaper:
                 break  # the broker is down: the next round tries again
             self._store.mark_dispatched(job_id)
 
-    def _sweep(self) -> None:
+    def _sweep_folders(self) -> None:
         for folder in self._settings.work_dir.glob("job_*-*"):
             if not self._is_in_use(folder):
                 logger.warning("removing %s, left by a worker that vanished", folder)
@@ -77,7 +89,26 @@ class Reaper:
     def _sweep_checkpoints(self) -> None:
         for job_id in self._store.finished_with_checkpoints(self._settings.checkpoint_retention_seconds):
             if self._store.forget_checkpoints(job_id):
+                self._may_have_strays = True
+        if self._may_have_strays:
+            self._sweep_strays()
+            # Only now: where the store fails, the next time begins with all of them.
+            self._may_have_strays = False
+
+    def _sweep_strays(self) -> None:
+        """Remove checkpoints that no record knows of.
+
+        They were forgotten, or were never recorded: their writer was killed, and the job has ended since.
+        """
+        for job_id in self._storage.names(CHECKPOINTS):
+            if self._is_stray(job_id):
                 self._storage.delete_prefix(checkpoint_prefix(job_id))
+
+    def _is_stray(self, job_id: str) -> bool:
+        with suppress(NotFoundError):
+            return self._store.get(job_id).status in TERMINAL and not self._store.checkpoints(job_id)
+        # Another service's, which has another database.
+        return False
 
     def _is_in_use(self, folder: Path) -> bool:
         job_id, _, attempt = folder.name.rpartition("-")
@@ -86,12 +117,12 @@ class Reaper:
             return job.status in ACTIVE and str(job.attempt) == attempt
         return False
 
-    def _run(self) -> None:
+    def _repeat(self, work: Callable[[], None]) -> None:
         while not self._stopping.is_set():
             try:
-                self.round()
-            except Exception:  # whatever it is, the next round may work
-                logger.exception("the reaper's round failed")
+                work()
+            except Exception:  # whatever it is, the next time may work
+                logger.exception("the reaper's %s failed", work.__name__)
             self._stopping.wait(self._settings.reaper_interval_seconds)
 
 
@@ -100,7 +131,9 @@ def _start(sender: Any, **_: Any) -> None:
     engine = create_engine(settings.database_url)
     store = JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
     storage = Storage(settings.storage_url)
-    reaper = Reaper(store, storage, Dispatcher(settings.broker_url), settings, worker=sender.hostname)
+    # Workers of one machine have the same host name.
+    name = f"{sender.hostname}:{os.getpid()}"
+    reaper = Reaper(store, storage, Dispatcher(settings.broker_url), settings, worker=name)
     reaper.start()
 
     def stop(**_: Any) -> None:

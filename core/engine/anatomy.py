@@ -120,6 +120,11 @@ class Layer:
     mixture: Mixture | None
 
     @property
+    def reads_target(self) -> bool:
+        """Whether it is a decoder's that reads an encoder's states besides."""
+        return any(attention.row.cross for attention in self.attentions)
+
+    @property
     def dense_mlps(self) -> tuple[Mlp, ...]:
         """Those that every token passes through."""
         experts = 0 if self.mixture is None else len(self.mixture.mlps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,9 +38,16 @@ def evaluate(
     """
     was_training = model.training
     model.train(False)
-    summaries = [task.summarise(task.outputs(model, batch), batch).cpu() for batch in _batches(task, model, features)]
-    if not all(bool(summary.isfinite().all()) for summary in summaries):
-        raise NumericalError(f"{task.headline} is not finite: the model answers held-out rows with NaN or infinity.")
+    summaries = []
+    for batch in _batches(task, model, features):
+        outputs = task.outputs(model, batch)
+        summary = task.summarise(outputs, batch).cpu()
+        # A class is the highest logit's even among NaN.
+        if not bool(summary.isfinite().all() & ~outputs.isnan().any().cpu()):
+            raise NumericalError(
+                f"{task.headline} is not finite: the model answers held-out rows with NaN or infinity."
+            )
+        summaries.append(summary)
     metrics = task.metrics(summaries, summaries if reference is None else reference)
     metrics |= task.writing_metrics(model, features)
     model.train(was_training)
@@ -81,6 +89,10 @@ class Teacher:
         return answers[rows.argsort()]
 
 
+_States = tuple[Tensor, bool]
+"""Hidden states [B, L, h] after a layer, and whether they are of a decoder that reads an encoder's."""
+
+
 class HiddenTeacher:
     """How far a model's hidden states are from the dense model's, after every layer.
 
@@ -90,11 +102,10 @@ class HiddenTeacher:
 
     def __init__(self, task: Task, teacher: Anatomy, student: Anatomy) -> None:
         self._task = task
-        self._is_target = [any(attention.row.cross for attention in layer.attentions) for layer in teacher.layers]
         self._model = teacher.model
         self._model.train(False)
-        self._teacher_states: list[Tensor] = []
-        self._student_states: list[Tensor] = []
+        self._teacher_states: list[_States] = []
+        self._student_states: list[_States] = []
         self._handles = [
             *_record(teacher, self._teacher_states),
             *_record(student, self._student_states),
@@ -107,7 +118,7 @@ class HiddenTeacher:
         with torch.no_grad():
             self._task.outputs(self._model, batch)
         distances = []
-        for ours, dense, is_target in zip(self._student_states, self._teacher_states, self._is_target, strict=True):
+        for (ours, is_target), (dense, _) in zip(self._student_states, self._teacher_states, strict=True):
             real = self._task.real_tokens(batch, is_target=is_target)
             ours, dense = (states if real is None else states[real] for states in (ours, dense))
             target = dense.float()
@@ -121,10 +132,10 @@ class HiddenTeacher:
             handle.remove()
 
 
-def _record(anatomy: Anatomy, states: list[Tensor]) -> list[RemovableHandle]:
-    """Let every layer add its hidden states [B, L, h] to `states` on every forward pass."""
+def _record(anatomy: Anatomy, states: list[_States]) -> list[RemovableHandle]:
+    """Let every layer add its hidden states to `states` whenever it is called; a shared one is several times a pass."""
 
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
+    def keep(is_target: bool, _: nn.Module, __: Any, output: Any) -> None:
+        states.append((output[0] if isinstance(output, tuple) else output, is_target))
 
-    return [layer.module.register_forward_hook(keep) for layer in anatomy.layers]
+    return [layer.module.register_forward_hook(partial(keep, layer.reads_target)) for layer in anatomy.layers]

@@ -105,16 +105,16 @@ def measure(task: type[Task], sides: Mapping[str, Side], inputs: Batch) -> Perfo
     return Performance(latency, throughput, flops, memory, sizes, length, threads)
 
 
-def speedup(task: type[Task], sides: Mapping[str, Side], inputs: Iterable[str], runtime: str) -> float:
+def speedup(task: type[Task], sides: Mapping[str, Side], inputs: Batch, runtime: str) -> float:
     """How many times as fast as the side `dense` the side `pruned` is, by median latency as `measure` takes it.
 
     Args:
         task: What the models are for.
         sides: As of `measure`; for `onnxruntime`, with a `model.onnx` in their folders.
-        inputs: Names of the inputs that they take.
+        inputs: An example batch.
         runtime: `torch` or `onnxruntime`, on the CPU.
     """
-    one = full_batch(inputs, sides["dense"].model.config, LATENCY_BATCH)
+    one = full_batch_like(inputs, sides["dense"].model.config, LATENCY_BATCH)
     with torch.inference_mode():
         runs = _torch_runs(task, sides, one) if runtime == "torch" else _onnxruntime_runs(sides, one)
         latency = interleave(runs, LATENCY_ROUNDS, SECONDS)

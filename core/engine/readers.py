@@ -62,7 +62,9 @@ def _parse_jsonl(stream: BinaryIO, source: Source) -> Iterator[Row]:
 
 
 def _encodable(value: Any) -> Any:
-    """Text without lone surrogates, which JSON can spell and nothing can encode; anything else as it is."""
+    """Text, in lists as well, without lone surrogates, which JSON can spell and nothing can encode; else as it is."""
+    if isinstance(value, list):
+        return [_encodable(part) for part in value]
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 

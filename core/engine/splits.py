@@ -110,17 +110,18 @@ def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
         return read_rows(path, inputs.source(path, f"/task/data/{field}"))
 
     identity = partial(_text_of, columns=spec.task.input_columns())
+    validation_share, test_share = data.held_out(needs_test=needs_test)
     train = everything = read(inputs.train, "train")
     if inputs.validation is not None:
         validation, left = read(inputs.validation, "validation"), 1.0
     else:
-        train, validation = hold_out(train, data.validation_fraction, seed, identity)
-        left = 1 - data.validation_fraction
+        train, validation = hold_out(train, validation_share, seed, identity)
+        left = 1 - validation_share
     test = None
     if inputs.test is not None:
         test = read(inputs.test, "test")
-    elif needs_test or data.test_fraction is not None:
-        train, test = hold_out(train, (data.test_fraction or data.validation_fraction) / left, seed, identity)
+    elif test_share:
+        train, test = hold_out(train, test_share / left, seed, identity)
     return Splits(everything, train, validation, test)
 
 

@@ -132,10 +132,8 @@ def train(
 
 
 def _narrowing(pruner: Pruner | None) -> AbstractContextManager[Narrowing | None]:
-    """Compute with what a pruner leaves, unless several GPUs are to: all would use the first one's weights."""
-    if pruner is None or torch.cuda.device_count() > 1:
-        return nullcontext()
-    return narrowing(pruner.anatomy, pruner.masks)
+    """Compute with what a pruner leaves."""
+    return nullcontext() if pruner is None else narrowing(pruner.anatomy, pruner.masks)
 
 
 @contextmanager
@@ -163,14 +161,14 @@ def uses_bf16(training: spec.Training) -> bool:
 
 def _arguments(training: spec.Training, steps: int, seed: int, scratch: str) -> TrainingArguments:
     assert training.learning_rate is not None  # noqa: S101 resolved specs have one
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=scratch,
         max_steps=steps,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         per_device_train_batch_size=training.per_device_train_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        warmup_steps=max(1, int(steps * 0.05)),
+        warmup_steps=int(steps * 0.05),
         lr_scheduler_type="linear",
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
@@ -184,6 +182,10 @@ def _arguments(training: spec.Training, steps: int, seed: int, scratch: str) -> 
         report_to=[],
         disable_tqdm=True,
     )
+    # Of several GPUs, the first: a step has as many rows as were asked for, and what computes with a part of the
+    # weights has them at hand.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 class _DistillingTrainer(Trainer):

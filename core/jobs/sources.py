@@ -108,9 +108,24 @@ class _HeldOut(_Sampled):
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
-        if self.validation_fraction + (self.test_fraction or 0) >= 1:
+        if sum(self.held_out(needs_test=False)) >= 1:
             raise ValueError("validation_fraction + test_fraction must be below 1")
         return self
+
+    def held_out(self, *, needs_test: bool) -> tuple[float, float]:
+        """Shares of the training rows that are held out for validation and for the test.
+
+        Args:
+            needs_test: Whether there have to be test rows.
+        """
+        validation = 0.0 if self._brings("validation") else self.validation_fraction
+        if self._brings("test"):
+            return validation, 0.0
+        return validation, self.test_fraction or (self.validation_fraction if needs_test else 0.0)
+
+    def _brings(self, split: str) -> bool:
+        """Whether the data has rows of its own for this split: a file, or a split on the Hub."""
+        return any(getattr(self, field, None) is not None for field in (split, f"{split}_split"))
 
 
 class UploadedData(_HeldOut):

@@ -1,4 +1,7 @@
-"""How the service does, counted in the database when somebody asks: nothing is kept between two questions."""
+"""How the service does, counted in the database when somebody asks: nothing is kept between two questions.
+
+What only ever grows is counted from the attempts: a job that is tried again forgets how it ended, they do not.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +10,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from core.db import jobs, seconds_between, utcnow, workers
-from core.jobs.state import ACTIVE, TERMINAL, Status
+from core.db import job_attempts, jobs, seconds_between, utcnow, workers
+from core.errors import ErrorCode
+from core.jobs.records import AttemptOutcome
+from core.jobs.state import ACTIVE, Status
+
+_LOST: ErrorCode = "worker_lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Of how many jobs, and how long together."""
+    """Of how many, and how long together."""
 
     count: int
     seconds: float
@@ -25,12 +32,13 @@ class Statistics:
 
     Attributes:
         jobs: number of jobs by status; every status is there.
-        failures: number of failed jobs by the code of their error.
+        failures: number of attempts that failed by the code of their error; those that were lost are `worker_lost`,
+            also where the job went on.
         attempts: starts of jobs, of all jobs together.
-        oldest_queued_seconds: how long the job waits that has waited longest; 0 where none waits.
+        oldest_queued_seconds: how long the job is in the queue that is there longest; 0 where none is.
         shortest_lease_seconds: what is left of the lease that ends first, negative once it is over; None without one.
-        waited: from submission to the last start, of the jobs that were started.
-        ran: from the last start to the end, by final status, of the jobs that were started.
+        waited: from submission to the first start, of the jobs that were started.
+        ran: from start to end, by outcome, of the attempts that have ended.
         worker_silence_seconds: time since each known worker last showed itself.
     """
 
@@ -40,36 +48,36 @@ class Statistics:
     oldest_queued_seconds: float
     shortest_lease_seconds: float | None
     waited: Durations
-    ran: Mapping[Status, Durations]
+    ran: Mapping[AttemptOutcome, Durations]
     worker_silence_seconds: Mapping[str, float]
 
 
 def count(connection: Connection) -> Statistics:
     """Ask the database, in one transaction."""
     by_status = _pairs(connection, sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status))
-    code = jobs.c.error["code"].as_string()
-    failures = sa.select(code, sa.func.count()).where(jobs.c.status == Status.FAILED).group_by(code)
-    age = sa.func.max(seconds_between(jobs.c.created_at, utcnow()))
+    code = job_attempts.c.reason  # of the error, where an attempt failed
+    failures = sa.select(code, sa.func.count()).where(job_attempts.c.outcome == "failed").group_by(code)
+    age = sa.func.max(seconds_between(jobs.c.queued_at, utcnow()))
     lease = sa.func.min(seconds_between(utcnow(), jobs.c.lease_expires_at))
-    started = jobs.c.started_at.is_not(None)
-    wait = seconds_between(jobs.c.created_at, jobs.c.started_at)
-    run = seconds_between(jobs.c.started_at, jobs.c.finished_at)
-    ended = sa.select(jobs.c.status, sa.func.count(), sa.func.sum(run)).where(
-        started, jobs.c.status.in_(sorted(TERMINAL))
-    )
+    wait = sa.func.sum(seconds_between(jobs.c.created_at, job_attempts.c.started_at))
+    waits = sa.select(sa.func.count(), wait).join_from(jobs, job_attempts).where(job_attempts.c.number == 1)
+    run = sa.func.sum(seconds_between(job_attempts.c.started_at, job_attempts.c.ended_at))
+    ended = sa.select(job_attempts.c.outcome, sa.func.count(), run).where(job_attempts.c.ended_at.is_not(None))
     silence = sa.select(workers.c.name, seconds_between(workers.c.seen_at, utcnow()))
-    waited = connection.execute(sa.select(sa.func.count(), sa.func.sum(wait)).where(started)).one()
+    waited = connection.execute(waits).one()
+    ran: dict[AttemptOutcome, Durations] = {
+        outcome: Durations(number, float(seconds))
+        for outcome, number, seconds in connection.execute(ended.group_by(job_attempts.c.outcome))
+    }
+    lost = ran["lost"].count if "lost" in ran else 0
     return Statistics(
         jobs={status: by_status.get(status, 0) for status in Status},
-        failures=_pairs(connection, failures),
+        failures=_pairs(connection, failures) | {_LOST: lost},
         attempts=connection.scalar(sa.select(sa.func.sum(jobs.c.attempt))) or 0,
         oldest_queued_seconds=_seconds(connection, sa.select(age).where(jobs.c.status == Status.QUEUED)) or 0.0,
         shortest_lease_seconds=_seconds(connection, sa.select(lease).where(jobs.c.status.in_(sorted(ACTIVE)))),
         waited=Durations(waited[0], float(waited[1] or 0)),
-        ran={
-            Status(status): Durations(number, float(seconds))
-            for status, number, seconds in connection.execute(ended.group_by(jobs.c.status))
-        },
+        ran=ran,
         worker_silence_seconds={name: float(seconds) for name, seconds in connection.execute(silence)},
     )
 

@@ -261,6 +261,19 @@ def test_allocation_is_exact_and_starves_no_layer(layers, floor):
 
 
 @settings(max_examples=200)
+@given(scored_layers(), st.floats(0, 1), st.data())
+def test_what_is_gone_counts_even_where_a_layer_has_lost_more_than_its_share(layers, floor, data):
+    scores, remove = layers
+    places = [(i, j) for i, layer in enumerate(scores) for j in range(len(layer))]
+    gone = data.draw(st.lists(st.sampled_from(places), unique=True, max_size=remove))
+    for i, j in gone:
+        scores[i][j] = -torch.inf
+    chosen = allocate(scores, remove, floor)
+    assert all(bool(chosen[i][j]) for i, j in gone)
+    assert sum(int(marks.sum()) for marks in chosen) == remove
+
+
+@settings(max_examples=200)
 @given(scored_layers())
 def test_without_a_floor_the_lowest_of_all_go(layers):
     scores, remove = layers

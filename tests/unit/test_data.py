@@ -74,6 +74,12 @@ def test_rows_know_where_they_were_read(tmp_path):
         [text_of(row, "text") for row in reversed(rows)]
 
 
+def test_lone_surrogates_are_replaced_in_lists_as_well(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(rb'{"target": ["a \ud83d b", 3]}')
+    (row,) = read_rows(tmp_path / "rows.jsonl", TRAIN)
+    assert row["target"] == ["a ? b", 3]
+
+
 def test_lone_surrogates_are_replaced(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(rb'{"te\ud83dxt": "a \ud83d b \ud83d\ude00", "n": 1}')
     assert read_rows(tmp_path / "rows.jsonl", TRAIN) == [{"te?xt": "a ? b \U0001f600", "n": 1}]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -13,12 +14,17 @@ from core.engine.methods import Schedule, build_pruner
 from core.engine.pruning import prune
 from core.engine.tasks import TASKS
 from core.jobs import methods, spec
-from tests import tiny
+from tests import tiny, tiny_families
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
 TASK_PARTS = {"regression": spec.Regression, "causal-lm": spec.CausalLM}
-CASES = [("regression", tiny.bert_regression), ("causal-lm", tiny.llama)]
-both = pytest.mark.parametrize(("name", "make"), CASES, ids=["bert", "llama"])
+CASES = [
+    ("regression", tiny.bert_regression),
+    ("causal-lm", tiny.llama),
+    ("regression", partial(tiny_families.model, "albert", "regression")),
+]
+"""Of the last, some layers are one, which is called several times."""
+all_cases = pytest.mark.parametrize(("name", "make"), CASES, ids=["bert", "llama", "albert"])
 
 
 def make_task(name, **training):
@@ -41,7 +47,7 @@ def states_after_layers(model, batch):
         return plain(**inputs, output_hidden_states=True).hidden_states[1:]
 
 
-@both
+@all_cases
 def test_the_distance_is_the_relative_squared_difference_of_real_tokens(name, make):
     task, dense, student = make_task(name), make(), tiny.randomised(make(), seed=1)
     features = features_of(task)
@@ -57,11 +63,11 @@ def test_the_distance_is_the_relative_squared_difference_of_real_tokens(name, ma
             error += float((ours[row, :length] - wanted[row, :length]).double().square().sum())
             scale += float(wanted[row, :length].double().square().sum())
         distances.append(error / scale)
-    assert len(distances) == 3
-    assert found == pytest.approx(sum(distances) / 3, rel=1e-5)
+    assert len(distances) == dense.config.num_hidden_layers
+    assert found == pytest.approx(sum(distances) / len(distances), rel=1e-5)
 
 
-@both
+@all_cases
 def test_answers_asked_for_in_between_do_not_count(name, make):
     """The dense model answers a batch for its outputs as well; cached for BERT, live for Llama."""
     task, dense, student = make_task(name), make(), tiny.randomised(make(), seed=1)
@@ -77,7 +83,7 @@ def test_answers_asked_for_in_between_do_not_count(name, make):
     assert found[0] == found[2] != found[1]
 
 
-@both
+@all_cases
 def test_an_equal_model_has_no_distance_and_another_learns(name, make):
     task, dense, student = make_task(name), make(), make()
     features = features_of(task)
@@ -96,7 +102,7 @@ def hooks(model):
     return [hook for module in model.modules() for hook in module._forward_hooks.values()]
 
 
-@both
+@all_cases
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
 def test_pruning_with_hidden_states_differs_and_leaves_no_hooks(name, make, distillation):
     pruned = []

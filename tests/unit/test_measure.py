@@ -12,10 +12,11 @@ from core.engine.anatomy import bind
 from core.engine.compact import compact
 from core.engine.plan import Plan
 from core.engine.tasks import TASKS
-from tests import tiny
+from tests import tiny, tiny_families
 
 TASK = TASKS["sentence-embedding"]
 MEGABYTE = 1_000_000
+SIDES = ("dense", "pruned")
 
 
 @pytest.mark.parametrize(("rounds", "seconds", "counted"), [(5, 1e9, 5), (5, 0.0, measure.LEAST_ROUNDS), (2, 0.0, 2)])
@@ -25,6 +26,12 @@ def test_calls_take_turns_after_warming_up(rounds, seconds, counted):
     found = measure.interleave(runs, rounds, seconds)
     assert called == ["dense", "pruned"] * (measure.WARM_UP + counted)
     assert {latency.calls for latency in found.values()} == {counted}
+
+
+def test_the_speed_of_a_model_that_reads_images_is_taken_too(tmp_path):
+    sides = {name: measure.Side(tiny_families.model("vit", "image-classification"), tmp_path) for name in SIDES}
+    images = torch.rand(2, 3, *[sides["dense"].model.config.image_size] * 2)
+    assert measure.speedup(TASKS["image-classification"], sides, {"pixel_values": images}, "torch") > 0
 
 
 def test_full_rows_are_as_long_as_the_model_takes():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from core.engine.anatomy import bind
 from core.engine.methods import Schedule, build_pruner
-from core.engine.methods.one_shot import shares, sum_over_tokens
+from core.engine.methods.one_shot import reading_target, shares, sum_over_tokens
 from core.errors import NumericalError, UnreachableTargetError, VerificationError
 from core.jobs import methods
 from tests import tiny, tiny_families
@@ -78,6 +78,36 @@ def test_padding_does_not_count(make):
             found = sum_over_tokens(model, modules, lambda run=run: run(len(LENGTHS)), lambda x: x.T @ x)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert all(statistic.dtype == torch.float64 for statistic in expected)
+
+
+@pytest.mark.parametrize("longest", [10, 6], ids=["alike", "differ"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_padding_of_sources_and_of_targets_does_not_count(kind, longest):
+    """The decoder's projections read what it writes, those of keys and values of its cross attention the source."""
+    model = tiny_families.model(kind, "seq2seq")
+    start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    (sources, source_mask), lengths = padded_batch(padding), (2, longest, 4, 3)
+    targets = torch.full((len(lengths), longest), padding)
+    for row, length in enumerate(lengths):
+        targets[row, :length] = torch.tensor([start, *range(5, 4 + length)])
+    layers = bind(model).layers
+    matrices = [matrix for layer in layers for matrix in layer.matrices]
+    modules = [matrix.module for matrix in matrices]
+    of_target = set().union(*(reading_target(layer) for layer in layers))
+    assert 0 < len(of_target) < len(modules)
+
+    def row_by_row():
+        for ids, mask, written, length in zip(sources, source_mask, targets, lengths, strict=True):
+            model(input_ids=ids[None, : mask.sum()], decoder_input_ids=written[None, :length])
+
+    def together():
+        model(input_ids=sources, attention_mask=source_mask, decoder_input_ids=targets)
+
+    with torch.no_grad():
+        one, all_at_once = (
+            sum_over_tokens(model, modules, run, lambda x: x.T @ x, of_target) for run in (row_by_row, together)
+        )
+    torch.testing.assert_close(all_at_once, one, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_projection_reads_besides_the_tokens_counts():

@@ -1,11 +1,14 @@
 """One round of the reaper."""
 
 import io
+import threading
+import time
 
 import pytest
 import sqlalchemy as sa
 
 from core.db import jobs, utcnow
+from core.errors import StorageError
 from core.jobs.state import Status
 from core.progress import Failed, Succeeded
 from core.settings import Settings
@@ -92,30 +95,90 @@ def test_only_folders_of_attempts_that_run_are_kept(reaper, store, job_id, setti
     for folder in (kept, stale, unknown, foreign):
         folder.mkdir(parents=True)
         (folder / "file").touch()
-    reaper.round()
+    reaper.sweep()
     assert sorted(work.iterdir()) == sorted([kept, foreign])
     store.release(lease, "test")
-    reaper.round()
+    reaper.sweep()
     assert list(work.iterdir()) == [foreign]
 
 
-def test_checkpoints_of_a_job_that_succeeded_are_removed_and_others_kept_for_a_retry(reaper, store, storage):
-    def left_by(outcome):
+SUCCEEDED = Succeeded(metrics_summary={}, artifacts=[])
+BROKEN = Failed(code="internal", message="broken")
+
+
+@pytest.fixture
+def left_by(store, storage):
+    """A job that has written a checkpoint and may have recorded it, and where the checkpoint lies."""
+
+    def leave(outcome, *, recorded=True):
         job_id = store.create(demo_spec(), name=None, labels={})[0].id
         lease = store.claim(job_id, "w")
         store.start(lease)
         key = f"checkpoints/{job_id}/1/dense-5"
         storage.put(f"{key}/model.safetensors", io.BytesIO(b"ok"))
-        store.keep_checkpoint(lease, checkpoint("dense", 5).model_copy(update={"key": key}))
-        store.finish(lease, outcome)
+        if recorded:
+            store.keep_checkpoint(lease, checkpoint("dense", 5).model_copy(update={"key": key}))
+        if outcome is not None:
+            store.finish(lease, outcome)
         return job_id, storage.local_path(key)
 
-    done, useless = left_by(Succeeded(metrics_summary={}, artifacts=[]))
-    failed, kept = left_by(Failed(code="internal", message="broken"))
-    reaper.round()
+    return leave
+
+
+def test_checkpoints_of_a_job_that_succeeded_are_removed_and_others_kept_for_a_retry(reaper, store, left_by):
+    done, useless = left_by(SUCCEEDED)
+    failed, kept = left_by(BROKEN)
+    reaper.sweep()
     assert not useless.exists()
     assert kept.exists()
     assert (store.checkpoints(done), set(store.checkpoints(failed))) == ({}, {"dense"})
+
+
+def test_checkpoints_that_were_never_recorded_go_once_their_job_has_ended(reaper, storage, left_by):
+    _, useless = left_by(BROKEN, recorded=False)
+    _, running = left_by(None, recorded=False)
+    storage.put("checkpoints/job_unknown/1/dense-5/model.safetensors", io.BytesIO(b"another service's"))
+    reaper.sweep()
+    assert not useless.exists()
+    assert running.exists()
+    assert storage.local_path("checkpoints/job_unknown").exists()
+
+
+def test_what_the_store_would_not_remove_is_removed_later(reaper, storage, left_by, monkeypatch):
+    places = [place for _, place in (left_by(SUCCEEDED), left_by(SUCCEEDED))]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_prefix", unanswered)
+        for _ in range(2):
+            with pytest.raises(StorageError):
+                reaper.sweep()
+    assert all(place.exists() for place in places)
+    reaper.sweep()
+    assert not any(place.exists() for place in places)
+
+
+def unanswered(*_):
+    raise StorageError("the store does not answer")
+
+
+def test_the_worker_shows_itself_while_the_store_does_not_answer(reaper, store, storage, monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(_):
+        asked.set()
+        answer.wait(30)
+        return []
+
+    monkeypatch.setattr(storage, "names", hang)
+    reaper.start()
+    try:
+        assert asked.wait(30)
+        deadline = time.monotonic() + 30
+        while not store.live_workers(5) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [worker.name for worker in store.live_workers(5)] == ["w"]
+    finally:
+        answer.set()
+        reaper.stop()
 
 
 def test_a_job_that_waited_too_long_expires(reaper, store, engine, job_id):
@@ -134,7 +197,6 @@ def test_a_round_that_fails_does_not_end_the_thread(reaper, monkeypatch):
             reaper._stopping.set()
         raise RuntimeError("database gone")
 
-    monkeypatch.setattr(reaper, "round", fail)
     monkeypatch.setattr(reaper._stopping, "wait", lambda seconds: None)
-    reaper._run()
+    reaper._repeat(fail)
     assert len(rounds) == 2

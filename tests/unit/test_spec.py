@@ -10,7 +10,7 @@ from api.schemas import JobRequest
 from core.catalog import METHODS
 from core.jobs.defaults import TRAINING_DEFAULTS, resolve
 from core.jobs.methods import Method, NeuroPrune, takes_target
-from core.jobs.spec import JobSpec, SequenceClassification
+from core.jobs.spec import JobSpec, SequenceClassification, Training
 from tests.specs import DEMO, demo_spec, upload_spec
 
 
@@ -107,6 +107,30 @@ def test_the_published_method_takes_no_recovery():
     assert "must be 0 in mode faithful" in faults(spec)["/training/recovery_epochs"]
 
 
+@pytest.mark.parametrize("fraction", ["warmup_fraction", "recovery_fraction"])
+@pytest.mark.parametrize(
+    "method", [{"name": "wanda"}, {"name": "neuroprune", "mode": "faithful"}], ids=["wanda", "faithful"]
+)
+def test_what_does_not_go_little_by_little_has_no_phases(method, fraction):
+    target = None if "mode" in method else DEMO["target"]
+    spec = {**DEMO, "target": target, "method": method}
+    assert "little by little" in faults({**spec, "training": {fraction: 0.2}})[f"/training/{fraction}"]
+    # As a resolved job has it.
+    JobSpec.model_validate({**spec, "training": {fraction: Training.model_fields[fraction].default}})
+
+
+def test_a_budget_leaves_rows_to_train_on():
+    """It needs test rows, of which there are as many as for validation if nothing is said."""
+    rows = {**UPLOADED["data"], "validation_fraction": 0.5}
+    task = {"name": "sequence-classification", "data": rows}
+    budget = {**DEMO, "task": task, "target": {"max_metric_drop": 0.01}}
+    assert "nothing to train on" in faults(budget)["/task/data/validation_fraction"]
+    JobSpec.model_validate({**budget, "target": DEMO["target"]})
+    for enough in ({"test_fraction": 0.4}, {"test": FILE}, {"validation": FILE}):
+        JobSpec.model_validate({**budget, "task": {**task, "data": rows | enough}})
+    assert faults({**budget, "task": {**task, "data": rows | {"test_fraction": 0.5}}})
+
+
 def test_every_option_is_documented():
     definitions = JobSpec.model_json_schema()["$defs"]
     for model, schema in definitions.items():
@@ -128,7 +152,8 @@ def test_request_is_a_spec_and_names():
     assert type(request.spec()) is JobSpec
 
 
-UPLOADED = {"data": {"source": "upload", "train": "file_" + "0" * 32}}
+FILE = "file_" + "0" * 32
+UPLOADED = {"data": {"source": "upload", "train": FILE}}
 
 
 @pytest.mark.parametrize(

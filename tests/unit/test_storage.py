@@ -143,6 +143,13 @@ def test_missing_objects_are_not_found_at_once(storage, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_names_are_those_right_below_a_prefix(storage):
+    for key in ("jobs/b/1/file", "jobs/a/file", "jobs/b/2/file", "other/c"):
+        storage.put(key, io.BytesIO(b"ok"))
+    assert storage.names("jobs") == ["a", "b"]
+    assert storage.names("nothing") == []
+
+
 def test_prefixes_are_deleted_whole(storage):
     storage.put("a/1/x", io.BytesIO(b"x"))
     storage.put("a/2/y", io.BytesIO(b"y"))

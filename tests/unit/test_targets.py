@@ -15,6 +15,7 @@ from core.engine.ladder import AT_ONCE, Ladder, Level
 from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.budget import Budget
 from core.engine.structures import give_structure
+from core.engine.targets import speedup
 from core.engine.targets.amounts import level_of_bytes, level_of_parameters, removable_parameters
 from core.engine.targets.metric_drop import WithinDrop, is_within, standard_error
 from core.engine.targets.speedup import AtSpeed
@@ -310,7 +311,7 @@ def bisecting(drop, most_drop, levels=19):
     return course, trained
 
 
-def at_speed(wanted, real=lambda sparsity: 1 - 0.9 * sparsity):
+def at_speed(wanted, real=lambda sparsity: 1 - 0.9 * sparsity, least=0.0):
     """A course on a machine where the time of a call falls linearly for stand-ins, and as `real` says once trained."""
     trained, timed = [], []
 
@@ -325,7 +326,7 @@ def at_speed(wanted, real=lambda sparsity: 1 - 0.9 * sparsity):
     course = object.__new__(AtSpeed)
     course._target = SpeedupTarget(speedup=wanted, runtime="torch")
     course._ladder = SimpleNamespace(reach=reach, stand_in=stand_in)
-    course._most, heard = 0.95, []
+    course._least, course._most, heard = least, 0.95, []
     course._report, course._time = heard.append, lambda pruner: pruner.time
     course._level, course._expected = course._search()
     return course, trained, timed, heard
@@ -356,6 +357,41 @@ def test_a_speed_that_is_missed_after_all_is_said():
     course.follow()
     assert len(trained) == 4
     assert "not within 5% of 2" in heard[0].message
+
+
+@pytest.mark.parametrize(("wanted", "sparsity"), [(2.0, 0.556), (1.2, 0.3)])
+def test_no_less_is_tried_than_has_to_go(wanted, sparsity):
+    """So many heads, for instance; a model that is faster by that alone is as near as can be."""
+    course, trained, timed, _ = at_speed(wanted, least=0.3)
+    course.follow()
+    assert min(timed) == 0.3
+    assert trained == [pytest.approx(sparsity, abs=0.01)]
+
+
+def test_the_bounds_of_a_speed_are_what_the_methods_options_leave(monkeypatch):
+    monkeypatch.setattr(speedup, "removable_share", lambda ladder: 0.97)
+    ladder = SimpleNamespace(can_reach=lambda level: 0.12 <= level.sparsity <= 0.62)
+    assert speedup._bounds(ladder) == (0.15, 0.6)
+    assert speedup._bounds(SimpleNamespace(can_reach=lambda _: True)) == (0.0, 0.95)
+
+    def refuse(level):
+        raise UnreachableTargetError(f"not {level.sparsity}")
+
+    with pytest.raises(UnreachableTargetError, match=r"not 0\.95"):
+        speedup._bounds(SimpleNamespace(can_reach=lambda _: False, check=refuse))
+
+
+def test_speed_is_against_the_dense_model_as_it_is_delivered(monkeypatch, tmp_path):
+    """Pruning takes the experts of a mixture apart, which is slower."""
+    monkeypatch.setattr(speedup, "_bounds", lambda ladder: (0.0, 0.95))
+    monkeypatch.setattr(AtSpeed, "_search", lambda self: (None, 1.0))
+    model = tiny_families.model("mixtral", "causal-lm")
+    stock = [type(module) for module in model.modules()]
+    bind(model)
+    assert [type(module) for module in model.modules()] != stock
+    ladder = SimpleNamespace(dense_copy=lambda: copy.deepcopy(model))
+    course = AtSpeed(ladder, SpeedupTarget(speedup=2.0, runtime="torch"), tmp_path, pytest.fail)
+    assert [type(module) for module in course._dense.model.modules()] == stock
 
 
 def test_a_speed_out_of_reach_is_refused_with_what_is_possible():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import rankdata, spearmanr
-from transformers import BertConfig
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, PreTrainedTokenizerFast
 
 from core.engine.data import Row, Source
 from core.engine.evaluate import Teacher, evaluate
@@ -89,11 +90,30 @@ def test_pairs_of_many_rows_are_a_sample(monkeypatch):
     assert values[0] == values[1]
 
 
-def test_a_model_that_answers_nan_is_not_measured():
-    ours, model = task("sentence-embedding"), tiny.bert()
+def test_nearly_the_same_pairs_are_compared_when_some_rows_are_left_out(monkeypatch):
+    """So that the jackknife measures what the rows left out make, and not other samples."""
+    monkeypatch.setattr(sentence_embedding, "PAIRED_ROWS", 100)
+    dense = torch.nn.functional.normalize(torch.randn(400, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    everything = {tuple(row) for row in dense[sentence_embedding._drawn(dense)].tolist()}
+    without = dense[20:]
+    fewer = {tuple(row) for row in without[sentence_embedding._drawn(without)].tolist()}
+    assert len(everything) == len(fewer) == 100
+    assert everything - fewer <= {tuple(row) for row in dense[:20].tolist()}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "metric"),
+    [
+        ("sentence-embedding", tiny.bert, "cosine_to_dense"),
+        ("sequence-classification", tiny.bert_classifier, "accuracy"),
+    ],
+)
+def test_a_model_that_answers_nan_is_not_measured(name, make, metric):
+    ours, model = task(name), make()
+    ours.model_options(model.config, rows())
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    with pytest.raises(NumericalError, match="cosine_to_dense"):
+    with pytest.raises(NumericalError, match=metric):
         evaluate(ours, model, ours.features(rows()))
 
 
@@ -368,6 +388,15 @@ def test_nats_per_token_is_the_mean_over_all_predicted_tokens():
     assert metrics["nats_per_token"].value == pytest.approx(total / tokens, rel=1e-5)
     assert metrics["perplexity"].value == pytest.approx(math.exp(total / tokens), rel=1e-4)
     assert metrics["nats_per_character"].value == pytest.approx(total / characters, rel=1e-5)
+
+
+def test_a_text_of_no_tokens_is_none():
+    """A tokenizer may drop all of a text, and have nothing that begins or ends one."""
+    ours = task("causal-lm")
+    letters = Tokenizer(models.BPE({"a": 0, "b": 1, "[PAD]": 2}, []))
+    ours.processor = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="[PAD]")
+    features = ours.features([Row({"text": text}, TRAIN, 1) for text in ("ab", "zz", "ba")])
+    assert [features[i]["input_ids"] for i in range(len(features))] == [[0, 1, 1, 0]]
 
 
 def test_the_characters_of_a_text_are_spread_over_its_tokens():

@@ -118,6 +118,15 @@ def test_the_same_seed_gives_the_same_model():
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def test_a_single_step_trains():
+    """A learning rate that rises from zero does not begin there."""
+    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+    task = TASKS["causal-lm"](part, spec.Training(learning_rate=1e-2, max_length=16), tiny.tokenizer())
+    model, features = tiny.llama(), task.features([{"text": text} for text in tiny.sentences(10)])
+    train(task, model, features, steps=1, stage="dense", listen=lambda _: None)
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny.llama().parameters(), strict=True))
+
+
 def test_training_leaves_the_model_in_fp32():
     model, _, _ = run(precision="bf16")
     with torch.no_grad():

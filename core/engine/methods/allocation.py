@@ -35,6 +35,8 @@ def allocate(scores: list[Tensor], remove: int, floor: float, least: int = 0) ->
         guaranteed = max(least, int(floor * even_share))
         if floor and even_share >= 1:
             guaranteed = max(guaranteed, 1)
+        # What is gone stays gone, however little that leaves.
+        guaranteed = min(guaranteed, int((layer > -torch.inf).sum()))
         ranked[~lowest(layer, len(layer) - guaranteed)] = torch.inf
     return list(torch.split(lowest(flat, remove), counts))
 

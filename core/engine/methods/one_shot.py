@@ -4,7 +4,7 @@ Shapes: T tokens that are not padding; a projection's weights are [out, in].
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.engine.anatomy import Anatomy
+from core.engine.anatomy import Anatomy, Layer
 from core.engine.export.modeling_neuroprune import Experts
 from core.engine.methods.base import Pruner
 from core.engine.methods.connections import release_unconnected
@@ -87,7 +87,8 @@ class OneShotPruner(Pruner):
         for index, layer in enumerate(self.anatomy.layers):
             modules = [matrix.module for matrix in layer.matrices]
             calibration = partial(run, self.calibration_rows)
-            statistics = sum_over_tokens(self.anatomy.model, modules, calibration, self.statistic)
+            of_target = reading_target(layer)
+            statistics = sum_over_tokens(self.anatomy.model, modules, calibration, self.statistic, of_target)
             for matrix, statistic in zip(layer.matrices, statistics, strict=True):
                 if not bool(statistic.isfinite().all() & matrix.weight.isfinite().all()):
                     raise NumericalError(f"Weights or activations of layer {index} are not finite.", param="/model")
@@ -125,33 +126,50 @@ def shares(count: int, sizes: Iterable[int]) -> list[int]:
     return [count * end // ends[-1] - count * start // ends[-1] for start, end in pairwise(ends)]
 
 
+def reading_target(layer: Layer) -> set[nn.Module]:
+    """The projections that read what a decoder writes, of a model that has an encoder besides."""
+    if not layer.reads_target:
+        return set()
+    of_encoder = [matrix.module for a in layer.attentions if a.row.cross for matrix in a.readers[1]]
+    return {matrix.module for matrix in layer.matrices if matrix.module not in of_encoder}
+
+
 def sum_over_tokens(
-    model: nn.Module, modules: Sequence[nn.Module], run: Callable[[], None], statistic: Statistic
+    model: Any,
+    modules: Sequence[nn.Module],
+    run: Callable[[], None],
+    statistic: Statistic,
+    of_target: Container[nn.Module] = (),
 ) -> list[Tensor]:
     """Sum a statistic of each module's inputs over all tokens that pass, padding left out.
 
     Args:
-        model: Called with `attention_mask` [rows, tokens] as a keyword, or without padding.
+        model: Called with `attention_mask` [rows, tokens] as a keyword, or without padding; an encoder-decoder with
+            `decoder_input_ids`, too, which end with its padding token.
         modules: Parts of it, which read every token, [rows, tokens, in] or [rows * tokens, in], or belong to an expert.
         run: Passes batches through the model.
         statistic: Of inputs [T, in] in fp32.
+        of_target: Those of the modules that read the decoder's tokens.
 
     Returns:
         One sum a module, in fp64.
     """
     sums: dict[nn.Module, Tensor] = {}
     mask: Tensor | None = None
+    target_mask: Tensor | None = None
 
-    def note_mask(_: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        nonlocal mask
-        mask = inputs.get("attention_mask")
+    def note_masks(_: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        nonlocal mask, target_mask
+        mask, written = inputs.get("attention_mask"), inputs.get("decoder_input_ids")
+        target_mask = None if written is None else _before_padding(written, model.config.pad_token_id)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         read = inputs[0].float()
         tokens = read.flatten(0, -2)
+        real = target_mask if module in of_target else mask
         # What else a projection may read, such as embeddings of distances, has no padding.
-        if mask is not None and read.shape[:-1] in (mask.shape, (mask.numel(),)):
-            tokens = tokens[mask.flatten().bool()]
+        if real is not None and read.shape[:-1] in (real.shape, (real.numel(),)):
+            tokens = tokens[real.flatten().bool()]
         now = statistic(tokens).double()
         sums[module] = sums[module] + now if module in sums else now
 
@@ -160,7 +178,7 @@ def sum_over_tokens(
         hidden, chosen, weights = inputs
         return None if mask is None else (hidden, chosen.masked_fill(~mask.flatten().bool()[:, None], -1), weights)
 
-    hooks = [model.register_forward_pre_hook(note_mask, with_kwargs=True)]
+    hooks = [model.register_forward_pre_hook(note_masks, with_kwargs=True)]
     hooks += [m.register_forward_pre_hook(route_padding_nowhere) for m in model.modules() if isinstance(m, Experts)]
     hooks += [module.register_forward_pre_hook(add) for module in modules]
     try:
@@ -169,3 +187,10 @@ def sum_over_tokens(
         for hook in hooks:
             hook.remove()
     return [sums[module] for module in modules]
+
+
+def _before_padding(written: Tensor, padding: int) -> Tensor:
+    """Bool [rows, tokens]: all up to each row's last token that is no padding, and the first one, which starts it."""
+    real = (written != padding).int().flip(1).cummax(1).values.flip(1).bool()
+    real[:, 0] = True
+    return real

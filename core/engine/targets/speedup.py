@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from core.engine.anatomy import bind
 from core.engine.data import Batch
 from core.engine.export.onnx import export_onnx
 from core.engine.ladder import Ladder, Level
@@ -13,7 +14,7 @@ from core.engine.loading import move
 from core.engine.measure import Side, speedup
 from core.engine.methods import Pruner
 from core.engine.probe import probe_inputs
-from core.engine.structures import give_structure
+from core.engine.structures import give_structure, join_experts
 from core.engine.targets.amounts import removable_share
 from core.engine.targets.course import Course, Reached
 from core.errors import UnreachableTargetError
@@ -26,10 +27,29 @@ TOLERANCE = 0.05
 NEAR = 0.02
 """Share of the target by which a stand-in may miss it; timing is no more certain."""
 
+LEVELS = 20
+"""Tried to find between which sparsities the model can be brought at all."""
+
 MOST_STAND_INS = 6
 MOST_CORRECTIONS = 3
 LEAST_CORRECTION, MOST_CORRECTION = 0.01, 0.1
 """Sparsity that a correction adds: what is gone never comes back, and a slow minute must not cost half the model."""
+
+
+def _bounds(ladder: Ladder) -> tuple[float, float]:
+    """The least and the greatest sparsity that the model can be brought to.
+
+    The method's options may ask for more than nothing, and leave less than everything: so many heads, for instance.
+
+    Raises:
+        UnreachableTargetError: there is none.
+    """
+    most = min(MOST_SPARSITY, removable_share(ladder))
+    levels = [level / LEVELS for level in range(LEVELS) if level / LEVELS < most]
+    reachable = [level for level in (*levels, most) if ladder.can_reach(Level(level))]
+    if not reachable:
+        ladder.check(Level(most))
+    return reachable[0], reachable[-1]
 
 
 class AtSpeed(Course):
@@ -48,9 +68,12 @@ class AtSpeed(Course):
         self._ladder = ladder
         self._target = target
         self._report = report
-        self._most = min(MOST_SPARSITY, removable_share(ladder))
+        self._least, self._most = _bounds(ladder)
         self._scratch = scratch
-        self._dense = self._side(copy.deepcopy(ladder.prepared.model), "dense")
+        dense = ladder.dense_copy()
+        # As it is delivered, and not as it is pruned.
+        join_experts(bind(dense))
+        self._dense = self._side(dense, "dense")
         self._level, self._expected = self._search()
 
     @property
@@ -82,7 +105,10 @@ class AtSpeed(Course):
     def _search(self) -> tuple[Level, float]:
         """The level at which a stand-in is as fast as asked for, and how fast it is."""
         wanted = 1 / self._target.speedup
-        slow, slow_time = 0.0, 1.0
+        slow = self._least
+        slow_time = self._time(self._ladder.stand_in(Level(slow))) if slow else 1.0
+        if slow_time <= wanted:
+            return Level(slow), 1 / slow_time
         fast, fast_time = self._most, self._time(self._ladder.stand_in(Level(self._most)))
         if fast_time > wanted:
             raise UnreachableTargetError(

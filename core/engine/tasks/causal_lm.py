@@ -35,7 +35,8 @@ class CausalLMTask(Task):
         for text, ids in zip(texts, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
             delimited = self._delimited(ids)
             stream += delimited
-            characters += [len(text) / len(delimited)] * len(delimited)
+            # A tokenizer may make nothing of a text.
+            characters += [len(text) / max(1, len(delimited))] * len(delimited)
         if len(stream) < 2:
             raise InvalidDataError("The text has fewer than two tokens.", param="/task/data")
         cuts = [*range(0, len(stream), length), len(stream)]

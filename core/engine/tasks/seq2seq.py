@@ -49,7 +49,7 @@ class Seq2SeqTask(Task):
                     "input_ids": source["input_ids"],
                     "attention_mask": source["attention_mask"],
                     "target_ids": (ids := self._ended(target)),
-                    "characters": len(texts[0]) * min(1.0, len(ids) / len(target)),
+                    "characters": len(texts[0]) * min(1.0, len(ids) / max(1, len(target))),
                     "references": texts,
                 }
                 for source, target, texts in zip(sources, targets, references, strict=True)
