@@ -117,7 +117,7 @@ def test_no_pickle_and_no_code_is_fetched(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or tmp_path)
     fetch_model(hub_model())
-    files = ["config.json", "model.safetensors", "vocab.txt", "spiece.model"]
+    files = ["config.json", "model.safetensors", "vocab.txt", "spiece.model", "source.spm", "chat_template.jinja"]
     others = ["pytorch_model.bin", "modeling_own.py", "onnx/config.json", "model.pkl", "flax_model.msgpack"]
     filtered = huggingface_hub.utils.filter_repo_objects(
         files + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]

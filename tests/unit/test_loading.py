@@ -1,10 +1,13 @@
-"""Loading a model for a task: whose head it keeps, and which it starts anew."""
+"""Loading a model for a task: whose head it keeps, which it starts anew, and its tokenizer."""
 
+import json
+
+import sentencepiece
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from core.engine.data import Row, Source
-from core.engine.loading import load_config, load_model
+from core.engine.loading import load_config, load_model, load_tokenizer
 from core.engine.tasks import TASKS
 from core.jobs import spec
 from core.jobs.sources import PathData
@@ -78,3 +81,27 @@ def test_a_decoder_without_a_padding_token_answers_a_row_alone_as_among_others(t
     together = model(padded, attention_mask=(padded != 0).long()).logits
     torch.testing.assert_close(together[:1], model(alone).logits)
     torch.testing.assert_close(together[1:], model(longer).logits)
+
+
+def test_a_marians_tokenizer_reads_sources_and_targets_each_by_its_own_pieces(tmp_path):
+    """Its two files of pieces share one vocabulary."""
+    texts = {"source": tiny.sentences(200), "target": [text.upper() for text in tiny.sentences(200, seed=1)]}
+    pieces = ["</s>", "<unk>"]
+    for side, sentences in texts.items():
+        place = tmp_path / side
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_prefix=str(place), vocab_size=40, hard_vocab_limit=False
+        )
+        place.with_suffix(".model").rename(place.with_suffix(".spm"))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(place.with_suffix(".spm")))
+        pieces += [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    vocabulary = [*dict.fromkeys(piece for piece in pieces if piece != "<s>"), "<pad>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "marian"}))
+    options = {"tokenizer_class": "MarianTokenizer", "source_lang": "xx", "target_lang": "yy"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    tokenizer = load_tokenizer(tmp_path)
+    source, target = tokenizer("the cat sat")["input_ids"], tokenizer(text_target="THE CAT SAT")["input_ids"]
+    assert tokenizer.unk_token_id not in source + target
+    assert not set(source[:-1]) & set(target[:-1])
+    assert (tokenizer.decode(source), tokenizer.decode(target)) == ("the cat sat</s>", "THE CAT SAT</s>")
