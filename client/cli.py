@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
+import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -45,7 +46,8 @@ def main() -> None:
     """Entry point: errors become one message and an exit status, never a traceback."""
     try:
         app()
-    except NeuroPruneError as error:
+    # What the file system refuses names the file; a job's id can hold what no URL can.
+    except (NeuroPruneError, OSError, httpx.InvalidURL) as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -56,7 +58,9 @@ def main() -> None:
 @app.command()
 def up(
     state_dir: StateDir = Path(".neuroprune"),
-    port: Annotated[int | None, typer.Option(help="Of the API; 8000 or the next free one by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Of the API; 8000 or the next free one by default.")
+    ] = None,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C."""
     _exit_on_termination()
@@ -88,7 +92,7 @@ def demo(
 @app.command()
 def submit(
     spec: Annotated[str, typer.Argument(help="A file with the job's spec as JSON, or - for standard input.")],
-    name: Annotated[str | None, typer.Option(help="Any title.")] = None,
+    name: Annotated[str | None, typer.Option(help="Any title; goes before that of the spec.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,

@@ -41,7 +41,7 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
             f"The API is at {stack.url}/docs. Pruning half of the encoder of all-MiniLM-L6-v2 (22.7M parameters)."
         )
         job = do_job(console, stack, client)
-        client.download(job["id"], output)
+        stack.tend_during(lambda: client.download(job["id"], output))
     console.print(f"Downloaded; every sha256 is right. Loading {output} in a clean process …")
     loaded = load_in_clean_process(output)
     console.print(comparison(job["metrics_summary"], "all-MiniLM-L6-v2, before and after"))
@@ -65,11 +65,11 @@ def do_job(console: Console, stack: EmbeddedStack, client: NeuroPruneClient) -> 
     """
     _cancel_unfinished(client)
     job = client.submit(SPEC, name=NAME)
+    events = client.watch(job["id"])
     try:
         with progress_display(console) as show:
-            for event in client.watch(job["id"]):
+            while (event := stack.tend_during(lambda: next(events, None))) is not None:
                 show(event)
-                stack.tend()
     except BaseException:
         _cancel_unfinished(client)
         raise

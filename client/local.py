@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import httpx
 
@@ -24,6 +25,8 @@ from core import db, processes
 from core.errors import ConfigurationError
 
 DEFAULT_PORT = 8000
+
+_Result = TypeVar("_Result")
 
 _HOST = "127.0.0.1"
 _READY_SECONDS = 90.0
@@ -161,6 +164,24 @@ class EmbeddedStack:
         """Call this a few times a second: it restarts what has died."""
         for service in self._services:
             service.tend()
+
+    def tend_during(self, work: Callable[[], _Result]) -> _Result:
+        """Do what waits for the service in another thread, and tend in this one; what it returns or raises."""
+        outcome: Future[_Result] = Future()
+
+        def do() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as error:  # whatever it is, it is the caller's
+                outcome.set_exception(error)
+
+        # The other thread must not be the one that tends: a process dies with the thread that started it
+        # (`processes.spawn`). It is a daemon because an interrupt leaves it behind.
+        threading.Thread(target=do, daemon=True).start()
+        while True:
+            self.tend()
+            if wait([outcome], timeout=_POLL_SECONDS).done:
+                return outcome.result()
 
     def _start(self) -> None:
         self.state_dir.mkdir(parents=True, exist_ok=True)

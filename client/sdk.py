@@ -23,11 +23,15 @@ from typing import Any, Self
 import httpx
 
 from client.bundle import digest_of, verify_manifest
-from core.errors import NeuroPruneError, StorageError
+from core.errors import InvalidInputError, NeuroPruneError, StorageError, shown
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+_UPLOAD_TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=1800.0)
+"""Between a file's last byte and the answer, the service copies some GiB to its store, which may be S3, and reads them
+back through to check them, unpacked.
+"""
 _SILENCE_SECONDS = 45.0
 """The service pings every 15 s; a stream that is silent for longer is dead."""
 _PAUSE_SECONDS = 0.5
@@ -68,6 +72,9 @@ class NeuroPruneClient:
 
     Args:
         patience_seconds: How long `watch` and `download` wait for a service that went away.
+
+    Raises:
+        InvalidInputError: the URL is none.
     """
 
     def __init__(
@@ -78,7 +85,10 @@ class NeuroPruneClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._patience_seconds = patience_seconds
-        is_local = httpx.URL(base_url).host in _LOOPBACK
+        try:
+            is_local = httpx.URL(base_url).host in _LOOPBACK
+        except httpx.InvalidURL as error:
+            raise InvalidInputError(f"{shown(base_url)} is no URL: {error}.") from error
         # A proxy from the environment cannot reach this machine's own services.
         self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=not is_local)
 
@@ -101,10 +111,19 @@ class NeuroPruneClient:
     ) -> Json:
         """Queue a job. A request whose answer got lost is sent once more, under a key that makes no second job.
 
+        Args:
+            spec: It may hold a name and labels, too.
+            name: Goes before that of the spec.
+            labels: Go before those of the spec.
+
         Raises:
             ApiError: the spec is not valid; the message names each field and what is allowed.
         """
-        body = {**spec, "name": name, "labels": dict(labels or {})}
+        body = dict(spec)
+        if name is not None:
+            body["name"] = name
+        if labels is not None:
+            body["labels"] = dict(labels)
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         try:
             return self._json("POST", "/v1/jobs", json=body, headers=headers)
@@ -196,7 +215,7 @@ class NeuroPruneClient:
         """
         with path.open("rb") as source:
             files = {"file": (path.name, source, "application/octet-stream")}
-            return self._json("POST", "/v1/files", data={"purpose": purpose}, files=files)
+            return self._json("POST", "/v1/files", data={"purpose": purpose}, files=files, timeout=_UPLOAD_TIMEOUT)
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a finished job's bundle: name, bytes, sha256, media_type, url."""

@@ -11,19 +11,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from client.bundle import verify_manifest
 from client.load import load
 from core.engine import verify as verification
 from core.engine.anatomy import bind
 from core.engine.compact import compact
-from core.engine.export.bundle import write_manifest
+from core.engine.export.bundle import write_manifest, write_model
 from core.engine.report.card import model_card
 from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
 from core.errors import StorageFullError, VerificationError
+from core.jobs.spec import Training
 from tests import tiny
-from tests.contract.test_families import CASES, THOROUGH, inputs, masked, outputs, ragged_plan, write_bundle
+from tests.contract.test_families import CASES, THOROUGH, Case, inputs, masked, outputs, ragged_plan, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +63,26 @@ def test_a_manifest_of_an_unknown_format_is_refused(check, bundle):
     change_json(bundle / "manifest.json", lambda manifest: manifest.update(format=2, files="elsewhere"))
     with pytest.raises(VerificationError, match=r"manifest\.json has format 2; this version reads format 1\. Use the"):
         check(bundle)
+
+
+@pytest.mark.parametrize("check", [load, verify_manifest], ids=["loader", "client"])
+def test_all_chat_templates_come_back_and_are_in_the_manifest(check, tmp_path):
+    case = Case("llama", "causal-lm")
+    model, tokenizer = case.model(), tiny.tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    write_model(model, tokenizer, TASKS[case.task](None, Training(), tokenizer), tmp_path)
+    write_manifest(tmp_path)
+    check(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files - {"manifest.json"} == set(json.loads((tmp_path / "manifest.json").read_text())["files"])
+    (carrier,) = [path for path in tmp_path.iterdir() if b"{{ tools }}" in path.read_bytes()]
+    carrier.write_text(carrier.read_text().replace("{{ tools }}", "{{ other }}"))
+    with pytest.raises(VerificationError, match="is not the file that was"):
+        check(tmp_path)
+    carrier.unlink()
+    with pytest.raises(VerificationError, match="is missing from"):
+        check(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
+import signal
 import sys
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from rich.console import Console
 
-from client import cli, demo, sdk
+from client import cli, demo, local, sdk
 from client.comparison import comparison
 from client.display import progress_display, time_left
 from client.sdk import Event
@@ -79,6 +83,31 @@ def test_a_service_that_is_not_there_is_one_line(run):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["jobs", "--url", "http://[::1"], "Error: 'http://[::1' is no URL: "),
+        (["show", "job_1\r"], "Error: Invalid non-printable ASCII character in URL"),
+        (["up", "--state-dir", "file/state"], "Error: [Errno 20] Not a directory: "),
+    ],
+)
+def test_what_url_or_file_system_refuse_is_one_line(run, monkeypatch, tmp_path, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_exit_on_termination", lambda: None)  # which is for the rest of the process
+    Path("file").touch()
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert err.startswith(complaint)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_is_none_is_refused(run, port):
+    status, out, err = run("up", "--port", port)
+    assert (status, out) == (2, "")
+    assert "--port" in err
+
+
 @pytest.mark.parametrize(("content", "complaint"), [("{", "is not JSON"), ("[]", "one JSON object"), (None, "read")])
 def test_a_spec_that_is_none_is_refused_before_it_is_sent(run, tmp_path, content, complaint):
     spec = tmp_path / "spec.json"
@@ -100,7 +129,7 @@ def test_a_spec_is_read_from_standard_input_and_problems_are_shown(run, service,
     service(handler)
     status, _, err = run("submit", "-", "--name", "mine")
     assert (status, err) == (1, "Error: /target: [must] be an object\n")
-    assert sent == [{"target": [1], "name": "mine", "labels": {}}]
+    assert sent == [{"target": [1], "name": "mine"}]
 
 
 def test_watch_fails_where_the_job_does(run, service):
@@ -241,6 +270,30 @@ def printed(summary):
     console = Console(file=io.StringIO(), width=120)
     console.print(comparison(summary, "title"))
     return console.file.getvalue()
+
+
+def test_the_demo_restarts_what_dies_while_it_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_LONGEST_PAUSE_SECONDS", 0.0)
+    stack, log = local.EmbeddedStack(tmp_path), tmp_path / "log"
+    worker = local.Service("worker", ["sleep", "60"], log=log, environment=os.environ, stop_seconds=1)
+    stack._services.append(worker)
+    worker.start()
+
+    def handler(request):
+        if request.method == "GET" and request.url.path == "/v1/jobs":
+            return httpx.Response(200, json={"data": []})
+        if request.url.path.endswith("/events"):
+            os.kill(first := worker.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while worker.pid in (first, None):  # no event comes before there is a worker
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return httpx.Response(200, text="event: done\ndata: {}\n\n")
+        return httpx.Response(200, json={"id": "j", "status": "succeeded", "finished_at": "2026-01-01T00:00:00Z"})
+
+    with sdk.NeuroPruneClient("http://service", transport=httpx.MockTransport(handler)) as client:
+        assert demo.do_job(Console(file=io.StringIO()), stack, client)["status"] == "succeeded"
+    worker.stop()
 
 
 def test_the_demo_removes_its_own_bundle_and_nothing_else(tmp_path):

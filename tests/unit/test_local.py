@@ -1,6 +1,7 @@
 """The embedded stack's parts: which server is taken, where its socket lies, how a service is kept running."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -102,6 +103,27 @@ def test_a_service_that_dies_is_started_again_after_longer_and_longer_pauses(tmp
     dying.tend()
     assert dying._failures == 1, "after a stable time the pauses are short again"
     dying.stop()
+
+
+def test_a_stack_is_tended_while_another_thread_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_LONGEST_PAUSE_SECONDS", 0.0)
+    stack = EmbeddedStack(tmp_path)
+    stack._services.append(killed := service(tmp_path, "sleep", "60"))
+    killed.start()
+
+    def wait_for_another(first):
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while killed.pid in (first, None):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return killed.pid
+
+    second = stack.tend_during(lambda: wait_for_another(killed.pid))
+    with pytest.raises(ZeroDivisionError):
+        stack.tend_during(lambda: 1 / 0)
+    assert killed.pid == second, "it outlives the thread that waited for it"
+    killed.stop()
 
 
 def test_a_service_that_does_not_answer_is_replaced(tmp_path, monkeypatch):

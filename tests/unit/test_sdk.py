@@ -11,7 +11,7 @@ import pytest
 
 from client import sdk
 from client.sdk import ApiError, NeuroPruneClient, UnreachableError, parse_events
-from core.errors import StorageError, VerificationError
+from core.errors import InvalidInputError, StorageError, VerificationError
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -134,6 +134,48 @@ def test_problems_name_every_field() -> None:
 def test_an_answer_that_is_not_json_is_an_api_error() -> None:
     with pytest.raises(ApiError, match="answered 502"):
         client_of(lambda _: httpx.Response(502, text="<html>")).job("j")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://host:port"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"^'http://\S+' is no URL: "):
+        NeuroPruneClient(url)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({}, {"name": "the spec's", "labels": {"team": "a"}}),
+        ({"name": "mine"}, {"name": "mine", "labels": {"team": "a"}}),
+        ({"labels": {}}, {"name": "the spec's", "labels": {}}),
+    ],
+)
+def test_submit_keeps_a_specs_name_and_labels_unless_others_are_given(given: Any, sent: Any) -> None:
+    bodies = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(202, json={"id": "j"})
+
+    client_of(handler).submit({"a": 1, "name": "the spec's", "labels": {"team": "a"}}, **given)
+    client_of(handler).submit({"a": 1})
+    assert bodies == [{"a": 1, **sent}, {"a": 1}]
+
+
+def test_an_upload_waits_for_the_service_to_store_and_check_the_file(tmp_path: Path) -> None:
+    timeouts = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        timeouts.append(request.extensions["timeout"])
+        return httpx.Response(200, json={})
+
+    (tmp_path / "rows.csv").touch()
+    client = client_of(handler)
+    client.job("j")
+    client.upload_file(tmp_path / "rows.csv", "dataset")
+    other, upload = timeouts
+    assert upload["connect"] == other["connect"] == 5
+    assert upload["read"] >= 600 > other["read"]
 
 
 def test_submit_repeats_a_request_whose_answer_got_lost_under_the_same_key() -> None:

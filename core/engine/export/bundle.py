@@ -42,7 +42,9 @@ def write_model(model: PreTrainedModel, processor: Processor, task: Task, folder
         _write_ragged(model, task, folder)
     else:
         model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    # All of a tokenizer's chat templates in its config: transformers would put further ones into a folder of their own,
+    # where neither the manifest nor a download reaches.
+    processor.save_pretrained(folder, save_jinja_files=False)
 
 
 def _write_ragged(model: PreTrainedModel, task: Task, folder: Path) -> None:
