@@ -293,7 +293,10 @@ class NeuroPruneClient:
         except httpx.TransportError as error:
             raise UnreachableError(f"No NeuroPrune service answers at {self._http.base_url} ({error}).") from error
         _raise_for_problem(response)
-        answer: Json = response.json()
+        try:
+            answer: Json = response.json()
+        except ValueError as error:
+            raise UnreachableError(f"What answers at {self._http.base_url} is no NeuroPrune service.") from error
         return answer
 
     def _patience(self) -> "_Patience":

@@ -142,6 +142,12 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         NeuroPruneClient(url)
 
 
+def test_what_answers_with_no_json_is_no_service() -> None:
+    client = client_of(lambda request: httpx.Response(200, html="<h1>It works!</h1>"))
+    with pytest.raises(UnreachableError, match=r"^What answers at http://service\S* is no NeuroPrune service\.$"):
+        client.jobs()
+
+
 @pytest.mark.parametrize(
     ("given", "sent"),
     [
