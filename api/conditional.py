@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 _ETAG = re.compile(r'(?:W/)?"([^"]*)"')
-_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))", re.ASCII)
+# Nothing is longer than 19 digits of bytes, and int() refuses thousands of them.
+_RANGE = re.compile(r"bytes=(?:(\d{1,19})-(\d{0,19})|-(\d{1,19}))", re.ASCII)
 
 
 def is_named(etag: str, header: str | None) -> bool:

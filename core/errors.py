@@ -37,7 +37,6 @@ ErrorCode = Literal[
     "verification_failed",
     "timeout",
     "worker_lost",
-    "cancelled",
     "storage_full",
     "storage_unavailable",
     "internal",

@@ -4,7 +4,10 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SERVER = ("uvicorn", "uvicorn.access")
+"""Loggers to which uvicorn gives handlers of its own before it loads the application."""
 
 
 def configure(log_format: str, level: int = logging.INFO) -> None:
@@ -14,6 +17,7 @@ def configure(log_format: str, level: int = logging.INFO) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if log_format == "json":
@@ -30,9 +34,19 @@ def configure(log_format: str, level: int = logging.INFO) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    for logger in map(logging.getLogger, _SERVER):
+        if logger.handlers:  # none: uvicorn was told to keep that log silent
+            logger.handlers.clear()
+            logger.propagate = True
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _without_colours(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Without uvicorn's second copy of its messages, which is for terminals."""
+    event.pop("color_message", None)
+    return event

@@ -1,10 +1,13 @@
 """Settings of every process, read from environment variables with the prefix `NEUROPRUNE_`."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_core import from_json
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -26,8 +29,10 @@ class Settings(BaseSettings):
     work_dir: Path = Field(
         Path(".neuroprune/work"), description="Scratch space of running jobs; emptied when they end."
     )
-    model_roots: tuple[Path, ...] = Field(
-        (), description="Folders below which a job may name a model or data by path; none by default."
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Folders below which a job may name a model or data by path, separated as in PATH, or a JSON list; "
+        "none by default.",
     )
     hub_offline: bool = Field(
         True, description="Whether jobs get from the Hugging Face Hub only what is in the cache already."
@@ -49,7 +54,7 @@ class Settings(BaseSettings):
     redispatch_seconds: float = Field(
         30.0, gt=0, description="A queued job that nobody claimed within this time is published again."
     )
-    cancel_grace_seconds: float = Field(2.0, ge=0, description="Between SIGTERM and SIGKILL to a job's process.")
+    cancel_grace_seconds: float = Field(2.0, ge=0, description="Between SIGINT and SIGKILL to a job's process.")
     run_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="Longest run of one attempt.")
     queue_timeout_seconds: float | None = Field(
         None, gt=0, description="A job that waited longer than this for a worker expires; None: it waits on."
@@ -66,7 +71,17 @@ class Settings(BaseSettings):
         60.0, ge=0, description="How long a job's process may take to write a checkpoint when its worker stops."
     )
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
-    torch_threads: int | None = Field(None, ge=1, description="CPU threads of a job's process; all by default.")
+    torch_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a job's process; by default OMP_NUM_THREADS, else all."
+    )
+
+    @field_validator("model_roots", mode="before")
+    @classmethod
+    def _as_paths(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        # An empty part would be the working directory, and allow all that lies there.
+        return from_json(value) if value.startswith("[") else [part for part in value.split(os.pathsep) if part]
 
 
 @lru_cache

@@ -36,9 +36,13 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib
 CHUNK_BYTES = 2**20
 MAX_MEMBERS = 10_000
 MAX_DIRECTORY_BYTES = 16 * 2**20
-MAX_HEADER_BYTES = 100 * 10**6  # what the safetensors library itself accepts
+# Of a .safetensors file; parsed, it takes up to 25 times as much memory. A tensor's entry has some 150 bytes (name,
+# type, shape, offsets), so more than 100,000 tensors fit into one file; DeepSeek-V3 has 92,000, and these in 163 files.
+MAX_HEADER_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 255  # what file systems take
 MAX_ROW_BYTES = 16 * 2**20
+# A document may be one field; the module's own limit, of 131,072 characters, is for all readers of a process.
+csv.field_size_limit(MAX_ROW_BYTES)
 ROWS_CHECKED = 100
 PARQUET_MAGIC = b"PAR1"
 PARQUET_TAIL_BYTES = 4 + len(PARQUET_MAGIC)  # the footer's length, then the magic
@@ -140,9 +144,11 @@ def _members(archive: Path, limit: int) -> Iterator[_Member]:
     total = 0
     with _damage_reported("The archive cannot be read"):
         for number, member in enumerate(read(archive, limit)):
-            total += member.size
             if number >= MAX_MEMBERS:
                 raise InvalidModelError(f"The archive holds more than {MAX_MEMBERS} entries.")
+            if member is None:
+                continue
+            total += member.size
             if total > limit:
                 raise InvalidModelError(f"The archive unpacks to more than {limit} bytes, the most that is accepted.")
             if member.name in files or member.name in folders or not files.isdisjoint(member.name.parents):
@@ -153,10 +159,12 @@ def _members(archive: Path, limit: int) -> Iterator[_Member]:
                 yield member
 
 
-def _zip_members(archive: Path, _limit: int) -> Iterator[_Member]:
+def _zip_members(archive: Path, _limit: int) -> Iterator[_Member | None]:
+    """Every entry, None for a folder."""
     with _BoundedFile(archive) as file, zipfile.ZipFile(file) as opened:
         for info in opened.infolist():
             if info.is_dir():
+                yield None
                 continue
             name = _safe_name(info.filename)
             kind = stat.S_IFMT(info.external_attr >> 16)
@@ -164,21 +172,30 @@ def _zip_members(archive: Path, _limit: int) -> Iterator[_Member]:
                 raise InvalidModelError(f"{name} in the archive is a link or a device; only files are accepted.")
             if info.flag_bits & 1:
                 raise InvalidModelError(f"{name} in the archive is encrypted.")
+            # The others' decoders take no bound on what one read gives: 457 bytes of bzip2 became 800 MiB in memory.
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InvalidModelError(
+                    f"{name} in the archive is neither deflated nor stored, which is what a .zip may hold; "
+                    "pack it again without bzip2, LZMA or the like."
+                )
             yield _Member(name, info.file_size, cast(_Opener, partial(opened.open, info)))
 
 
-def _tar_members(archive: Path, limit: int) -> Iterator[_Member]:
+def _tar_members(archive: Path, limit: int) -> Iterator[_Member | None]:
+    """Every entry, None for a folder."""
     with _BoundedGzip(archive) as file, tarfile.open(fileobj=file, mode="r:") as opened:
         for info in opened:
+            opened.members.clear()  # type: ignore[attr-defined]  # it would keep all, each with its headers
+            file.end = opened.offset + CHUNK_BYTES
             if info.isdir():
+                yield None
                 continue
             name = _safe_name(info.name)
             if not info.isreg() or info.issparse():
                 raise InvalidModelError(f"{name} in the archive is a link or a device; only files are accepted.")
             yield _Member(name, info.size, cast(_Opener, partial(opened.extractfile, info)))
         # What follows the last member is padding; reading it makes gzip compare its checksum.
-        while file.tell() <= 2 * limit and file.read(CHUNK_BYTES):
-            pass
+        file.seek(max(file.tell(), 2 * limit))
 
 
 class _BoundedFile(io.FileIO):
@@ -191,10 +208,12 @@ class _BoundedFile(io.FileIO):
 
 
 class _BoundedGzip(gzip.GzipFile):
-    """A gzip stream that refuses to read a header of absurd size into memory."""
+    """A gzip stream that refuses to read headers of absurd size into memory: before an entry, those up to `end`."""
+
+    end = CHUNK_BYTES
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= CHUNK_BYTES:
+        if size is None or not 0 <= size <= self.end - self.tell():
             raise InvalidModelError(f"The archive holds a header larger than {CHUNK_BYTES} bytes.")
         return super().read(size)
 
@@ -255,8 +274,13 @@ def _check_safetensors(member: _Member) -> None:
         if len(head) < header_end:
             head += chunk
             header_end = 8 + int.from_bytes(head[:8], "little")
-            if header_end > min(8 + MAX_HEADER_BYTES, member.size):
+            if header_end > member.size:
                 raise InvalidModelError(f"{member.name} in the archive is not a safetensors file.")
+            if header_end > 8 + MAX_HEADER_BYTES:
+                raise InvalidModelError(
+                    f"{member.name} in the archive has a header larger than {MAX_HEADER_BYTES} bytes; "
+                    "save the weights in several files."
+                )
     with _damage_reported(f"{member.name} in the archive is not a safetensors file"):
         header: dict[str, Any] = json.loads(head[8:header_end])
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

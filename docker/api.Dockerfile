@@ -17,12 +17,14 @@ RUN /opt/neuroprune/bin/python -c "from importlib.util import find_spec; assert 
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --create-home neuroprune \
-    && install --directory --owner neuroprune --group neuroprune /var/lib/neuroprune/storage
+    && install --directory --owner neuroprune --group neuroprune \
+        /var/lib/neuroprune/storage /var/lib/neuroprune/work
 COPY --from=build /opt/neuroprune /opt/neuroprune
 ENV PATH=/opt/neuroprune/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NEUROPRUNE_LOG_FORMAT=json \
-    NEUROPRUNE_STORAGE_URL=/var/lib/neuroprune/storage
+    NEUROPRUNE_STORAGE_URL=/var/lib/neuroprune/storage \
+    NEUROPRUNE_WORK_DIR=/var/lib/neuroprune/work
 USER 10001:10001
 WORKDIR /var/lib/neuroprune
 VOLUME /var/lib/neuroprune/storage

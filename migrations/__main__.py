@@ -1,6 +1,36 @@
-"""`python -m migrations` brings the database of the settings to the newest schema, and ends."""
+"""`python -m migrations` brings the database of the settings to the newest schema, and ends.
 
-from core.db import upgrade
+With `--down-to REVISION` it takes it back to an earlier one, which only a version that knows the newer ones can do.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from core.db import downgrade, upgrade
+from core.errors import ConfigurationError
 from core.settings import get_settings
 
-upgrade(get_settings().database_url)
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Up, or down; what stands against it is said without a traceback."""
+    revisions = sorted(step.revision for step in ScriptDirectory(str(Path(__file__).parent)).walk_revisions())
+    parser = argparse.ArgumentParser(prog="python -m migrations", description=__doc__)
+    parser.add_argument("--down-to", choices=revisions, help="the newest revision of the version that is to run")
+    revision = parser.parse_args(arguments).down_to
+    url = get_settings().database_url
+    try:
+        if revision is None:
+            upgrade(url)
+        else:
+            downgrade(url, revision)
+    except (CommandError, ConfigurationError) as error:
+        sys.exit(f"The schema stays as it is: {error}")
+
+
+if __name__ == "__main__":
+    main()

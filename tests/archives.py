@@ -31,6 +31,8 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
+            if name.endswith("/"):
+                info.type = tarfile.DIRTYPE
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path

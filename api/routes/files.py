@@ -17,12 +17,14 @@ from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord, Purpose
 from core.settings import Settings
 from core.storage import Storage
-from core.uploads import MAX_NAME_BYTES, check_dataset, check_model_archive, suffix_of
+from core.uploads import MAX_NAME_BYTES, SUFFIXES, check_dataset, check_model_archive, suffix_of
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """What a multipart body holds beside the file."""
+
+_ACCEPTED = " ".join(f"{purpose}: {', '.join(suffixes)}." for purpose, suffixes in SUFFIXES.items())
 
 
 @router.post(
@@ -33,7 +35,7 @@ MULTIPART_OVERHEAD_BYTES = 64 * 1024
     form_limits={"max_files": 1, "max_fields": 1, "max_part_size": 1024},
 )
 def upload_file(
-    file: Annotated[UploadFile, File(description="model: .zip, .tar.gz or .tgz. dataset: .jsonl or .csv, also .gz.")],
+    file: Annotated[UploadFile, File(description=_ACCEPTED)],
     purpose: Annotated[Purpose, Form(description="What jobs may use it for.")],
     services: Provided,
     response: Response,

@@ -48,7 +48,7 @@ class _Counted(Collector):
         yield GaugeMetricFamily("neuroprune_jobs_active", "Jobs that a worker holds a lease on.", value=active)
         yield GaugeMetricFamily(
             "neuroprune_queue_oldest_age_seconds",
-            "How long the job waits that has waited longest.",
+            "How long the job is in the queue that is there longest.",
             value=known.oldest_queued_seconds,
         )
         lease = GaugeMetricFamily(
@@ -60,20 +60,22 @@ class _Counted(Collector):
 
     def _outcomes(self) -> Iterator[Metric]:
         known = self._statistics
-        failures = CounterMetricFamily("neuroprune_failures", "Failed jobs by their error's code.", labels=["code"])
+        failures = CounterMetricFamily("neuroprune_failures", "Attempts that failed, by code.", labels=["code"])
         for code, number in known.failures.items():
             failures.add_metric([code], number)
         yield failures
         yield CounterMetricFamily("neuroprune_attempts", "Starts of jobs.", value=known.attempts)
         yield SummaryMetricFamily(
             "neuroprune_job_wait_seconds",
-            "From submission to the last start.",
+            "From submission to the first start.",
             count_value=known.waited.count,
             sum_value=known.waited.seconds,
         )
-        runs = SummaryMetricFamily("neuroprune_job_run_seconds", "From the last start to the end.", labels=["status"])
-        for status, durations in known.ran.items():
-            runs.add_metric([status], count_value=durations.count, sum_value=durations.seconds)
+        runs = SummaryMetricFamily(
+            "neuroprune_attempt_run_seconds", "From an attempt's start to its end.", labels=["outcome"]
+        )
+        for outcome, durations in known.ran.items():
+            runs.add_metric([outcome], count_value=durations.count, sum_value=durations.seconds)
         yield runs
 
     def _workers(self) -> Iterator[Metric]:

@@ -16,7 +16,7 @@ FAST = {
     "NEUROPRUNE_CANCEL_GRACE_SECONDS": "1",
     "NEUROPRUNE_MAX_ATTEMPTS": "2",
     "NEUROPRUNE_CHECKPOINT_INTERVAL_SECONDS": "1",
-    "NEUROPRUNE_TORCH_THREADS": "2",
+    "NEUROPRUNE_TORCH_THREADS": "1",
 }
 HUB_HOME = "hub"
 """Where a stack has the caches of the Hub, below its own folder."""

@@ -97,7 +97,10 @@ def test_parts_that_do_not_exist(get):
     assert answer.headers["content-range"] == f"bytes */{len(CONTENT)}"
 
 
-@pytest.mark.parametrize("header", ["bytes=9-1", "bytes=x", "bytes=0-1,3-4", "lines=1-2"])
+@pytest.mark.parametrize(
+    "header",
+    ["bytes=9-1", "bytes=x", "bytes=0-1,3-4", "lines=1-2", pytest.param(f"bytes=0-{'9' * 5000}", id="endless")],
+)
 def test_ranges_that_are_not_understood_give_the_whole(get, header):
     assert get(Range=header).status_code == 200
 

@@ -1,5 +1,6 @@
 """Health, catalogue and the OpenAPI document."""
 
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from core.catalog import METHODS
 from core.families import FAMILIES
 from core.jobs.spec import JobSpec
 from core.jobs.store import JobStore
+from core.uploads import SUFFIXES
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 
@@ -108,3 +110,11 @@ def test_examples_are_valid(document):
     for example in examples.values():
         spec = {key: value for key, value in example["value"].items() if key not in ("name", "labels")}
         JobSpec.model_validate(spec)
+
+
+def test_all_accepted_suffixes_are_documented(document):
+    schemas = document["components"]["schemas"]
+    [form] = [schema for name, schema in schemas.items() if name.startswith("Body_upload_file")]
+    described = form["properties"]["file"]["description"]
+    named = re.findall(r"(?:\.\w+)+", described)
+    assert sorted(named) == sorted(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)

@@ -15,6 +15,7 @@ from api.conditional import Slice, UnsatisfiableRangeError, is_named, parse_rang
         ("bytes=-3", Slice(7, 10)),
         ("bytes=-99", Slice(0, 10)),
         ("bytes=8-99", Slice(8, 10)),
+        ("bytes=8-9999999999999999999", Slice(8, 10)),
         # not understood, so the whole is the answer
         ("bytes=0-1,4-5", None),
         ("bytes=5-2", None),
@@ -23,6 +24,9 @@ from api.conditional import Slice, UnsatisfiableRangeError, is_named, parse_rang
         ("items=0-1", None),
         ("bytes=\u0661-\u0662", None),  # digits, but not ASCII
         ("", None),
+        pytest.param(f"bytes=0-{'9' * 5000}", None, id="an endless end"),
+        pytest.param(f"bytes={'9' * 5000}-", None, id="an endless start"),
+        pytest.param(f"bytes=-{'9' * 5000}", None, id="an endless suffix"),
     ],
 )
 def test_ranges(header, expected):

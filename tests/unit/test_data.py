@@ -56,6 +56,12 @@ def test_the_last_suffix_decides_in_any_case(tmp_path, name):
     assert read_rows(path, TRAIN) == ROWS
 
 
+def test_a_field_may_be_a_whole_document(tmp_path):
+    text = "a long document " * 10_000
+    (tmp_path / "rows.csv").write_text(f"text\n{text}\n")
+    assert read_rows(tmp_path / "rows.csv", TRAIN) == [{"text": text}]
+
+
 def test_upper_case_csv_is_csv(tmp_path):
     (tmp_path / "ROWS.CSV").write_bytes(b"text,label\na,b\n")
     assert read_rows(tmp_path / "ROWS.CSV", TRAIN) == [{"text": "a", "label": "b"}]

@@ -58,3 +58,30 @@ def test_what_images_copy_is_in_the_build_context(file: Path) -> None:
         for name in line.split()
     }
     assert copied == IMAGE_SOURCES == allowed
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_images_have_folders_that_their_user_may_write(file: Path) -> None:
+    last_stage = file.read_text().rpartition("\nFROM ")[2]
+    set_to = dict(re.findall(r"NEUROPRUNE_(\w+)=(\S+)", last_stage))
+    [made] = re.findall(r"install --directory --owner neuroprune --group neuroprune((?:[\s\\]+/\S+)+)", last_stage)
+    # Both processes write there: the API fetches an upload from S3 before it checks it.
+    assert {set_to["STORAGE_URL"], set_to["WORK_DIR"]} == set(made.replace("\\", " ").split())
+
+
+def gpu_services(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text)["services"]
+
+
+def test_no_two_services_share_a_gpu() -> None:
+    text = (ROOT / "docker" / "compose.gpu.yml").read_text()
+    assert set(gpu_services(text)) == {"worker"}
+    shown = gpu_services(re.sub("^  # ", "  ", text, flags=re.MULTILINE))
+    assert set(shown) == {"worker", "worker-1"}
+    assert shown["worker-1"]["extends"] == {"file": "docker-compose.yml", "service": "worker"}
+    assert shown["worker-1"]["build"] == shown["worker"]["build"]
+    devices = [
+        device for service in shown.values() for device in service["deploy"]["resources"]["reservations"]["devices"]
+    ]
+    assert [device.pop("device_ids") for device in devices] == [["0"], ["1"]]
+    assert devices == [{"driver": "nvidia", "capabilities": ["gpu"]}] * 2  # a count would always take the first one

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import logging.config
 
 import pytest
 import structlog
+import uvicorn
 
 from core import logs
 
@@ -33,3 +35,21 @@ def test_tracebacks_show_no_variables(capfd, log_format):
     logged = capfd.readouterr().err
     assert "ValueError: broken" in logged
     assert secret not in logged
+
+
+@pytest.mark.parametrize(("log_format", "start"), [("json", "{"), ("console", "2")])
+def test_the_servers_loggers_are_taken_over(capfd, log_format, start):
+    logging.config.dictConfig(uvicorn.config.LOGGING_CONFIG)
+    logs.configure(log_format)
+    logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[36mStarted"})
+    logging.getLogger("uvicorn.access").info('%s - "GET"', "host")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "\x1b" not in err
+    assert [line[0] for line in err.splitlines()] == [start, start]
+
+
+def test_the_servers_log_of_requests_stays_silent_where_it_was_silenced(capfd):
+    uvicorn.Config("api.app:create_app", access_log=False)
+    logs.configure("json")
+    assert not logging.getLogger("uvicorn.access").hasHandlers()

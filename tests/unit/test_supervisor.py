@@ -25,7 +25,7 @@ from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import Storage
 from worker import child as child_module
-from worker.supervisor import Supervisor
+from worker.supervisor import Supervisor, child_environment
 
 SPEC = JobSpec.model_validate(
     {
@@ -492,3 +492,9 @@ def test_the_child_dies_with_its_supervisor(bench: Bench) -> None:
     while is_alive(int(pid_file.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("threads", "given"), [(2, "2"), (None, "8")])
+def test_the_setting_of_threads_goes_before_the_workers_environment(threads: int | None, given: str) -> None:
+    environment = child_environment({"OMP_NUM_THREADS": "8"}, Settings(torch_threads=threads))
+    assert environment["OMP_NUM_THREADS"] == given

@@ -4,6 +4,7 @@ import gzip
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -115,6 +116,15 @@ def test_too_many_entries_are_refused(tmp_path, suffix, write):
 
 
 @FORMATS
+def test_folders_count_as_entries(tmp_path, suffix, write):
+    archive = write(tmp_path / f"m{suffix}", {f"{n}/": b"" for n in range(10_001)})
+    with pytest.raises(InvalidModelError, match="more than 10000 entries"):
+        check_model_archive(archive, LIMIT)
+    with pytest.raises(InvalidModelError, match="more than 10000 entries"):
+        unpack_model_archive(archive, tmp_path / "out", LIMIT)
+
+
+@FORMATS
 def test_a_name_that_is_file_and_folder_is_refused(tmp_path, suffix, write):
     archive = write(tmp_path / f"m{suffix}", model_files() | {"tokenizer.json/x": b""})
     with pytest.raises(InvalidModelError, match="twice"):
@@ -162,13 +172,73 @@ def test_zip_links_are_refused(tmp_path):
         check_model_archive(path, LIMIT)
 
 
-def test_absurd_tar_headers_are_not_read_into_memory(tmp_path):
-    path = tmp_path / "m.tar.gz"
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_members_whose_decoder_has_no_bound_are_refused(tmp_path, method):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in model_files().items():
+            archive.writestr(name, content, method if name == "model.safetensors" else zipfile.ZIP_STORED)
+    with pytest.raises(InvalidModelError, match=r"^model\.safetensors in the archive is neither deflated nor stored"):
+        check_model_archive(path, LIMIT)
+    with pytest.raises(InvalidModelError, match="neither deflated nor stored"):
+        unpack_model_archive(path, tmp_path / "out", LIMIT)
+
+
+def pax_header(comment_bytes):
+    record = b"comment=" + b"a" * comment_bytes + b"\n"
+    length = len(record) + 1
+    length += len(str(length + 3))
+    content = b"%d " % length + record
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(content)
+    return info.tobuf() + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def endless_sparse_map():
+    head = bytearray(tarfile.TarInfo("sparse").tobuf())
+    head[156:157], head[482], head[148:156] = tarfile.GNUTYPE_SPARSE, 1, b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 4000
+
+
+def huge_pax_header():
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, 2**31
-    path.write_bytes(gzip.compress(info.tobuf() + bytes(4096)))
+    return info.tobuf() + bytes(4096)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [huge_pax_header, lambda: pax_header(10_000) * 200, endless_sparse_map],
+    ids=["one header", "many headers", "a sparse map"],
+)
+def test_absurd_tar_headers_are_not_read_into_memory(tmp_path, headers):
+    path = tmp_path / "m.tar.gz"
+    path.write_bytes(gzip.compress(headers() + tarfile.TarInfo("x").tobuf() + bytes(1024)))
     with pytest.raises(InvalidModelError, match="header larger than"):
         check_model_archive(path, LIMIT)
+
+
+def test_headers_of_many_tar_entries_are_not_kept(tmp_path):
+    path = tmp_path / "m.tar.gz"
+    folder = tarfile.TarInfo("x")
+    folder.type = tarfile.DIRTYPE
+    path.write_bytes(gzip.compress((pax_header(900_000) + folder.tobuf()) * 40 + bytes(1024), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidModelError, match=r"no config\.json"):
+            check_model_archive(path, LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_safetensors_headers_are_not_parsed(tmp_path):
+    header = b'{"a":[' + b"[]," * (17 * 2**20 // 3) + b"0]}"
+    weights = len(header).to_bytes(8, "little") + header
+    path = write_zip(tmp_path / "m.zip", model_files(model__safetensors=weights))
+    with pytest.raises(InvalidModelError, match=r"has a header larger than 16777216 bytes"):
+        check_model_archive(path, 10 * LIMIT)
 
 
 # ---- datasets ------------------------------------------------------------------------------------------------------
@@ -188,6 +258,7 @@ def dataset(tmp_path, name, content):
         ("a.jsonl", b'{"text": "x"}\n' * 500),
         ("a.csv", 'text,label\n"one, with\nnewline",1\nzwölf,0\n'.encode()),
         ("a.csv", b"\xef\xbb\xbftext\r\none\r\n"),
+        ("a.csv", b"text\n" + b"a long document " * 10_000),
         ("a.parquet", b"PAR1" + b"pages" + b"footer" + b"\x06\0\0\0PAR1"),
     ],
 )
