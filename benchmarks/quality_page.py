@@ -211,12 +211,12 @@ def _introduction() -> str:
         Multi30k, seeds 0 and 1, and SciTLDR. The others stayed at 0.8 after a look at CoLA, the Llama and Shakespeare
         as well. Nothing was chosen on GPT-2's TinyStories. Single runs are noisy, as a look at neighbouring sparsities
         shows: small differences mean nothing, least of all on RTE, whose dense model hardly does better than guessing,
-        and in ratios on CoLA. STS-B, SST-2 and Multi30k got more seeds than one after their first
-        was seen; Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in brackets,
-        are alike. The T5 of SciTLDR learns too little
-        from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs were seen, and
-        every line of the results has both. Speed (PyTorch on the CPU of the machine that trained) and seconds were
-        measured while other runs kept the machine busy, and compare only roughly."""
+        and in ratios on CoLA. STS-B, SST-2 and Multi30k got three seeds after their first was seen, CoLA two more after
+        its first three; Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in
+        brackets, are alike. The T5 of SciTLDR learns too little from 2,000 rows to write summaries, so nats are its
+        metric; it was ROUGE until the first runs were seen, and every line of the results has both. Speed (PyTorch on
+        the CPU of the machine that trained) and seconds were measured while other runs kept the machine busy, and
+        compare only roughly."""
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
