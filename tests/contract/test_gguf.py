@@ -191,6 +191,16 @@ def test_a_sentence_piece_is_scored_by_its_first_merge():
     assert vocabulary.splitter.adds_space
 
 
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [("{{ a }}", "{{ a }}"), ({"tool_use": "{{ b }}", "default": "{{ a }}"}, "{{ a }}"), (None, None)],
+)
+def test_the_usual_chat_template_is_written(template, written):
+    tokenizer = sentence_piece()
+    tokenizer.chat_template = template
+    assert read_vocabulary(tokenizer, VOCABULARY).chat_template == written
+
+
 def test_qwen_cuts_text_as_the_table_says():
     assert read_vocabulary(byte_level(PRETOKENIZE_REGEX), VOCABULARY).splitter.pre_tokenizer == "qwen2"
 

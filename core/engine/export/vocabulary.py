@@ -94,8 +94,14 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
         _special_ids(tokenizer),
         adds_first=framed[:1] == [tokenizer.bos_token_id] and framed[:1] != plain[:1],
         adds_last=framed[-1:] == [tokenizer.eos_token_id] and framed[-1:] != plain[-1:],
-        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        chat_template=_chat_template(tokenizer),
     )
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Of several, the one that is used where none is named."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _splitter(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> Splitter:
