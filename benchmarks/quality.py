@@ -143,7 +143,7 @@ CASES = {
         "MiniLM, CoLA",
         minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
         full_epochs=2,
-        seeds=5,
+        seeds=3,
     ),
     "rte": Case(
         "MiniLM, RTE",
