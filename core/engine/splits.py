@@ -111,6 +111,12 @@ def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
 
     identity = partial(_text_of, columns=spec.task.input_columns())
     validation_share, test_share = data.held_out(needs_test=needs_test)
+    if validation_share + test_share >= 1:
+        raise InvalidDataError(
+            f"Nothing is left to train on: {validation_share:g} of the training rows are held out to decide on, and "
+            f"{test_share:g} as test rows, as this target needs them.",
+            param="/task/data/validation_fraction",
+        )
     train = everything = read(inputs.train, "train")
     if inputs.validation is not None:
         validation, left = read(inputs.validation, "validation"), 1.0

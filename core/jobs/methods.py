@@ -270,11 +270,6 @@ def trains(method: Any) -> bool:
     return not isinstance(method, _OneShot)
 
 
-def has_schedule(method: Any) -> bool:
-    """Whether it removes little by little, so that it has a start and an end within the training."""
-    return trains(method) and not (isinstance(method, NeuroPrune) and method.mode == "faithful")
-
-
 def has_floor(method: Any) -> TypeGuard[NeuroPrune | Importance | Magnitude | L1 | Random]:
     """Whether layers may compete for one budget, each with a guaranteed rest."""
     return isinstance(method, _Gradual)

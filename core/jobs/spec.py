@@ -12,9 +12,9 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from core.errors import shown
 from core.jobs.base import MisfitError, Spec
-from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, has_schedule, takes_target, trains
-from core.jobs.sources import BuiltinData, Data, LabelledData, Model, UploadedData, UploadedModel
-from core.jobs.targets import Target, check_target, is_decided_on_validation
+from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, takes_target, trains
+from core.jobs.sources import Data, LabelledData, Model, UploadedData, UploadedModel
+from core.jobs.targets import Target, check_target
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 """Name of a column of the data."""
@@ -225,14 +225,15 @@ class Training(Spec):
         0.1,
         ge=0,
         le=1,
-        description="Share of the steps before gradual pruning starts. Not for wanda, sparsegpt and mode faithful.",
+        description="Share of the steps before gradual pruning starts. Without effect on wanda, sparsegpt and mode "
+        "faithful.",
     )
     recovery_fraction: float = Field(
         0.4,
         ge=0,
         le=1,
-        description="Share of the steps after gradual pruning, with what was removed held. Not for wanda, sparsegpt "
-        "and mode faithful.",
+        description="Share of the steps after gradual pruning, with what was removed held. Without effect on "
+        "wanda, sparsegpt and mode faithful.",
     )
     recovery_epochs: float = Field(
         0.0,
@@ -347,28 +348,10 @@ class JobSpec(Spec):
             raise MisfitError(
                 f"must be above 0: {self.method.name} prunes while it trains", "/training/num_train_epochs"
             )
-        if not has_schedule(self.method):
-            for name in ("warmup_fraction", "recovery_fraction"):
-                # By value: a resolved job names all of its options.
-                if getattr(self.training, name) != Training.model_fields[name].default:
-                    raise MisfitError("has no meaning here: nothing goes little by little", f"/training/{name}")
         if isinstance(self.method, NeuroPrune) and self.method.mode == "faithful" and self.training.recovery_epochs:
             raise MisfitError(
                 "must be 0 in mode faithful, whose connections go at the very end", "/training/recovery_epochs"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _rows_are_left_to_train_on(self) -> "JobSpec":
-        data = self.task.data
-        if is_decided_on_validation(self.target) and not isinstance(data, BuiltinData):
-            validation, test = data.held_out(needs_test=True)
-            if validation + test >= 1:
-                raise MisfitError(
-                    f"leaves nothing to train on: {validation:g} of the training rows are held out to decide on, and "
-                    f"{test:g} as test rows, as this target needs them",
-                    "/task/data/validation_fraction",
-                )
         return self
 
     @model_validator(mode="after")

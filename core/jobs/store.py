@@ -22,6 +22,9 @@ from core.jobs.transitions import append_event, transition
 IDEMPOTENCY_SECONDS = 24 * 3600
 """How long an idempotency key is remembered."""
 
+WORKER_FORGOTTEN_SECONDS = 24 * 3600
+"""After so much silence."""
+
 
 class JobStore(LeaseStore):
     """What the API asks and tells; the worker's side is inherited. Each public method is one transaction."""
@@ -237,6 +240,8 @@ class JobStore(LeaseStore):
             known = connection.execute(sa.update(workers).where(workers.c.name == name).values(values))
             if known.rowcount == 0:
                 connection.execute(sa.insert(workers).values(name=name, **values))
+                # A name is a process's, and comes once: those of long ago are forgotten.
+                connection.execute(sa.delete(workers).where(workers.c.seen_at < utcnow(-WORKER_FORGOTTEN_SECONDS)))
 
     def live_workers(self, within_seconds: float) -> list[WorkerRecord]:
         """Workers that showed themselves within this time."""

@@ -10,7 +10,7 @@ from api.schemas import JobRequest
 from core.catalog import METHODS
 from core.jobs.defaults import TRAINING_DEFAULTS, resolve
 from core.jobs.methods import Method, NeuroPrune, takes_target
-from core.jobs.spec import JobSpec, SequenceClassification, Training
+from core.jobs.spec import JobSpec, SequenceClassification
 from tests.specs import DEMO, demo_spec, upload_spec
 
 
@@ -107,28 +107,14 @@ def test_the_published_method_takes_no_recovery():
     assert "must be 0 in mode faithful" in faults(spec)["/training/recovery_epochs"]
 
 
-@pytest.mark.parametrize("fraction", ["warmup_fraction", "recovery_fraction"])
-@pytest.mark.parametrize(
-    "method", [{"name": "wanda"}, {"name": "neuroprune", "mode": "faithful"}], ids=["wanda", "faithful"]
-)
-def test_what_does_not_go_little_by_little_has_no_phases(method, fraction):
-    target = None if "mode" in method else DEMO["target"]
-    spec = {**DEMO, "target": target, "method": method}
-    assert "little by little" in faults({**spec, "training": {fraction: 0.2}})[f"/training/{fraction}"]
-    # As a resolved job has it.
-    JobSpec.model_validate({**spec, "training": {fraction: Training.model_fields[fraction].default}})
-
-
-def test_a_budget_leaves_rows_to_train_on():
-    """It needs test rows, of which there are as many as for validation if nothing is said."""
+def test_shares_that_are_held_out_leave_something():
+    """Of splits that the data brings along, nothing is held out."""
     rows = {**UPLOADED["data"], "validation_fraction": 0.5}
-    task = {"name": "sequence-classification", "data": rows}
-    budget = {**DEMO, "task": task, "target": {"max_metric_drop": 0.01}}
-    assert "nothing to train on" in faults(budget)["/task/data/validation_fraction"]
-    JobSpec.model_validate({**budget, "target": DEMO["target"]})
-    for enough in ({"test_fraction": 0.4}, {"test": FILE}, {"validation": FILE}):
-        JobSpec.model_validate({**budget, "task": {**task, "data": rows | enough}})
-    assert faults({**budget, "task": {**task, "data": rows | {"test_fraction": 0.5}}})
+    spec = {**DEMO, "task": {"name": "sequence-classification", "data": rows}}
+    JobSpec.model_validate(spec)
+    for enough in ({"test_fraction": 0.4}, {"test_fraction": 0.9, "validation": FILE}):
+        JobSpec.model_validate({**spec, "task": {"name": "sequence-classification", "data": rows | enough}})
+    assert faults({**spec, "task": {"name": "sequence-classification", "data": rows | {"test_fraction": 0.5}}})
 
 
 def test_every_option_is_documented():

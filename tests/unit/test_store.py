@@ -415,3 +415,11 @@ def test_workers_are_live_while_they_show_themselves(store):
     [worker] = store.live_workers(5)
     assert (worker.name, worker.queues) == ("a", ("cpu", "gpu-24g"))
     assert store.live_workers(-1) == []
+
+
+def test_workers_of_long_ago_are_forgotten_when_another_begins(store, engine):
+    store.worker_seen("old", ["jobs"])
+    with engine.begin() as connection:
+        connection.execute(sa.update(db.workers).values(seen_at=db.utcnow(-2 * 24 * 3600)))
+    store.worker_seen("new", ["jobs"])
+    assert [worker.name for worker in store.live_workers(7 * 24 * 3600)] == ["new"]
