@@ -59,7 +59,7 @@ def test_holding_out_is_a_partition_and_repeats():
 def test_a_budget_that_leaves_nothing_to_train_on_says_so(split_files):
     """It takes as many rows for the test as for validation if nothing is said."""
     texts = [str(i) for i in range(20)]
-    with pytest.raises(InvalidDataError, match="Nothing is left to train on: 0.5 of the training rows") as caught:
+    with pytest.raises(InvalidDataError, match=r"Nothing is left to train on: 0\.5 of the training rows") as caught:
         split_files({"train": texts}, needs_test=True, validation_fraction=0.5)
     assert caught.value.param == "/task/data/validation_fraction"
     assert len(split_files({"train": texts}, needs_test=True, validation_fraction=0.4).train) == 4
