@@ -62,9 +62,9 @@ _ABOUT_DEFAULTS = (
     "NeuroPrune where a job names a model, a task and a sparsity and leaves all else to the defaults, from "
     "`benchmarks/results/default_jobs.jsonl` (`python -m benchmarks.default_jobs DATA`): a new head is trained for an "
     "epoch first, the dense model's only one, and sparser models get more epochs than in the tables above. SST-2 is "
-    "cut to 33,000 of its 67,349 rows; the Llama reads blocks of 256 tokens. Worse by: points, or nats, on the validation "
-    "rows, the mean and standard deviation over the seeds, and each of them; what is below zero is better than dense. "
-    "Allowed is what the project set out to reach. What is not in the table is still to be run."
+    "cut to 33,000 of its 67,349 rows; the Llama reads blocks of 256 tokens. Worse by: points, or nats, on the "
+    "validation rows, the mean and standard deviation over the seeds, and each of them; what is below zero is better "
+    "than dense. Allowed is what the project set out to reach. What is not in the table is still to be run."
 )
 _ABOUT_ABLATIONS = (
     "How the case trains in the tables above, and beside it one thing changed at a time, from "

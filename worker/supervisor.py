@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from structlog.contextvars import bound_contextvars
 
@@ -125,6 +126,12 @@ class Supervisor:
         except OSError as error:
             logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
             return Lost(f"the worker could not start the job's process ({error.strerror})")
+        except ValidationError as error:
+            fault = error.errors()[0]
+            problem = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            return Failed(
+                code="invalid_input", message=f"An earlier version accepted what this one does not: {problem}"
+            )
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
 

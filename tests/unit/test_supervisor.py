@@ -13,9 +13,10 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from core.db import create_engine, metadata
+from core.db import create_engine, jobs, metadata
 from core.dispatch import Dispatcher
 from core.errors import NotFoundError
 from core.jobs.records import Job
@@ -498,3 +499,15 @@ def test_the_child_dies_with_its_supervisor(bench: Bench) -> None:
 def test_the_setting_of_threads_goes_before_the_workers_environment(threads: int | None, given: str) -> None:
     environment = child_environment({"OMP_NUM_THREADS": "8"}, Settings(torch_threads=threads))
     assert environment["OMP_NUM_THREADS"] == given
+
+
+def test_a_job_that_this_version_would_not_accept_fails_at_once(bench: Bench) -> None:
+    job_id = bench.create()
+    spec = bench.store.get(job_id).resolved_spec | {"structure": "of an earlier version"}
+    with bench.store._engine.begin() as connection:
+        connection.execute(sa.update(jobs).values(resolved_spec=spec))
+    job = bench.supervise(job_id, "")
+    assert (job.status, job.attempt) == (Status.FAILED, 1)
+    assert job.error is not None
+    assert job.error.code == "invalid_input"
+    assert "structure: Input should be" in job.error.message
