@@ -3,7 +3,7 @@
     python -m benchmarks.ablations DATA [--case stsb] [--sparsity 0.7] [--variant "no distillation"] [--work FOLDER]
 
 Cases, data and dense models are those of `benchmarks.quality`. Results are kept in
-`benchmarks/results/ablations.jsonl`, and what is there is not run again; `benchmarks/quality_page.py` shows them.
+`benchmarks/results/ablations.jsonl`, and what is there is not run again; `benchmarks.quality_page` shows them.
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@
 Unlike the runs of `benchmarks.quality`, which get few steps and the same for every sparsity, these train as long as a
 job does: a new head is trained for an epoch first, and sparser models get more epochs. Results are kept in
 `benchmarks/results/default_jobs.jsonl`, and what is there is not run again; several processes may work at it.
-`benchmarks/quality_page.py` shows them.
+`benchmarks.quality_page` shows them.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ schedule and teacher for all methods. Results are kept in `benchmarks/results/qu
 run again: the matrix takes many hours on two cores, may be stopped at any time and goes on where it was. Several
 processes may work at it; they get into each other's way least where they begin with different cases, and none goes back
 to a run that it left to another. `--full` is for a GPU: every training row, and two to five times the steps.
-`benchmarks/quality_page.py` makes `docs/results.md` and its figures of the results.
+`benchmarks.quality_page` makes `docs/results.md` and its figures of the results.
 """
 
 from collections.abc import Callable, Iterator

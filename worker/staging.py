@@ -19,7 +19,8 @@ from core.jobs.sources import (
 )
 from core.settings import Settings
 from core.storage import Storage
-from core.uploads import suffix_of, unpack_model_archive
+from core.uploads import suffix_of
+from core.uploads.archives import unpack_model_archive
 from worker import hub
 from worker.assignment import Assignment
 

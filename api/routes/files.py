@@ -17,7 +17,9 @@ from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord, Purpose
 from core.settings import Settings
 from core.storage import Storage
-from core.uploads import MAX_NAME_BYTES, SUFFIXES, check_dataset, check_model_archive, suffix_of
+from core.uploads import SUFFIXES, suffix_of
+from core.uploads.archives import MAX_NAME_BYTES, check_model_archive
+from core.uploads.datasets import check_dataset
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 

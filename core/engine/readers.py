@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, cast
 from core.engine.data import Row, Source
 from core.engine.parquet import parse_parquet
 from core.errors import InvalidInputError, shown
-from core.uploads import described, repeated, suffix_of
+from core.uploads import suffix_of
+from core.uploads.datasets import described, repeated
 
 
 def read_rows(path: Path, source: Source) -> list[Row]:

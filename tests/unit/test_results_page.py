@@ -7,7 +7,9 @@ import pytest
 
 import benchmarks.quality
 from benchmarks.quality import CASES, UNCOMPENSATED, runs
-from benchmarks.quality_page import beside, check_dense_models, quality
+from benchmarks.quality_page.__main__ import check_dense_models
+from benchmarks.quality_page.matrix import beside
+from benchmarks.quality_page.values import quality
 from core.jobs.defaults import COMPENSATES
 
 

@@ -10,7 +10,9 @@ import zipfile
 import pytest
 
 from core.errors import InvalidDataError, InvalidInputError, InvalidModelError
-from core.uploads import check_dataset, check_model_archive, suffix_of, unpack_model_archive
+from core.uploads import suffix_of
+from core.uploads.archives import check_model_archive, unpack_model_archive
+from core.uploads.datasets import check_dataset
 from tests.archives import model_files, safetensors, write_tar, write_zip
 
 LIMIT = 10**7

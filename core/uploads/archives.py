@@ -1,71 +1,33 @@
-"""What users upload: model archives and datasets, checked before anything relies on them.
+"""Archives of models: checked before they are stored, and unpacked for a job.
 
-Nothing here trusts a header: reads are bounded, sizes are summed before they are read, names cannot leave the target
-folder, links and pickles are refused, and every byte is decompressed once so that its checksum counts.
+Names cannot leave the target folder, and links and pickles are refused.
 """
 
-import csv
 import gzip
 import io
 import json
 import stat
 import tarfile
 import zipfile
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
-from core.errors import InvalidDataError, InvalidInputError, InvalidModelError, shown
-from core.jobs.records import Purpose
-
-SUFFIXES: dict[Purpose, tuple[str, ...]] = {
-    "model": (".zip", ".tar.gz", ".tgz"),
-    "dataset": (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz", ".parquet.gz"),
-}
-"""File names that are accepted, by purpose."""
+from core.errors import InvalidInputError, InvalidModelError, shown
+from core.uploads import CHUNK_BYTES
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 """Loading one of these runs code that it carries."""
 
-CHUNK_BYTES = 2**20
 MAX_MEMBERS = 10_000
 MAX_DIRECTORY_BYTES = 16 * 2**20
 # Of a .safetensors file; parsed, it takes up to 25 times as much memory. A tensor's entry has some 150 bytes (name,
 # type, shape, offsets), so more than 100,000 tensors fit into one file; DeepSeek-V3 has 92,000, and these in 163 files.
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 255  # what file systems take
-MAX_ROW_BYTES = 16 * 2**20
-# A document may be one field; the module's own limit, of 131,072 characters, is for all readers of a process.
-csv.field_size_limit(MAX_ROW_BYTES)
-ROWS_CHECKED = 100
-PARQUET_MAGIC = b"PAR1"
-PARQUET_TAIL_BYTES = 4 + len(PARQUET_MAGIC)  # the footer's length, then the magic
-
-
-def suffix_of(filename: str, purpose: Purpose) -> str:
-    """The accepted suffix that the name ends with.
-
-    Raises:
-        InvalidInputError: none; the message lists those that are accepted.
-    """
-    lowered = filename.lower()
-    for suffix in sorted(SUFFIXES[purpose], key=len, reverse=True):
-        if lowered.endswith(suffix) and len(lowered) > len(suffix):
-            return suffix
-    allowed = ", ".join(SUFFIXES[purpose])
-    hint = ""
-    if purpose == "model":
-        hint = " Pack the model's folder (config.json, *.safetensors, tokenizer) into one archive; pickles are refused."
-    raise InvalidInputError(f"{shown(filename)}: a file of purpose={purpose} must end in {allowed}.{hint}")
-
-
-# ---- models --------------------------------------------------------------------------------------------------------
 
 
 def check_model_archive(archive: Path, limit: int) -> None:
@@ -289,119 +251,3 @@ def _check_safetensors(member: _Member) -> None:
         raise InvalidModelError(
             f"{member.name} in the archive is damaged: its header describes {expected} bytes, it has {member.size}."
         )
-
-
-# ---- datasets ------------------------------------------------------------------------------------------------------
-
-
-def check_dataset(path: Path, limit: int) -> None:
-    """The file opens, begins as its suffix promises, and is whole and below `limit` bytes once unpacked.
-
-    Of text the first rows are parsed; of Parquet only its frame is looked at, since its rows need a decoder that no
-    upload should reach in the API's process.
-
-    Raises:
-        InvalidDataError: it does not; the message names the line.
-    """
-    suffix = suffix_of(path.name, "dataset")
-    check = _CHECKS[suffix.removesuffix(".gz")]
-    try:
-        with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as source:
-            check(cast(BinaryIO, source), limit)
-            while source.read(CHUNK_BYTES):  # to the end, where gzip compares its checksum
-                _check_size(source.tell(), limit)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InvalidDataError(f"The file is not a whole gzip file: {error}.") from error
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise InvalidDataError(f"The file unpacks to more than {limit} bytes, the most that is accepted.")
-
-
-def _lines(source: BinaryIO, limit: int) -> Iterator[str]:
-    """Lines as text, a byte order mark dropped."""
-    for number in range(1, 2**63):
-        line = source.readline(MAX_ROW_BYTES + 1)
-        if not line:
-            return
-        if len(line) > MAX_ROW_BYTES:
-            raise InvalidDataError(f"Line {number} is longer than {MAX_ROW_BYTES} bytes.")
-        _check_size(source.tell(), limit)
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidDataError(f"Line {number} is not UTF-8 text.") from error
-
-
-def _check_jsonl(source: BinaryIO, limit: int) -> None:
-    rows = 0
-    for number, line in enumerate(islice(_lines(source, limit), ROWS_CHECKED), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            # Its own account of the place would count this line as the first.
-            reason = (
-                f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            )
-            raise InvalidDataError(f"Line {number} is not JSON: {reason}. JSONL has one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise InvalidDataError(f"Line {number} is not a JSON object; JSONL has one object a line.")
-        rows += 1
-    if not rows:
-        raise InvalidDataError("The file holds no rows.")
-
-
-def _check_csv(source: BinaryIO, limit: int) -> None:
-    reader = csv.reader(_lines(source, limit), strict=True)
-    rows, line = 0, 1
-    try:
-        header = next(reader, [])
-        if not header or not all(name.strip() for name in header):
-            raise InvalidDataError("Line 1 must name every column of the CSV.")
-        if twice := repeated(header):
-            raise InvalidDataError(f"Line 1 names the column {shown(twice)} twice.")
-        line = reader.line_num + 1
-        for row in islice(reader, ROWS_CHECKED):
-            if row and len(row) != len(header):
-                raise InvalidDataError(f"Line {line} has {len(row)} fields; the header names {len(header)} columns.")
-            rows += bool(row)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InvalidDataError(f"Line {line} is not CSV: {described(error)}.") from error
-    if not rows:
-        raise InvalidDataError("The file holds no rows below its header.")
-
-
-def repeated(names: list[str]) -> str | None:
-    """The first name that is there more than once; columns without a name are asked for by nobody."""
-    return next((name for name, count in Counter(names).items() if name and count > 1), None)
-
-
-def described(error: csv.Error) -> str:
-    """What is wrong, without csv's advice to programmers on how to open the file."""
-    return str(error).partition(" - ")[0]
-
-
-def _check_parquet(source: BinaryIO, limit: int) -> None:
-    """`PAR1` at both ends, and before the last one a footer of the length that it says (Apache Parquet format)."""
-    head = source.read(len(PARQUET_MAGIC))
-    tail = head
-    size = len(head)
-    while chunk := source.read(CHUNK_BYTES):
-        size += len(chunk)
-        _check_size(size, limit)
-        tail = (tail + chunk)[-PARQUET_TAIL_BYTES:]
-    if head != PARQUET_MAGIC or tail[4:] != PARQUET_MAGIC or len(tail) < PARQUET_TAIL_BYTES:
-        raise InvalidDataError("The file is not Parquet, or is cut short: it must begin and end with PAR1.")
-    if int.from_bytes(tail[:4], "little") > size - len(PARQUET_MAGIC) - PARQUET_TAIL_BYTES:
-        raise InvalidDataError("The file is not Parquet: its footer would be longer than the file.")
-
-
-_CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
-    ".jsonl": _check_jsonl,
-    ".csv": _check_csv,
-    ".parquet": _check_parquet,
-}

@@ -1,0 +1,105 @@
+"""Writes the page, section by section, and its figures."""
+
+from pathlib import Path
+from textwrap import fill
+
+from benchmarks.ablations import RESULTS as ABLATIONS
+from benchmarks.default_jobs import RESULTS as DEFAULT_JOBS
+from benchmarks.metric_drop import RESULTS as BUDGETS
+from benchmarks.quality import CASES, CONTROL, RESULTS, UNCOMPENSATED
+from benchmarks.quality_page.figure import draw
+from benchmarks.quality_page.jobs import (
+    ABOUT_ABLATIONS,
+    ABOUT_DEFAULTS,
+    ablations,
+    about_budgets,
+    budgets,
+    defaults,
+)
+from benchmarks.quality_page.matrix import ABOUT_SUMMARY, about_case, about_matrix, matrices, summary, table
+from benchmarks.quality_page.values import Result, of, quality
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "docs" / "figures"
+PAGE = ROOT / "docs" / "results.md"
+SAME = 1e-4
+"""Metrics of one dense model, in the tables' units, differ by no more on different machines."""
+
+
+def document(results: list[Result]) -> str:
+    """The page."""
+    parts = matrices(results)
+    sections = [_introduction(), "## Over all cases", fill(ABOUT_SUMMARY, 120)]
+    for matrix in parts:
+        sections += [f"### All cases, {matrix.title}", about_matrix(matrix)]
+        sections += [summary(matrix.results, method) for method in ("neuroprune", UNCOMPENSATED)]
+        sections.append(f"![Quality against what is left of the encoder, {matrix.title}](figures/{matrix.figure})")
+    for name, case in CASES.items():
+        found = [(matrix.title, rows) for matrix in parts if (rows := of(matrix.results, case=name))]
+        if found:
+            sections.append(f"## {case.title}")
+        for title, rows in found:
+            sections += [f"### {case.title}, {title}", about_case(rows), table(rows)]
+    if DEFAULT_JOBS.all():
+        sections += ["## Jobs with default options", fill(ABOUT_DEFAULTS, 120), defaults(DEFAULT_JOBS.all())]
+    if BUDGETS.all():
+        sections += ["## A budget instead of a sparsity", fill(about_budgets(), 120), budgets(BUDGETS.all())]
+    if ABLATIONS.all():
+        sections += ["## NeuroPrune's own choices", fill(ABOUT_ABLATIONS, 120), ablations(ABLATIONS.all())]
+    return "\n\n".join(["# What pruning costs, and what it keeps", *sections]) + "\n"
+
+
+def _introduction() -> str:
+    command = "python -m benchmarks.quality DATA"
+    text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
+        `{command}` makes on two cores, and `{command} --full`, with every training row and two to five times the
+        steps, on a GPU. All methods start from the same dense model and get the same rows, steps, schedule, learning
+        rate and distillation, and their default options; wanda and sparsegpt, which take single weights and do not
+        train, are given for comparison. Whole heads and neurons leave the weights otherwise. A pruned model has been
+        trained for longer than its dense one, and may end above it: `{CONTROL}` is the dense model after as many steps
+        more, with the same schedule and teacher. The dense models of GPT-2 and T5 are trained by this benchmark from
+        nothing. An example is a row, or for decoders a block of tokens. Metrics are of the validation splits, shares
+        and correlations times 100. NeuroPrune's ranking, the decay of its saliencies, alpha, beta and the floors of
+        all methods were chosen by looking at STS-B and SST-2, seed 0: what these say of it is flattered. That what
+        stays takes over what goes (compensation) everywhere but in T5 was chosen by looking at GPT-2 on Shakespeare,
+        the Llama, Multi30k, CoLA, STS-B and RTE, seed 0, and was kept after a look at SST-2; where it is the default,
+        runs without it are `{UNCOMPENSATED}`. A job's default distillation of 0.8 for decoders was chosen by looking
+        at the Llama, half of it removed; in these tables all train with 0.5. That layers of a T5 keep at least half of
+        their even share, and not 0.8 of it, in all methods that have this floor, was chosen by looking at nats on
+        Multi30k, seeds 0 and 1, and SciTLDR. The others stayed at 0.8 after a look at CoLA, the Llama and Shakespeare
+        as well. Nothing was chosen on GPT-2's TinyStories. Single runs are noisy, as a look at neighbouring sparsities
+        shows: small differences mean nothing, least of all on RTE, whose dense model hardly does better than guessing,
+        and in ratios on CoLA. STS-B and Multi30k got three seeds after their first was seen, SST-2 is to get them;
+        Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in brackets, are alike. The
+        T5 of SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until
+        the first runs were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that
+        trained) and seconds were measured while other runs kept the machine busy, and compare only roughly. Jobs train
+        longer than the runs of the two-core tables: see Jobs with default options."""
+    return fill(" ".join(text.split()), 120, break_on_hyphens=False)
+
+
+def check_dense_models(results: list[Result]) -> None:
+    """All runs of a case and seed have the same dense model.
+
+    Raises:
+        SystemExit: a dense model was trained anew in between and came out different.
+    """
+    dense: dict[tuple[str, bool, int], float] = {}
+    for result in results:
+        key = result["case"], result["full"], result["seed"]
+        if abs(dense.setdefault(key, quality(result, "dense")) - quality(result, "dense")) > SAME:
+            raise SystemExit(f"Runs of {key} start from different dense models: make them anew from one.")
+
+
+def main() -> None:
+    """Write the figures and the page."""
+    results = RESULTS.all()
+    check_dense_models(results)
+    for matrix in matrices(results):
+        draw(matrix.results, FIGURES / matrix.figure)
+    PAGE.write_text(document(results))
+    print(f"Wrote {PAGE} and the figures of {FIGURES}.")
+
+
+if __name__ == "__main__":
+    main()

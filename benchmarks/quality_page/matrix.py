@@ -1,0 +1,140 @@
+"""The matrix of all cases, methods and sparsities: its summaries, and a table a case."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from statistics import mean, median, stdev
+from textwrap import fill
+
+from benchmarks.quality import BASELINES, CASES, COMPARED, CONTROL, ONE_SHOT, UNCOMPENSATED, runs
+from benchmarks.quality_page.values import Result, cell, kept_quality, of, quality
+
+DRAWN = ("neuroprune", UNCOMPENSATED, *BASELINES)
+"""All that train what they prune; the others would be too far off for a figure."""
+METHODS = (CONTROL, *DRAWN, *ONE_SHOT)
+"""Of the tables, in their order."""
+LEAST_CASES = 4
+"""Of which a standard error says something."""
+NATS = "nats_per_token"
+"""Of models that write, given beside a headline of what they wrote."""
+
+ABOUT_SUMMARY = (
+    "What is left of the dense model's headline metric, as a ratio (turned round where less is better): mean over the "
+    "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds; in brackets "
+    "NeuroPrune's lead in points, from four cases on with its standard error over them. The second table of each "
+    f"size is of `{UNCOMPENSATED}`, which ran in all cases but those of T5."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The runs of one size: as it fits two cores, or in full.
+
+    Args:
+        title: For headings.
+        figure: File name of its figure.
+        results: Its runs.
+    """
+
+    title: str
+    figure: str
+    results: list[Result]
+
+
+def matrices(results: list[Result]) -> list[Matrix]:
+    """Both sizes, as far as there are runs of them."""
+    both = (
+        Matrix("sized for two cores", "quality.svg", of(results, full=False)),
+        Matrix("in full", "quality-full.svg", of(results, full=True)),
+    )
+    return [matrix for matrix in both if matrix.results]
+
+
+def about_matrix(matrix: Matrix) -> str:
+    """Where its runs were made, and how many are still to come."""
+    done, total = (sum(counts) for counts in zip(*map(partial(_progress, matrix.results), CASES), strict=True))
+    devices = " and ".join(sorted({result["device"] for result in matrix.results}))
+    return fill(
+        f"Trained on: {devices}. {done} of {total} runs are done; what is not in the tables is still to be run. The "
+        "figure shows the first seed.",
+        120,
+    )
+
+
+def _progress(results: list[Result], name: str) -> tuple[int, int]:
+    """How many of a case's runs are done, and how many there are."""
+    found, case = of(results, case=name), CASES[name]
+    planned = [
+        {"seed": seed, "method": method, "target": target}
+        for seed in range(case.seeds)
+        for method, target in runs(case, seed)
+    ]
+    return sum(bool(of(found, **run)) for run in planned), len(planned)
+
+
+def summary(results: list[Result], ours: str) -> str:
+    """What is left of the dense model's quality, mean over the cases in which a method and ours have run."""
+    lines = [f"| method, and {ours} | " + " | ".join(f"{target:.0%} removed" for target in sorted(COMPARED)) + " |"]
+    lines.append("|---|" + "---:|" * len(COMPARED))
+    for method in (name for name in (*BASELINES, UNCOMPENSATED) if name != ours):
+        cells = [beside(results, ours, method, target) for target in sorted(COMPARED)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beside(results: list[Result], ours: str, method: str, target: float) -> str:
+    """One of NeuroPrune's variants and another method on the cases and seeds that both have run."""
+    pair = (ours, method)
+    found = {m: {(r["case"], r["seed"]): r for r in of(results, method=m, target=target)} for m in pair}
+    seeds: dict[str, list[int]] = defaultdict(list)
+    for case, seed in found[ours].keys() & found[method].keys():
+        seeds[case].append(seed)
+    if not seeds:
+        return "not run"
+    left, theirs = (
+        [mean(kept_quality(found[m][case, seed]) for seed in seeds[case]) for case in sorted(seeds)] for m in pair
+    )
+    differences = [ours_left - theirs_left for ours_left, theirs_left in zip(left, theirs, strict=True)]
+    error = f" ± {100 * stdev(differences) / sqrt(len(seeds)):.1f}" if len(seeds) >= LEAST_CASES else ""
+    return (
+        f"{mean(theirs):.1%}, {mean(left):.1%} ({100 * mean(differences):+.1f}{error}, "
+        f"{len(seeds)} case{'s' if len(seeds) > 1 else ''})"
+    )
+
+
+def about_case(found: list[Result]) -> str:
+    """What the runs of one case have in common."""
+    first = found[0]
+    dense = [quality(r, "dense") for r in {r["seed"]: r for r in found}.values()]
+    return (
+        f"{first['train_rows']:,} training examples, {max(r['steps'] for r in found)} steps of pruning, "
+        f"{len({r['seed'] for r in found})} seed(s); dense {cell(dense)} {first['headline'].replace('_', ' ')}, "
+        f"{first['encoder_parameters']['dense']:,} encoder parameters."
+    )
+
+
+def table(found: list[Result]) -> str:
+    """The runs of one case: a line a sparsity and method, over its seeds."""
+    lines = ["| removed | method | metric | against dense | encoder parameters | speed, PyTorch | seconds |"]
+    lines.append("|---:|---|---:|---:|---:|---:|---:|")
+    seeds = len({r["seed"] for r in found})
+    for target in sorted({r["target"] for r in found}):
+        for method in METHODS:
+            rows = of(found, target=target, method=method)
+            if rows:
+                name = method if len(rows) == seeds else f"{method}, {len(rows)} seed(s)"
+                lines.append(_row(target, name, rows))
+    return "\n".join(lines)
+
+
+def _row(target: float, method: str, rows: list[Result]) -> str:
+    pruned = [quality(r, "pruned") for r in rows]
+    change = mean(quality(r, "pruned") - quality(r, "dense") for r in rows)
+    nats = [r["pruned"][NATS] for r in rows if NATS in r["pruned"] and r["headline"] != NATS]
+    in_nats = f" ({cell(nats)} nats)" if nats else ""
+    return (
+        f"| {target:.0%} | {method} | {cell(pruned)}{in_nats} | {change:+.2f} "
+        f"| {median(r['encoder_parameters']['pruned'] for r in rows):,.0f} "
+        f"| {median(r['speedup'] for r in rows):.2f}x | {median(r['seconds'] for r in rows):.0f} |"
+    )
