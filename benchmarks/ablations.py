@@ -15,6 +15,8 @@ from benchmarks.quality import CASES, WORK
 from benchmarks.trials import Dense, Results, Trial, run_method
 
 RESULTS = Results(Path(__file__).parent / "results" / "ablations.jsonl")
+IN_PROPORTION = "heads in proportion"
+"""What is the default anyhow but for decoders."""
 METHOD: dict[str, dict[str, Any]] = {
     "default": {},
     "equal shares for all layers": {"layer_floor": 1.0},
@@ -23,6 +25,7 @@ METHOD: dict[str, dict[str, Any]] = {
     "no redundancy rule": {"redundancy": False},
     "heads similar within 0.6": {"theta": 0.6},
     "no penalties": {"alpha": 0.0, "beta": 0.0},
+    IN_PROPORTION: {"head_exponent": 1.0},
 }
 """Options of the method, by what they mean."""
 TRAINING: dict[str, dict[str, Any]] = {

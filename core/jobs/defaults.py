@@ -31,6 +31,9 @@ COMPENSATES = {"causal-lm", "sequence-classification", "regression"}
 """Tasks for which compensation pays in most of the benchmark's cases; others gained nothing by it, or were not tried
 (ADR 0016)."""
 
+HEAD_EXPONENTS = {"causal-lm": 1.6}
+"""Where heads do not go in proportion: decoders lose less by neurons (ADR 0018)."""
+
 LAYER_FLOORS = {"seq2seq": 0.5}
 """Where it is not the usual one: the layers of an encoder and of a decoder do different work (ADR 0017)."""
 
@@ -68,6 +71,9 @@ def resolve(spec: JobSpec) -> JobSpec:
     task, method = spec.task, spec.method
     if isinstance(method, NeuroPrune) and method.can_compensate and method.compensation is None:
         method = method.model_copy(update={"compensation": task.name in COMPENSATES})
+    if isinstance(method, NeuroPrune) and method.can_compensate and method.head_exponent is None:
+        exponent = HEAD_EXPONENTS.get(task.name, 1.0) if method.heads_kept is None else 1.0
+        method = method.model_copy(update={"head_exponent": exponent})
     if has_floor(method) and method.layer_floor is None:
         competes = spec.structure != "uniform" and takes_target(method)
         floor = LAYER_FLOORS.get(task.name, LAYER_FLOOR) if competes else LAYER_FLOOR

@@ -142,7 +142,15 @@ class NeuroPrune(_Gradual):
         None,
         ge=0,
         description="Attention heads that stay in the whole model (those with a key and value of their own); neurons "
-        "make up the rest of the target. Default: heads go in proportion to their parameters.",
+        "make up the rest of the target. Default: as many as head_exponent leaves.",
+    )
+    head_exponent: float | None = Field(
+        None,
+        ge=1,
+        le=10,
+        description="How heads are spared: the share of them that goes is this power of the share that goes of heads "
+        "and neurons together, and neurons make up the rest of the target. 1: heads go in proportion to their "
+        "parameters. Default: 1.6 for causal-lm, 1 for other tasks.",
     )
     in_rows: float = Field(
         0.0,
@@ -156,16 +164,25 @@ class NeuroPrune(_Gradual):
     def _options_fit_mode(self) -> "NeuroPrune":
         faithful, single = self.mode == "faithful", self.granularity != "structured"
         structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
+        # A resolved job says what it does without, and may be sent again with another mode or granularity.
         if self.compensation:
-            # A resolved job says that it is off, and may be sent again with another mode or granularity.
             structured_only.add("compensation")
+        if self.spares_heads:
+            structured_only.add("head_exponent")
         if faithful:
             self._refuse_changed(
                 (structured_only - {"theta"}) | {"granularity", "layer_floor", "experts"}, "with mode faithful"
             )
         elif single:
             self._refuse_changed(structured_only, f"with granularity {self.granularity}")
+        if self.heads_kept is not None and self.spares_heads:
+            raise MisfitError("cannot be set with heads_kept, which says how many stay", "/head_exponent")
         return self
+
+    @property
+    def spares_heads(self) -> bool:
+        """Whether fewer heads are to go than in proportion."""
+        return self.head_exponent not in (None, 1)
 
     @property
     def can_compensate(self) -> bool:

@@ -129,6 +129,27 @@ def test_brute_force_finds_no_nearer_budget(make, sparsity, in_rows):
                 Budget.of(anatomy, sparsity, heads_kept, in_rows)
 
 
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "llama"])
+@given(sparsity=st.floats(0, 0.95), exponent=st.floats(1, 10))
+def test_heads_are_spared_by_a_power_of_their_share(make, sparsity, exponent):
+    """Of all numbers of heads with which the target is met best, the nearest to the power is taken."""
+    anatomy = bind(make())
+    cost, total = anatomy.mlps[0].units.cost, sum(mlp.units.count for mlp in anatomy.mlps)
+    proportional = Budget.of(anatomy, sparsity)
+    share = sparsity * anatomy.encoder_parameters / proportional.most
+    missed = [
+        max(0.5 * cost, min(abs(left - neurons * cost) for neurons in range(total + 1)))
+        for left in left_to_neurons(anatomy, sparsity, 0.0)
+    ]
+    best = [heads for heads in range(13) if missed[heads] == min(missed)]
+    budget = Budget.of(anatomy, sparsity, head_exponent=exponent)
+    heads = budget.counts(1.0)["heads"]
+    assert abs(heads - 12 * share**exponent) == pytest.approx(min(abs(h - 12 * share**exponent) for h in best))
+    assert budget.is_met_by(round(budget.achieved(budget.counts(1.0)) * anatomy.encoder_parameters))
+    on_the_way = [budget.counts(reached / 10)["heads"] for reached in range(11)]
+    assert on_the_way == sorted(on_the_way)
+
+
 def test_more_heads_than_there_are_cannot_stay():
     with pytest.raises(UnreachableTargetError, match="13 heads cannot stay: the model has 12") as caught:
         Budget.of(bind(tiny.bert()), 0.5, heads_kept=13)

@@ -64,6 +64,18 @@ def test_what_stays_takes_over_where_that_pays(name):
     assert compensation({"mode": "faithful"}) is None
 
 
+@pytest.mark.parametrize("name", TRAINING_DEFAULTS)
+def test_heads_are_spared_where_that_pays(name):
+    def exponent(method):
+        return resolved_method(name, {"name": "neuroprune", **method}).head_exponent
+
+    assert exponent({}) == (1.6 if name == "causal-lm" else 1)
+    assert exponent({"head_exponent": 2}) == 2
+    assert exponent({"heads_kept": 3}) == 1
+    assert exponent({"granularity": "unstructured"}) is None
+    assert exponent({"mode": "faithful"}) is None
+
+
 @pytest.mark.parametrize("task", TRAINING_DEFAULTS)
 @pytest.mark.parametrize("name", ["neuroprune", "importance", "magnitude", "l1", "random"])
 def test_what_every_layer_keeps_follows_from_the_task(task, name):
@@ -260,6 +272,8 @@ def test_a_target_of_several_steps_needs_a_method_that_goes_on(target):
             "importance cannot be set with granularity unstructured",
         ),
         (FAITHFUL | {"compensation": True}, "compensation cannot be set with mode faithful"),
+        (FAITHFUL | {"head_exponent": 2}, "head_exponent cannot be set with mode faithful"),
+        ({"name": "neuroprune", "heads_kept": 3, "head_exponent": 2}, "cannot be set with heads_kept"),
         ({"name": "l1", "granularity": "2:4", "layer_floor": 0.5}, "layer_floor cannot be set with granularity 2:4"),
         ({"name": "magnitude", "granularity": "4:4"}, "N must be below M; 4:4 is not"),
         ({"name": "magnitude", "granularity": "0:4"}, "match pattern"),

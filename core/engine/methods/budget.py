@@ -18,10 +18,10 @@ TOLERANCE = 0.001
 class Budget:
     """A target bound to a model all of whose heads cost the same, and all neurons: remove `sparsity` of its layers.
 
-    Heads go in proportion, unless their number is given, and in-rows as many as are asked for; neurons, which are
-    finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of an attention have
-    `crossing` parameters in common. Whole experts go as many as are asked for; all of their neurons count as neurons,
-    and only their rows of the router besides.
+    Heads go in proportion, unless they are spared or their number is given, and in-rows as many as are asked for;
+    neurons, which are finer, make up the rest exactly. A cost is the parameters of one unit; a head and an in-row of an
+    attention have `crossing` parameters in common. Whole experts go as many as are asked for; all of their neurons
+    count as neurons, and only their rows of the router besides.
 
     Where all layers are to end with one width, they lose the same number of heads and of neurons each, at least what
     the target asks for, and keep one of either at least.
@@ -74,6 +74,7 @@ class Budget:
         in_rows: float = 0.0,
         experts: float = 0.0,
         *,
+        head_exponent: float = 1.0,
         uniform: bool = False,
         at_least: bool = False,
         gone: Masks | None = None,
@@ -84,6 +85,7 @@ class Budget:
             anatomy: The model.
             sparsity: Share of the encoder's parameters.
             heads_kept: How many heads stay in the whole model; None for as many as their part of the budget leaves.
+            head_exponent: The share of heads that go is this power of the proportional one; with `heads_kept` unused.
             in_rows: Share of each attention's input dimensions that go.
             experts: Share of the model's experts that go.
             uniform: Whether all layers are to end with one width.
@@ -133,6 +135,8 @@ class Budget:
         )
         if gone is not None:
             budget = budget._going_on_from(gone)
+        if heads_kept is None and head_exponent != 1:
+            budget = budget._sparing_heads(head_exponent)
         budget._check(anatomy.family.title)
         return budget
 
@@ -268,6 +272,12 @@ class Budget:
             inputs_gone_each=max(gone.removed("inputs")),
             experts_gone=experts,
         )
+
+    def _sparing_heads(self, exponent: float) -> "Budget":
+        """The same with fewer heads than go in proportion, and the neurons that they are worth besides."""
+        in_proportion = self._share(self._wanted_beside_experts, self.inputs_each)
+        spared = self.heads * (in_proportion / max(1, self.heads)) ** exponent
+        return replace(self, removed_heads=self.nearest_heads(spared))
 
     def _check(self, family: str) -> None:
         counts = self.counts(1.0)

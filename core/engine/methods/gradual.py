@@ -99,6 +99,7 @@ def gradual(
     granularity: str,
     layer_floor: float,
     heads_kept: int | None = None,
+    head_exponent: float = 1.0,
     in_rows: float = 0.0,
     experts: float = 0.0,
     uniform: bool = False,
@@ -125,7 +126,15 @@ def gradual(
     if granularity == "structured":
         gone = previous.masks if previous is not None else None
         budget = Budget.of(
-            anatomy, sparsity, heads_kept, in_rows, experts, uniform=uniform, at_least=at_least, gone=gone
+            anatomy,
+            sparsity,
+            heads_kept,
+            in_rows,
+            experts,
+            head_exponent=head_exponent,
+            uniform=uniform,
+            at_least=at_least,
+            gone=gone,
         )
         pruner.removal = UnitRemoval(pruner, budget, layer_floor)
     else:

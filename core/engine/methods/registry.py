@@ -56,6 +56,7 @@ def build_pruner(
                 layer_floor=method.floor,
                 experts=method.experts,
                 heads_kept=method.heads_kept,
+                head_exponent=1.0 if method.head_exponent is None else method.head_exponent,
                 in_rows=method.in_rows,
                 uniform=uniform,
                 at_least=at_least,
