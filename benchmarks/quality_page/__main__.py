@@ -51,7 +51,7 @@ def document(results: list[Result]) -> str:
 
 def _introduction() -> str:
     command = "python -m benchmarks.quality DATA"
-    text = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
+    what = f"""Written by `python -m benchmarks.quality_page` from `benchmarks/results/quality.jsonl`, which
         `{command}` makes on two cores, and `{command} --full`, with every training row and two to five times the
         steps, on a GPU. All methods start from the same dense model and get the same rows, steps, schedule, learning
         rate and distillation, and their default options; wanda and sparsegpt, which take single weights and do not
@@ -59,23 +59,27 @@ def _introduction() -> str:
         trained for longer than its dense one, and may end above it: `{CONTROL}` is the dense model after as many steps
         more, with the same schedule and teacher. The dense models of GPT-2 and T5 are trained by this benchmark from
         nothing. An example is a row, or for decoders a block of tokens. Metrics are of the validation splits, shares
-        and correlations times 100. NeuroPrune's ranking, the decay of its saliencies, alpha, beta and the floors of
-        all methods were chosen by looking at STS-B and SST-2, seed 0: what these say of it is flattered. That what
-        stays takes over what goes (compensation) everywhere but in T5 was chosen by looking at GPT-2 on Shakespeare,
-        the Llama, Multi30k, CoLA, STS-B and RTE, seed 0, and was kept after a look at SST-2; where it is the default,
-        runs without it are `{UNCOMPENSATED}`. A job's default distillation of 0.8 for decoders was chosen by looking
-        at the Llama, half of it removed; in these tables all train with 0.5. That layers of a T5 keep at least half of
-        their even share, and not 0.8 of it, in all methods that have this floor, was chosen by looking at nats on
-        Multi30k, seeds 0 and 1, and SciTLDR. The others stayed at 0.8 after a look at CoLA, the Llama and Shakespeare
-        as well. Nothing was chosen on GPT-2's TinyStories. Single runs are noisy, as a look at neighbouring sparsities
-        shows: small differences mean nothing, least of all on RTE, whose dense model hardly does better than guessing,
-        and in ratios on CoLA. STS-B and Multi30k got three seeds after their first was seen, SST-2 is to get them;
-        Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in brackets, are alike. The
-        T5 of SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until
-        the first runs were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that
-        trained) and seconds were measured while other runs kept the machine busy, and compare only roughly. Jobs train
-        longer than the runs of the two-core tables: see Jobs with default options."""
-    return fill(" ".join(text.split()), 120, break_on_hyphens=False)
+        and correlations times 100. Jobs train longer than the runs of the two-core tables: see Jobs with default
+        options."""
+    chosen = f"""What was chosen by looking at these numbers, which are flattered by it: NeuroPrune's ranking, the decay
+        of its saliencies, alpha, beta and the floors of all methods, by STS-B and SST-2, seed 0. That what stays takes
+        over what goes (compensation) everywhere but in T5, by GPT-2 on Shakespeare, the Llama, Multi30k, CoLA, STS-B
+        and RTE, seed 0; it was kept after a look at SST-2, and where it is the default, runs without it are
+        `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), by the Llama and both GPT-2s; with more heads,
+        STS-B and CoLA were looked at, too, and left as they were. The runs in full were made before, with heads in
+        proportion. A job's default distillation of 0.8 for decoders, by the Llama, half of it removed; in these tables
+        all train with 0.5. That layers of a T5 keep at least half of their even share, and not 0.8 of it, in all
+        methods that have this floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others stayed at 0.8 after a
+        look at CoLA, the Llama and Shakespeare as well."""
+    doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean nothing, least
+        of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B and Multi30k got
+        three seeds after their first was seen, SST-2 is to get them; Multi30k's BLEU, of 300 rows, goes up and down
+        between methods whose nats per token, in brackets, are alike. The T5 of SciTLDR learns too little from 2,000
+        rows to write summaries, so nats are its metric; it was ROUGE until the first runs were seen, and every line of
+        the results has both. Speed (PyTorch on the CPU of the machine that trained) and seconds were measured while
+        other runs kept the machine busy, and compare only roughly."""
+    paragraphs = (fill(" ".join(text.split()), 120, break_on_hyphens=False) for text in (what, chosen, doubts))
+    return "\n\n".join(paragraphs)
 
 
 def check_dense_models(results: list[Result]) -> None:
