@@ -8,6 +8,7 @@ from benchmarks.default_jobs import CASES as DEFAULTS
 from benchmarks.metric_drop import BEYOND, MOST_DROP, TESTED
 from benchmarks.quality import CASES, UNCOMPENSATED, Case
 from benchmarks.quality_page.values import Result, cell, of, quality
+from core.jobs.defaults import MOST_SPARING
 
 ABOUT_DEFAULTS = (
     "NeuroPrune where a job names a model, a task and a sparsity and leaves all else to the defaults, from "
@@ -99,11 +100,12 @@ def _points(drop: float, standard_error: float | None) -> str:
 
 ABOUT_ABLATIONS = (
     "How the case trains in the tables above, and beside it one thing changed at a time, from "
-    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). What is marked `no compensation` "
-    f"or `{IN_PROPORTION}` besides ran before these were otherwise by default; compare it with what has the same mark, "
-    f"or with `{UNCOMPENSATED}` above, by how far it is from the dense model, which sometimes was another one. Single "
-    "runs of one seed, and noisy. Decoders have `distillation 0.8` by default in jobs; a GPT-2 whose teacher has read "
-    "no more than the rows gains nothing by it. Seconds are of a machine with other work to do."
+    "`benchmarks/results/ablations.jsonl` (`python -m benchmarks.ablations DATA`). What has `no compensation` or "
+    f"`{IN_PROPORTION}` behind its name ran before these were otherwise by default: compare it with the line that is "
+    f"called so, or of an encoder with `{UNCOMPENSATED}` above, by how far it is from the dense model, which sometimes "
+    "was another one; what has `no compensation` no script repeats. Single runs of one seed, and noisy. Decoders have "
+    "`distillation 0.8` by default in jobs; a GPT-2 whose teacher has read no more than the rows gains nothing by it. "
+    "Seconds are of a machine with other work to do."
 )
 
 
@@ -118,7 +120,7 @@ def ablations(results: list[Result]) -> str:
             for variant in VARIANTS:
                 for r in of(results, case=name, target=target, variant=variant):
                     change = quality(r, "pruned") - quality(r, "dense")
-                    label = ", ".join([variant, *_not_by_default(case, variant, r["options"])])
+                    label = ", ".join([variant, *_not_by_default(case, target, variant, r["options"])])
                     lines.append(
                         f"| {case.title} | {target:.0%} | {label} | {cell([quality(r, 'pruned')])} | {change:+.2f} "
                         f"| {r['steps']} | {r['seconds']:.0f} |"
@@ -126,9 +128,9 @@ def ablations(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def _not_by_default(case: Case, variant: str, options: dict[str, Any]) -> list[str]:
+def _not_by_default(case: Case, target: float, variant: str, options: dict[str, Any]) -> list[str]:
     """What was otherwise than it is by default now, beside what a variant changes."""
     marks = ["no compensation"] if case.compensates and not options["compensation"] else []
-    if case.decoder and options["head_exponent"] == 1 and variant != IN_PROPORTION:
+    if case.decoder and target <= MOST_SPARING and options["head_exponent"] == 1 and variant != IN_PROPORTION:
         marks.append(IN_PROPORTION)
     return marks

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.jobs.methods import LAYER_FLOOR, NeuroPrune, has_floor, takes_target, trains
 from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
-from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget
+from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget, SpeedupTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,10 @@ COMPENSATES = {"causal-lm", "sequence-classification", "regression"}
 (ADR 0016)."""
 
 HEAD_EXPONENTS = {"causal-lm": 1.6}
-"""Where heads do not go in proportion: decoders lose less by neurons (ADR 0018)."""
+"""Where heads do not go in proportion: decoders lose less if fewer heads and more neurons go (ADR 0018)."""
+
+MOST_SPARING = 0.9
+"""Sparsity up to which that is so."""
 
 LAYER_FLOORS = {"seq2seq": 0.5}
 """Where it is not the usual one: the layers of an encoder and of a decoder do different work (ADR 0017)."""
@@ -56,6 +59,17 @@ def _pace(target: AnyTarget | None) -> float:
     return max(1.0, 1 + (sparsity - 0.5) / 0.4)
 
 
+def _spares_heads(spec: JobSpec) -> bool:
+    """Whether fewer heads may go than in proportion.
+
+    Not with one width for all layers, which leaves few numbers of heads to choose from, nor where `check_target`
+    refuses it.
+    """
+    if spec.structure == "uniform" or isinstance(spec.target, FrontierTarget | SpeedupTarget):
+        return False
+    return not isinstance(spec.target, SparsityTarget) or spec.target.sparsity <= MOST_SPARING
+
+
 def resolve(spec: JobSpec) -> JobSpec:
     """The same spec with the task's defaults filled in; `dense_epochs` stays open until the model is read."""
     defaults = TRAINING_DEFAULTS[spec.task.name]
@@ -69,10 +83,11 @@ def resolve(spec: JobSpec) -> JobSpec:
         }
     )
     task, method = spec.task, spec.method
-    if isinstance(method, NeuroPrune) and method.can_compensate and method.compensation is None:
+    if isinstance(method, NeuroPrune) and method.takes_units and method.compensation is None:
         method = method.model_copy(update={"compensation": task.name in COMPENSATES})
-    if isinstance(method, NeuroPrune) and method.can_compensate and method.head_exponent is None:
-        exponent = HEAD_EXPONENTS.get(task.name, 1.0) if method.heads_kept is None else 1.0
+    if isinstance(method, NeuroPrune) and method.takes_units and method.head_exponent is None:
+        spares = method.heads_kept is None and _spares_heads(spec)
+        exponent = HEAD_EXPONENTS.get(task.name, 1.0) if spares else 1.0
         method = method.model_copy(update={"head_exponent": exponent})
     if has_floor(method) and method.layer_floor is None:
         competes = spec.structure != "uniform" and takes_target(method)

@@ -147,10 +147,11 @@ class NeuroPrune(_Gradual):
     head_exponent: float | None = Field(
         None,
         ge=1,
-        le=10,
+        le=3,
         description="How heads are spared: the share of them that goes is this power of the share that goes of heads "
         "and neurons together, and neurons make up the rest of the target. 1: heads go in proportion to their "
-        "parameters. Default: 1.6 for causal-lm, 1 for other tasks.",
+        "parameters. Default: 1.6 for causal-lm with structure ragged or masked and a target other than a sparsity "
+        "above 0.9, frontier and speedup; 1 otherwise.",
     )
     in_rows: float = Field(
         0.0,
@@ -164,7 +165,7 @@ class NeuroPrune(_Gradual):
     def _options_fit_mode(self) -> "NeuroPrune":
         faithful, single = self.mode == "faithful", self.granularity != "structured"
         structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
-        # A resolved job says what it does without, and may be sent again with another mode or granularity.
+        # A resolved job says what it does without; that is no reason to refuse it with another mode or granularity.
         if self.compensation:
             structured_only.add("compensation")
         if self.spares_heads:
@@ -185,7 +186,7 @@ class NeuroPrune(_Gradual):
         return self.head_exponent not in (None, 1)
 
     @property
-    def can_compensate(self) -> bool:
+    def takes_units(self) -> bool:
         """Whether whole heads and neurons go while the model trains."""
         return self.mode == "targeted" and self.granularity == "structured"
 

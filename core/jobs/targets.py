@@ -156,5 +156,11 @@ def check_target(target: AnyTarget, method: Any, structure: str, formats: tuple[
             "neuroprune, importance, magnitude, l1 and random can",
             pointer,
         )
+    if isinstance(target, SpeedupTarget | FrontierTarget) and isinstance(method, NeuroPrune) and method.spares_heads:
+        raise MisfitError(
+            "is not possible with a head_exponent above 1: it prunes in several steps, and one could leave the next "
+            "too few neurons",
+            pointer,
+        )
     if isinstance(target, SpeedupTarget) and target.runtime == "onnxruntime" and "onnx" not in formats:
         raise MisfitError("onnxruntime needs onnx among export.formats", "/target/runtime")

@@ -145,9 +145,6 @@ def test_heads_are_spared_by_a_power_of_their_share(make, sparsity, exponent):
     budget = Budget.of(anatomy, sparsity, head_exponent=exponent)
     heads = budget.counts(1.0)["heads"]
     assert abs(heads - 12 * share**exponent) == pytest.approx(min(abs(h - 12 * share**exponent) for h in best))
-    assert budget.is_met_by(round(budget.achieved(budget.counts(1.0)) * anatomy.encoder_parameters))
-    on_the_way = [budget.counts(reached / 10)["heads"] for reached in range(11)]
-    assert on_the_way == sorted(on_the_way)
 
 
 def test_more_heads_than_there_are_cannot_stay():
@@ -335,3 +332,12 @@ def test_scores_that_are_not_finite_are_refused(score):
 def test_what_every_layer_keeps_is_as_asked_for_or_usual(method, asked, floor):
     pruner = build_pruner(bind(tiny.bert()), method.model_copy(update={"layer_floor": asked}), 0.5, AT_ONCE, 0)
     assert pruner.removal.floor == floor
+
+
+def test_neuroprune_spares_heads():
+    anatomy = bind(tiny.llama())
+    removed = []
+    for exponent in (None, 1.0, 3.0):
+        method = NeuroPrune(name="neuroprune", head_exponent=exponent)
+        removed.append(build_pruner(anatomy, method, 0.5, AT_ONCE, 0).removal.budget.counts(1.0)["heads"])
+    assert removed[0] == removed[1] > removed[2]

@@ -76,6 +76,24 @@ def test_heads_are_spared_where_that_pays(name):
     assert exponent({"mode": "faithful"}) is None
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"target": {"sparsity": 0.9}}, 1.6),
+        ({"target": {"sparsity": 0.91}}, 1),
+        ({"target": {"max_metric_drop": 0.1}}, 1.6),
+        ({"target": {"parameters": 1000}}, 1.6),
+        ({"target": {"frontier": [0.3, 0.5]}}, 1),
+        ({"target": {"speedup": 2}}, 1),
+        ({"structure": "uniform"}, 1),
+        ({"structure": "masked"}, 1.6),
+    ],
+)
+def test_heads_are_spared_where_the_target_allows_it(options, expected):
+    task = {"name": "causal-lm", "data": {"source": "upload", "train": FILE}}
+    assert resolve(demo_spec(task=task, **options)).method.head_exponent == expected
+
+
 @pytest.mark.parametrize("task", TRAINING_DEFAULTS)
 @pytest.mark.parametrize("name", ["neuroprune", "importance", "magnitude", "l1", "random"])
 def test_what_every_layer_keeps_follows_from_the_task(task, name):
@@ -192,6 +210,10 @@ UPLOADED = {"data": {"source": "upload", "train": FILE}}
         ({"method": {"name": "neuroprune", "in_rows": 0.1}, "structure": "uniform"}, "/structure", "in_rows"),
         ({"method": {"name": "magnitude", "granularity": "2:4", "layer_floor": 0.5}, "target": None},
          "/method/layer_floor", "cannot be set with granularity 2:4"),
+        ({"method": {"name": "neuroprune", "head_exponent": 1.1}, "target": {"frontier": [0.3, 0.5]}},
+         "/target/frontier", "head_exponent above 1"),
+        ({"method": {"name": "neuroprune", "heads_kept": 3, "head_exponent": 1.1}},
+         "/method/head_exponent", "cannot be set with heads_kept"),
         ({"training": {"dense_epochs": 1}}, "/training/dense_epochs", "no labels"),
         ({"training": {"distillation": 0.5}}, "/training/distillation", "no labels"),
         ({"target": {"speedup": 2}, "export": {"formats": []}}, "/target/runtime", "needs onnx"),
@@ -273,7 +295,6 @@ def test_a_target_of_several_steps_needs_a_method_that_goes_on(target):
         ),
         (FAITHFUL | {"compensation": True}, "compensation cannot be set with mode faithful"),
         (FAITHFUL | {"head_exponent": 2}, "head_exponent cannot be set with mode faithful"),
-        ({"name": "neuroprune", "heads_kept": 3, "head_exponent": 2}, "cannot be set with heads_kept"),
         ({"name": "l1", "granularity": "2:4", "layer_floor": 0.5}, "layer_floor cannot be set with granularity 2:4"),
         ({"name": "magnitude", "granularity": "4:4"}, "N must be below M; 4:4 is not"),
         ({"name": "magnitude", "granularity": "0:4"}, "match pattern"),

@@ -84,7 +84,7 @@ class Budget:
         Args:
             anatomy: The model.
             sparsity: Share of the encoder's parameters.
-            heads_kept: How many heads stay in the whole model; None for as many as their part of the budget leaves.
+            heads_kept: How many heads stay in the whole model; None for as many as `head_exponent` leaves.
             head_exponent: The share of heads that go is this power of the proportional one; with `heads_kept` unused.
             in_rows: Share of each attention's input dimensions that go.
             experts: Share of the model's experts that go.
