@@ -108,7 +108,7 @@ def test_a_job_from_the_command_line(tmp_path, environment):
 @pytest.mark.thorough
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path, environment):
     with running(["demo"], tmp_path, environment) as (demo, log):
-        wait_for(r"step \d+/", log, demo)
+        wait_for("pruning ", log, demo)
         assert any("worker.runner" in command for command in descendants(tmp_path))
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 130
