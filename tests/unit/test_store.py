@@ -61,7 +61,15 @@ def test_migrations_make_the_tables_that_the_code_declares(engine):
 
 
 def test_upgrading_twice_changes_nothing(database):
-    db.upgrade(database)
+    engine = db.create_engine(database)
+    try:
+        before = sa.inspect(engine).get_table_names()
+        db.upgrade(database)
+        assert sa.inspect(engine).get_table_names() == before
+        with engine.connect() as connection:
+            assert db.is_migrated(connection)
+    finally:
+        engine.dispose()
 
 
 def test_every_migration_can_be_taken_back(database):

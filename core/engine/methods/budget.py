@@ -219,13 +219,18 @@ class Budget:
         return self.mlps if self.uniform else 1
 
     @property
+    def _heads_in_proportion(self) -> float:
+        """Heads that go in the end in proportion to their parameters, not yet a whole number."""
+        return self._share(self._wanted_beside_experts, self.inputs_each)
+
+    @property
     def _end(self) -> tuple[int, int]:
         """Heads and neurons, those of whole experts not counted, of the removal nearest to the target; of equally near
         ones, heads nearest their share.
         """
         heads = self.removed_heads
         if heads is None:
-            heads = self.nearest_heads(self._share(self._wanted_beside_experts, self.inputs_each))
+            heads = self.nearest_heads(self._heads_in_proportion)
         return heads, self._neurons_in_the_end(heads)
 
     def _neurons_in_the_end(self, heads: int) -> int:
@@ -275,9 +280,8 @@ class Budget:
 
     def _sparing_heads(self, exponent: float) -> "Budget":
         """The same with fewer heads than go in proportion, and the neurons that they are worth besides."""
-        in_proportion = self._share(self._wanted_beside_experts, self.inputs_each)
-        spared = self.heads * (in_proportion / max(1, self.heads)) ** exponent
-        return replace(self, removed_heads=self.nearest_heads(spared))
+        removed = self.heads * (self._heads_in_proportion / max(1, self.heads)) ** exponent
+        return replace(self, removed_heads=self.nearest_heads(removed))
 
     def _check(self, family: str) -> None:
         counts = self.counts(1.0)
