@@ -33,6 +33,8 @@ BASELINES = ("smart", "importance", "magnitude", "l1", "random")
 """The strongest first."""
 CONTROL = "dense, trained on"
 """What the steps of pruning alone give."""
+CLOSE = ("neuroprune", *BASELINES[:2])
+"""Those between which one seed, or three, do not tell."""
 UNCOMPENSATED = "neuroprune, no compensation"
 """What compensation is worth where it is the default."""
 ONE_SHOT = ("wanda", "sparsegpt")
@@ -52,6 +54,7 @@ class Case:
         full_epochs: Epochs of pruning in full, on every training row.
         full_dense_epochs: Epochs of the dense model in full, if they are others than on two cores.
         seeds: How many; three where single runs differ most.
+        more_seeds: How many after these, for the methods that come close to each other.
         decoder: Whether it is one: the methods without training run, too.
         compensates: Whether compensation is its task's default: NeuroPrune runs without it, too.
     """
@@ -61,8 +64,14 @@ class Case:
     full_epochs: float
     full_dense_epochs: float | None = None
     seeds: int = 1
+    more_seeds: int = 0
     decoder: bool = False
     compensates: bool = True
+
+    @property
+    def all_seeds(self) -> range:
+        """Those of all methods, and those of the closest."""
+        return range(self.seeds + self.more_seeds)
 
     def trial(self, data: Path, work: Path, *, full: bool = False) -> Trial:
         """The trial as it fits two cores, or in full."""
@@ -131,6 +140,7 @@ CASES = {
         minilm("stsb", {"name": "regression", **_PAIR}, 2, None, num_train_epochs=1, max_length=64),
         full_epochs=3,
         seeds=3,
+        more_seeds=3,
     ),
     "sst2": Case(
         "MiniLM, SST-2",
@@ -144,12 +154,14 @@ CASES = {
         minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
         full_epochs=2,
         seeds=3,
+        more_seeds=3,
     ),
     "rte": Case(
         "MiniLM, RTE",
         minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=1, max_length=96),
         full_epochs=4,
         seeds=3,
+        more_seeds=3,
     ),
     "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, decoder=True),
     "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, decoder=True),
@@ -173,6 +185,9 @@ CASES = {
 
 def runs(case: Case, seed: int) -> Iterator[tuple[str, float]]:
     """Method and sparsity of every run of a case and seed, so that an unfinished matrix says most."""
+    if seed >= case.seeds:
+        yield from ((method, sparsity) for method in CLOSE for sparsity in COMPARED)
+        return
     yield CONTROL, 0.0
     methods = ("neuroprune", *BASELINES, *(ONE_SHOT if case.decoder else ()))
     yield from ((method, sparsity) for method in methods for sparsity in COMPARED)
@@ -192,7 +207,7 @@ def main(
     """Run what is missing."""
     for name in case or CASES:
         trial = CASES[name].trial(data, work, full=full)
-        for number in range(CASES[name].seeds):
+        for number in CASES[name].all_seeds:
             if seed is None or number in seed:
                 _run_missing(name, trial, number, work, full=full)
 

@@ -67,7 +67,7 @@ def _progress(results: list[Result], name: str) -> tuple[int, int]:
     found, case = of(results, case=name), CASES[name]
     planned = [
         {"seed": seed, "method": method, "target": target}
-        for seed in range(case.seeds)
+        for seed in case.all_seeds
         for method, target in runs(case, seed)
     ]
     return sum(bool(of(found, **run)) for run in planned), len(planned)
