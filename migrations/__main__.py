@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.exc import OperationalError
 
 from core.db import downgrade, upgrade
 from core.errors import ConfigurationError
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             downgrade(url, revision)
     except (CommandError, ConfigurationError) as error:
         sys.exit(f"The schema stays as it is: {error}")
+    except OperationalError as error:
+        sys.exit(f"The schema stays as it is, as the database could not be used: {error.orig}")
 
 
 if __name__ == "__main__":

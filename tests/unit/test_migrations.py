@@ -50,3 +50,15 @@ def test_down_does_not_lead_up(revision):
     with pytest.raises(SystemExit, match="not a valid downgrade target"):
         main(["--down-to", "0002"])
     assert revision() == "0001"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("postgresql+psycopg://127.0.0.1:1/neuroprune", "refused"), ("sqlite:///{folder}", "unable to open")],
+)
+def test_a_database_that_cannot_be_used_is_said_without_a_traceback(monkeypatch, tmp_path, url, said):
+    monkeypatch.setenv("NEUROPRUNE_DATABASE_URL", url.format(folder=tmp_path))
+    get_settings.cache_clear()
+    with pytest.raises(SystemExit, match=f"could not be used.*{said}"):
+        main([])
+    get_settings.cache_clear()
