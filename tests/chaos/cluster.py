@@ -3,12 +3,15 @@
 Every part is a process of its own with a private folder, and can be killed, stopped and started again.
 """
 
+import json
 import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,6 +74,7 @@ class Cluster:
         self._worker_environments = worker_environments
         self._services: dict[str, Service] = {}
         self._held: set[str] = set()
+        self.restarts: Counter[str] = Counter()
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -94,25 +98,28 @@ class Cluster:
             if not service.is_running and name not in self._held:
                 service.stop()  # what it may have left running
                 service.start()
+                self.restarts[name] += 1
 
-    def kill(self, name: str) -> None:
-        """SIGKILL to one process; its children are its own affair."""
+    def kill(self, name: str) -> bool:
+        """SIGKILL to one process, if it runs; its children are its own affair."""
         pid = self._services[name].pid
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
+        return pid is not None
 
-    def freeze(self, name: str, seconds: float) -> None:
-        """SIGSTOP, and after so long SIGCONT; the process's children go on meanwhile."""
+    def freeze(self, name: str, seconds: float) -> bool:
+        """SIGSTOP, if it runs, and after so long SIGCONT; the process's children go on meanwhile."""
         pid = self._services[name].pid
         if pid is not None:
             os.kill(pid, signal.SIGSTOP)
             time.sleep(seconds)
             os.kill(pid, signal.SIGCONT)
+        return pid is not None
 
-    def hold_down(self, name: str) -> None:
-        """Kill a service, and do not let `tend` start it until it is let up."""
+    def hold_down(self, name: str) -> bool:
+        """Kill a service, if it runs, and do not let `tend` start it until it is let up."""
         self._held.add(name)
-        self.kill(name)
+        return self.kill(name)
 
     def let_up(self, name: str) -> None:
         """Inverse of `hold_down`."""
@@ -123,28 +130,34 @@ class Cluster:
         """Processes that do jobs now."""
         return runners(str(self.folder))
 
-    def wipe_broker(self) -> None:
+    def wipe_broker(self) -> bool:
         """All messages are lost, those on its disk too."""
-        self.hold_down("broker")
+        was_killed = self.hold_down("broker")
         self._services["broker"].stop()
         for file in (self.folder / "broker").rglob("*"):
             if file.is_file():
                 file.unlink()
         self.let_up("broker")
+        return was_killed
 
-    def reset_broker_connections(self) -> None:
-        """Every client of the broker has to connect again."""
+    def reset_broker_connections(self) -> int:
+        """Every client of the broker has to connect again; how many."""
         with redis.Redis.from_url(f"unix://{self._socket}", socket_timeout=2) as connection:
-            connection.execute_command("CLIENT", "KILL", "TYPE", "normal")
+            return int(connection.execute_command("CLIENT", "KILL", "TYPE", "normal"))
 
-    def deliver_again(self, job_id: str, times: int) -> None:
-        """Put the message that the job may be ready into the broker so many more times."""
+    def deliver_again(self, job_id: str, times: int) -> bool:
+        """Put the message that the job may be ready into the broker so many more times; whether it took them."""
         dispatcher = Dispatcher(f"redis+socket://{self._socket}")
         try:
-            for _ in range(times):
-                dispatcher.job_ready(job_id)
+            return sum(dispatcher.job_ready(job_id) for _ in range(times)) == times
         finally:
             dispatcher.close()
+
+    def clock_error(self, worker: str) -> timedelta:
+        """How far the time of day of a worker's newest line in its log is from when it was written."""
+        log = self.folder / f"{worker}.log"
+        said = max(json.loads(line)["timestamp"] for line in log.read_text().splitlines() if line.startswith("{"))
+        return datetime.fromisoformat(said) - datetime.fromtimestamp(log.stat().st_mtime, UTC)
 
     def work_dir(self, worker: str) -> Path:
         """A worker's scratch."""

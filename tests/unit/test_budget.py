@@ -56,7 +56,7 @@ def test_no_other_removal_is_nearer(sparsity):
 
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "llama"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sparsity=st.floats(0, 0.95),
     heads_kept=st.none() | st.integers(0, 12),
@@ -184,7 +184,7 @@ def test_no_more_goes_where_a_head_more_makes_fewer_neurons_due():
 
 
 @pytest.mark.parametrize("make", UNIFORM.values(), ids=UNIFORM)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sparsity=st.floats(0, 0.95), reached=st.floats(0, 1))
 def test_layers_of_one_width_lose_at_least_the_target_and_no_whole_width_more(make, sparsity, reached):
     anatomy = bind(make())

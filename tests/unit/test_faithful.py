@@ -164,7 +164,7 @@ def dominating_by_hand(similar, kept):
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs())
 def test_the_heads_that_stay_dominate_and_are_not_dominated(graph):
     similar, kept = graph

@@ -138,12 +138,26 @@ def test_verdicts(x_max, exponential, lognormal, words):
     assert tail.verdict == words
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 4000), max_size=300))
-def test_any_degrees_give_a_sound_fit_or_none(degrees):
+@st.composite
+def degrees_with_a_tail(draw):
+    """Some of any size, and enough that thin out."""
+    some = draw(st.lists(st.integers(0, 4000), max_size=100))
+    exponent, seed = draw(st.floats(1.5, 4.0)), draw(st.integers(0, 2**32 - 1))
+    tail = power_law(exponent, draw(st.integers(1, 9)), draw(st.integers(2 * LEAST_TAIL, 300)), seed)
+    return [*some, *tail.tolist()]
+
+
+@settings(max_examples=60)
+@given(degrees_with_a_tail())
+def test_any_degrees_with_a_tail_get_a_sound_fit(degrees):
     tail = fit_tail(np.array(degrees, dtype=np.int64))
-    if tail is not None:
-        assert tail.entries == sum(x >= tail.x_min for x in degrees) >= LEAST_TAIL
-        assert tail.x_max == max(degrees) > tail.x_min
-        assert 0 <= tail.distance <= 1
-        assert all(0 <= c.p_value <= 1 for c in (tail.exponential, tail.lognormal))
+    assert tail is not None
+    assert tail.entries == sum(x >= tail.x_min for x in degrees) >= LEAST_TAIL
+    assert tail.x_max == max(degrees) > tail.x_min
+    assert 0 <= tail.distance <= 1
+    assert all(0 <= c.p_value <= 1 for c in (tail.exponential, tail.lognormal))
+
+
+@given(st.lists(st.integers(0, 4000), max_size=LEAST_TAIL - 1))
+def test_a_few_degrees_have_no_tail(degrees):
+    assert fit_tail(np.array(degrees, dtype=np.int64)) is None

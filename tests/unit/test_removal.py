@@ -112,7 +112,7 @@ def test_a_matrix_sees_conv1d_the_right_way_round():
     assert matrix.gradient.shape == (3, 5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0, 0.95), st.lists(st.floats(0, 1), max_size=4), st.sampled_from([0.0, 0.5, 1.0]))
 def test_the_number_of_weights_is_exact_and_they_stay_gone(sparsity, way, floor):
     anatomy = bind(tiny.bert())

@@ -1,10 +1,12 @@
 """A training that was stopped and goes on ends with the same bits as one that never stopped."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from core.checkpoints import Checkpoints, CheckpointStore
 from core.engine.anatomy import bind
@@ -17,12 +19,14 @@ from core.errors import Interrupted
 from core.jobs import methods, spec
 from core.progress import Checkpointed, Warned
 from core.storage import Storage
-from tests import tiny
+from tests import tiny, tiny_families
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
 STEPS, RECOVERY_STEPS = 12, 6
 ROWS = 26
 """7 batches of 4, so that accumulated steps end in the middle of an epoch and at its end."""
+
+LLAMA, GPT2 = tiny.llama, tiny_families.gpt2
 
 NEUROPRUNE = methods.NeuroPrune(name="neuroprune", compensation=True)
 UNCOMPENSATED = methods.NeuroPrune(name="neuroprune", compensation=False)
@@ -35,9 +39,16 @@ UNSTRUCTURED = methods.Importance(name="importance", granularity="unstructured")
 class Job:
     """One job of one training, whose attempts share a store; `stop_at` is the step at which an attempt is stopped."""
 
-    def __init__(self, folder: Path, method: methods.Method, **training: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        method: methods.Method,
+        make_model: Callable[[], PreTrainedModel] = LLAMA,
+        **training: object,
+    ) -> None:
         self.folder = folder
         self.method = method
+        self.make_model = make_model
         self.training = spec.Training.model_validate(
             {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_length": 16, "precision": "fp32", **training}
         )
@@ -51,7 +62,7 @@ class Job:
         torch.manual_seed(self.attempts)  # whatever else a process has drawn must not matter
         part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
         task = TASKS["causal-lm"](part, self.training, tiny.tokenizer())
-        dense, model = tiny.llama(), tiny.llama()
+        dense, model = self.make_model(), self.make_model()
         features = task.features([{"text": text} for text in tiny.sentences(ROWS)])
         anatomy = bind(model)
         sparsity = 0.5 if methods.takes_target(self.method) else None
@@ -172,20 +183,23 @@ def is_same(one, other) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("method", "training", "stops"),
+    ("method", "make_model", "training", "stops"),
     [
-        pytest.param(NEUROPRUNE, {}, [1, 7, 11], id="neuroprune, twice in the first epoch's middle and end"),
-        pytest.param(SMART, {}, [3, 8], id="smart, while its gates are closed"),
-        pytest.param(IMPORTANCE, {"gradient_accumulation_steps": 2}, [4, 6], id="accumulated, at an epoch's end"),
-        pytest.param(UNSTRUCTURED, {"precision": "bf16"}, [5], id="bf16, single weights"),
-        pytest.param(FAITHFUL, {}, [7], id="as published, which removes at an epoch's end"),
-        pytest.param(NEUROPRUNE, {"hidden_distillation": 1.0}, [6], id="hidden states are distilled"),
+        pytest.param(NEUROPRUNE, LLAMA, {}, [1, 7, 11], id="neuroprune, twice in the first epoch's middle and end"),
+        pytest.param(SMART, LLAMA, {}, [3, 8], id="smart, while its gates are closed"),
+        pytest.param(
+            IMPORTANCE, LLAMA, {"gradient_accumulation_steps": 2}, [4, 6], id="accumulated, at an epoch's end"
+        ),
+        pytest.param(UNSTRUCTURED, LLAMA, {"precision": "bf16"}, [5], id="bf16, single weights"),
+        pytest.param(FAITHFUL, LLAMA, {}, [7], id="as published, which removes at an epoch's end"),
+        pytest.param(NEUROPRUNE, LLAMA, {"hidden_distillation": 1.0}, [6], id="hidden states are distilled"),
+        pytest.param(NEUROPRUNE, GPT2, {}, [5, 9], id="dropout, whose random numbers go on"),
     ],
 )
-def test_a_stopped_training_ends_with_the_same_bits(tmp_path, method, training, stops):
-    expected, expected_pruner, steps = Job(tmp_path / "whole", method, **training).attempt()
+def test_a_stopped_training_ends_with_the_same_bits(tmp_path, method, make_model, training, stops):
+    expected, expected_pruner, steps = Job(tmp_path / "whole", method, make_model, **training).attempt()
     assert steps == list(range(1, STEPS + 1))
-    job = Job(tmp_path / "stopped", method, **training)
+    job = Job(tmp_path / "stopped", method, make_model, **training)
     for stop in stops:
         with pytest.raises(Interrupted):
             job.attempt(stop_at=stop)

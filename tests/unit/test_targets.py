@@ -66,7 +66,7 @@ def delivered(of, level, seed=1):
 
 
 @every_model
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(left=st.floats(0, 1))
 def test_parameters_are_met_within_a_neuron_and_never_exceeded(name, left):
     of = ladder(name)
@@ -212,7 +212,7 @@ def test_there_is_no_standard_error_of_what_batches_do_not_sum_up():
     assert standard_error(StoredMetric(), Evaluation({}, summaries), Evaluation({}, undefined), "accuracy") is None
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(limit=st.integers(1, 19))
 def test_bisection_finds_the_highest_level_within_the_budget(limit):
     """The drop rises with sparsity and crosses the budget at `limit` twentieths; five levels, and two to be sure."""
@@ -270,7 +270,7 @@ def test_the_lowest_level_may_fail_by_chance_too():
     assert trained == [0.5, 0.25, 0.1, 0.05, 0.15, 0.2, 0.3, 0.35]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(good=st.lists(st.booleans(), min_size=1, max_size=19))
 def test_whatever_fails_the_best_that_was_tried_is_found(good):
     """No level is tried twice, nor more than were announced; and two above the best have failed, or none is left."""
