@@ -69,7 +69,7 @@ def server_command(program: Path, socket: Path, data: Path) -> list[str]:
 def answers(socket: Path) -> bool:
     """Whether the server is up and well."""
     try:
-        with redis.Redis.from_url(f"unix://{socket}", socket_timeout=2) as client:
+        with redis.Redis(unix_socket_path=str(socket), socket_timeout=2) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False

@@ -17,18 +17,23 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import httpx
+from sqlalchemy.engine import URL
 
 from client import broker
 from core import db, processes
 from core.errors import ConfigurationError
+from core.settings import get_settings
 
 DEFAULT_PORT = 8000
 
 _Result = TypeVar("_Result")
 
 _HOST = "127.0.0.1"
+_MODULES = Path(__file__).parents[1]
+"""Where the service's packages are installed; uvicorn would look for them in the working directory."""
 _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 5.0
@@ -186,13 +191,16 @@ class EmbeddedStack:
     def _start(self) -> None:
         self.state_dir.mkdir(parents=True, exist_ok=True)
         (self.state_dir / "logs").mkdir(exist_ok=True)
+        get_settings()  # what is set wrongly is better said here than in a service's log
         self._exit.enter_context(_instance_lock(self.state_dir / "lock"))
         defaults = {
-            "NEUROPRUNE_DATABASE_URL": f"sqlite:///{self.state_dir}/neuroprune.db",
+            "NEUROPRUNE_DATABASE_URL": str(URL.create("sqlite", database=str(self.state_dir / "neuroprune.db"))),
             "NEUROPRUNE_STORAGE_URL": str(self.state_dir / "storage"),
             "NEUROPRUNE_WORK_DIR": str(self.state_dir / "work"),
         }
-        environment = {"PYTHONUNBUFFERED": "1"} | defaults | os.environ | dict(self._overrides)
+        # Whatever lies in the working directory is nobody's module.
+        safe = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        environment = safe | defaults | os.environ | dict(self._overrides)
         if "NEUROPRUNE_BROKER_URL" not in environment:
             environment["NEUROPRUNE_BROKER_URL"] = self._start_broker(environment)
         db.upgrade(environment["NEUROPRUNE_DATABASE_URL"])
@@ -205,6 +213,8 @@ class EmbeddedStack:
             "--no-access-log",
             "--timeout-graceful-shutdown",
             "2",
+            "--app-dir",
+            str(_MODULES),
             "api.app:create_app",
         ]
         listener = self._socket.fileno()
@@ -220,7 +230,7 @@ class EmbeddedStack:
         command = broker.server_command(program, socket_path, data)
         self._launch("broker", command, environment, stop_seconds=5, is_healthy=lambda: broker.answers(socket_path))
         self._wait_until("the broker", lambda: broker.answers(socket_path))
-        return f"redis+socket://{socket_path}"
+        return f"redis+socket://{quote(str(socket_path))}"
 
     def _launch(
         self,

@@ -4,6 +4,8 @@ Leases are compared with the clock of the database alone (`utcnow`), so workers 
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -230,13 +233,36 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def upgrade(url: str) -> None:
-    """Bring the database to the newest schema."""
-    command.upgrade(_alembic(url), "head")
+    """Bring the database to the newest schema.
+
+    Raises:
+        ConfigurationError: it cannot be used, or a newer version has changed it.
+    """
+    with _schema_errors():
+        command.upgrade(_alembic(url), "head")
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Take the database back to an earlier schema; what only the newer one can hold is lost."""
-    command.downgrade(_alembic(url), revision)
+    """Take the database back to an earlier schema; what only the newer one can hold is lost.
+
+    Raises:
+        ConfigurationError: it cannot be used, or that schema is no earlier one.
+    """
+    with _schema_errors():
+        command.downgrade(_alembic(url), revision)
+
+
+@contextmanager
+def _schema_errors() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise ConfigurationError(
+            f"The database's schema stays as it is: {error}. This version knows the revisions up to "
+            f"{_newest_revision()}; a newer version may have been here."
+        ) from error
+    except sa.exc.DBAPIError as error:
+        raise ConfigurationError(f"The database cannot be used: {error.orig}") from error
 
 
 def is_migrated(connection: Connection) -> bool:

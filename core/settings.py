@@ -5,22 +5,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from core.errors import ConfigurationError
+
+PREFIX = "NEUROPRUNE_"
 
 
 class Settings(BaseSettings):
     """One deployment. Relative paths are taken from the working directory of the process."""
 
-    model_config = SettingsConfigDict(env_prefix="NEUROPRUNE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     database_url: str = Field(
         "sqlite:///.neuroprune/neuroprune.db",
         description="SQLAlchemy URL: sqlite:///… or postgresql+psycopg://…",
     )
     broker_url: str = Field(
-        "redis+socket:///.neuroprune/r.sock", description="Celery broker: redis://… or redis+socket:///…"
+        "redis://127.0.0.1:6379/0",
+        description="Celery broker: redis://… or redis+socket:///… (what is special in a path as in any URL).",
     )
     storage_url: str = Field(
         ".neuroprune/storage",
@@ -86,5 +91,13 @@ class Settings(BaseSettings):
 
 @lru_cache
 def get_settings() -> Settings:
-    """The settings of this process, read once, when first asked for."""
-    return Settings()
+    """The settings of this process, read once, when first asked for.
+
+    Raises:
+        ConfigurationError: a variable does not hold what it has to.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigurationError(f"The settings are wrong. {'; '.join(faults)}.") from error

@@ -30,16 +30,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --create-home neuroprune \
     && install --directory --owner neuroprune --group neuroprune \
-        /var/lib/neuroprune/storage /var/lib/neuroprune/work
+        /var/lib/neuroprune/storage /var/lib/neuroprune/work /var/lib/neuroprune/hub
 COPY --from=build /opt/neuroprune /opt/neuroprune
 ENV PATH=/opt/neuroprune/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NEUROPRUNE_LOG_FORMAT=json \
     NEUROPRUNE_STORAGE_URL=/var/lib/neuroprune/storage \
-    NEUROPRUNE_WORK_DIR=/var/lib/neuroprune/work
+    NEUROPRUNE_WORK_DIR=/var/lib/neuroprune/work \
+    NEUROPRUNE_HUB_HOME=/var/lib/neuroprune/hub
 USER 10001:10001
 WORKDIR /var/lib/neuroprune
-VOLUME /var/lib/neuroprune/storage
+VOLUME /var/lib/neuroprune/storage /var/lib/neuroprune/hub
 HEALTHCHECK --interval=30s --timeout=20s --start-period=40s \
     CMD ["sh", "-c", "celery --app worker.app:app inspect ping --destination celery@$(hostname) --timeout 10"]
 CMD ["python", "-m", "worker"]

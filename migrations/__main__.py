@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy.exc import OperationalError
 
 from core.db import downgrade, upgrade
 from core.errors import ConfigurationError
@@ -23,16 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m migrations", description=__doc__)
     parser.add_argument("--down-to", choices=revisions, help="the newest revision of the version that is to run")
     revision = parser.parse_args(arguments).down_to
-    url = get_settings().database_url
     try:
+        url = get_settings().database_url
         if revision is None:
             upgrade(url)
         else:
             downgrade(url, revision)
-    except (CommandError, ConfigurationError) as error:
-        sys.exit(f"The schema stays as it is: {error}")
-    except OperationalError as error:
-        sys.exit(f"The schema stays as it is, as the database could not be used: {error.orig}")
+    except ConfigurationError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

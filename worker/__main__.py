@@ -1,16 +1,18 @@
 """`python -m worker`: a Celery worker with the flags that NeuroPrune needs."""
 
-import os
 import sys
 
 from core.dispatch import QUEUE
+from worker.app import app
 
 
 def main() -> None:
-    """Become the worker; arguments are passed on to Celery."""
-    celery = [sys.executable, "-m", "celery", "--app", "worker.app:app", "worker"]
+    """Be the worker until it is told to stop; arguments are passed on to Celery.
+
+    Celery's own command would look for the app in the working directory first, whatever lies there.
+    """
     flags = ["--queues", QUEUE, "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
-    os.execv(sys.executable, [*celery, *flags, *sys.argv[1:]])  # noqa: S606
+    sys.exit(app.worker_main(["worker", *flags, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class LeaseStore:
                 jobs.c.status == Status.QUEUED,
                 jobs.c.dispatched_at.is_(None) | (jobs.c.dispatched_at < utcnow(-older_than_seconds)),
             )
-            .order_by(jobs.c.id)
+            .order_by(jobs.c.queued_at, jobs.c.id)
             .limit(REPUBLISHED_AT_ONCE)
         )
         with self._engine.begin() as connection:

@@ -117,8 +117,8 @@ class JobStore(LeaseStore):
         return found
 
     def queue_positions(self, job_ids: Collection[str]) -> dict[str, int]:
-        """Place in the queue, 1 for the job that runs next, of those that are queued."""
-        place = sa.func.row_number().over(order_by=jobs.c.id).label("place")
+        """Place in the queue, 1 for the job that runs next, of those that are queued; who came back is last."""
+        place = sa.func.row_number().over(order_by=(jobs.c.queued_at, jobs.c.id)).label("place")
         queue = sa.select(jobs.c.id, place).where(jobs.c.status == Status.QUEUED).subquery()
         statement = sa.select(queue.c.id, queue.c.place).where(queue.c.id.in_(job_ids))
         with self._engine.begin() as connection:

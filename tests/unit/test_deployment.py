@@ -33,7 +33,16 @@ def test_nothing_starts_before_the_database_is_migrated(services: dict[str, Any]
 
 
 def test_the_api_and_the_workers_share_the_artifact_store(services: dict[str, Any]) -> None:
-    assert services["api"]["volumes"] == services["worker"]["volumes"]
+    assert services["api"]["volumes"] == [volume for volume in services["worker"]["volumes"] if "storage" in volume]
+
+
+def test_every_setting_can_be_given_to_compose(services: dict[str, Any]) -> None:
+    of_the_image = {"WORK_DIR", "HUB_HOME", "STORAGE_URL"}
+    for name in ("api", "worker", "migrate"):
+        passed = {key.removeprefix("NEUROPRUNE_"): value for key, value in services[name]["environment"].items()}
+        assert {setting.upper() for setting in Settings.model_fields} - of_the_image <= passed.keys()
+        # Without a value in the shell, Compose takes away even what the image says.
+        assert passed["LOG_FORMAT"]
 
 
 @pytest.mark.parametrize("file", DEPLOYMENT, ids=lambda file: file.name)
@@ -66,7 +75,8 @@ def test_images_have_folders_that_their_user_may_write(file: Path) -> None:
     set_to = dict(re.findall(r"NEUROPRUNE_(\w+)=(\S+)", last_stage))
     [made] = re.findall(r"install --directory --owner neuroprune --group neuroprune((?:[\s\\]+/\S+)+)", last_stage)
     # Both processes write there: the API fetches an upload from S3 before it checks it.
-    assert {set_to["STORAGE_URL"], set_to["WORK_DIR"]} == set(made.replace("\\", " ").split())
+    folders = {set_to[name] for name in ("STORAGE_URL", "WORK_DIR", "HUB_HOME") if name in set_to}
+    assert folders == set(made.replace("\\", " ").split())
 
 
 def gpu_services(text: str) -> dict[str, Any]:

@@ -54,11 +54,26 @@ def test_down_does_not_lead_up(revision):
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("postgresql+psycopg://127.0.0.1:1/neuroprune", "refused"), ("sqlite:///{folder}", "unable to open")],
+    [
+        ("postgresql+psycopg://127.0.0.1:1/neuroprune", "refused"),
+        ("sqlite:///{folder}", "unable to open"),
+        ("sqlite:///{folder}/words.txt", "not a database"),
+    ],
 )
 def test_a_database_that_cannot_be_used_is_said_without_a_traceback(monkeypatch, tmp_path, url, said):
+    (tmp_path / "words.txt").write_text("no database, but long enough to be taken for one " * 100)
     monkeypatch.setenv("NEUROPRUNE_DATABASE_URL", url.format(folder=tmp_path))
     get_settings.cache_clear()
-    with pytest.raises(SystemExit, match=f"could not be used.*{said}"):
+    with pytest.raises(SystemExit, match=f"cannot be used.*{said}"):
         main([])
     get_settings.cache_clear()
+
+
+def test_a_schema_that_a_newer_version_made_is_left_alone(revision, tmp_path):
+    main([])
+    with sqlite3.connect(tmp_path / "neuroprune.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(SystemExit, match="'9999'.*a newer version may have been here"):
+        main([])
+    assert revision() == "9999"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from core.settings import Settings
+from core.errors import ConfigurationError
+from core.settings import Settings, get_settings
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,11 @@ def test_broken_json_is_said(monkeypatch):
     monkeypatch.setenv("NEUROPRUNE_MODEL_ROOTS", "[/models]")
     with pytest.raises(ValidationError, match=r"model_roots\n.*expected value"):
         Settings()
+
+
+def test_wrong_settings_are_said_by_the_variables_names(monkeypatch):
+    monkeypatch.setenv("NEUROPRUNE_LEASE_SECONDS", "abc")
+    monkeypatch.setenv("NEUROPRUNE_MAX_ATTEMPTS", "0")
+    get_settings.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"_MAX_ATTEMPTS: Input should be .*; .*_LEASE_SECONDS: Input should"):
+        get_settings()
