@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from core.errors import VerificationError
+from core.errors import InvalidInputError, StorageError, VerificationError
+from core.wording import some_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -40,3 +43,66 @@ def verify_manifest(folder: Path) -> int:
         if digest_of(path) != sha256:
             raise VerificationError(f"{path} is not the file that was made: its sha256 differs from the manifest's.")
     return len(expected)
+
+
+def files_of_bundle(folder: Path) -> set[Path]:
+    """What there is of the bundle that was downloaded into the folder, wholly or in part, by its manifest's word.
+
+    Those of a frontier's levels, which have folders of their own, are not among them. Where the manifest is missing or
+    not one of ours, nothing is.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        is_ours = manifest["format"] == FORMAT and all(isinstance(entry, dict) for entry in manifest["files"].values())
+        names = [MANIFEST, *manifest["files"]] if is_ours else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    paths = [folder / name for name in names if _is_name(name)]
+    return {path for whole in paths for path in (whole, partial_of(whole)) if path.is_file()}
+
+
+def place(name: str, folder: Path) -> Path:
+    """Where a file of a bundle belongs.
+
+    Raises:
+        StorageError: outside of the folder.
+    """
+    parts = name.split("/")
+    if not all(map(_is_name, parts)):
+        raise StorageError(f"The service names a file {name!r}, which would lie outside of {folder}.")
+    return folder.joinpath(*parts)
+
+
+def _is_name(part: str) -> bool:
+    """Whether this is the name of something in a folder, and not the way to elsewhere."""
+    return Path(part).name == part and part not in {"", ".", ".."}
+
+
+def partial_of(path: Path) -> Path:
+    """Where the file grows."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def make_way(artifacts: Mapping[Path, Any], folder: Path, *, overwrite: bool) -> None:
+    """See to it that what there is of these files is right.
+
+    Raises:
+        InvalidInputError: something else has a name of theirs, and is not to be overwritten.
+    """
+    others = {path for path, artifact in artifacts.items() if path.exists() and not _is_right(path, artifact)}
+    if others and not overwrite:
+        names = sorted(path.relative_to(folder).as_posix() for path in others)
+        raise InvalidInputError(
+            f"{folder} holds other files of the same names as the bundle's: {some_of(names)}. "
+            "Choose another folder, or overwrite them (--force; in Python, overwrite=True)."
+        )
+    manifests = {path for path in others if path.name == MANIFEST}
+    for manifest in manifests:
+        others |= files_of_bundle(manifest.parent) - artifacts.keys()
+    # The manifests last: with them, an interrupted removal can be taken up.
+    for path in (*(others - manifests), *manifests):
+        path.unlink()
+
+
+def _is_right(path: Path, artifact: Any) -> bool:
+    return path.is_file() and digest_of(path) == artifact["sha256"]

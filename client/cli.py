@@ -12,18 +12,21 @@ from typing import Annotated, Any, Literal
 
 import httpx
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
+from client import catalog
 from client import demo as demo_job
+from client.answers import Json
 from client.comparison import comparison
 from client.display import progress_display
 from client.local import EmbeddedStack
-from client.sdk import DEFAULT_URL, Json, NeuroPruneClient
-from core.catalog import METHODS
-from core.errors import InvalidInputError, NeuroPruneError
-from core.families import FAMILIES
+from client.output import complain, console, note, print_json, print_json_line, say
+from client.sdk import DEFAULT_URL, NeuroPruneClient
+from client.spec_file import read_spec
+from client.standing import sentences, standing
+from client.tables import print_blocks, print_table
+from core.errors import InvalidInputError, NeuroPruneError, shown
+from core.version import VERSION
 
 app = typer.Typer(
     help="Prune transformers: post a job, follow it, fetch the smaller model and the proof.",
@@ -31,8 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 Url = Annotated[str, typer.Option("--url", envvar="NEUROPRUNE_URL", help="Where the service is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -46,10 +47,28 @@ def main() -> None:
     """Entry point: errors become one message and an exit status, never a traceback."""
     try:
         app()
-    # What the file system refuses names the file; a job's id can hold what no URL can.
+    # What the file system refuses names the file; what a service names as a file's URL may be none.
     except (NeuroPruneError, OSError, httpx.InvalidURL) as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        complain(str(error))
+    # What the shell hands over can be any bytes, and not every encoding of the output has our characters.
+    except UnicodeEncodeError as error:
+        complain(f"{_culprit(error)} cannot be written as {error.encoding}.")
+    sys.exit(1)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"neuroprune {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Those that go before every command."""
 
 
 # ---- the service on this machine -----------------------------------------------------------------------------------
@@ -69,7 +88,10 @@ def up(
         console.print(
             f"NeuroPrune is at [bold]{stack.url}[/], its documentation at {stack.url}/docs. Try:", soft_wrap=True
         )
-        console.print(_first_request(stack.url), markup=False, highlight=False, soft_wrap=True)
+        say(_first_request(stack.url))
+        if stack.url != DEFAULT_URL:
+            say(f"The other commands look at {DEFAULT_URL}; where they are to look here, first say:")
+            say(f"  export NEUROPRUNE_URL={stack.url}")
         console.print("Ctrl-C stops it; what it stored stays.")
         while True:
             time.sleep(_TEND_SECONDS)
@@ -94,18 +116,23 @@ def submit(
     spec: Annotated[str, typer.Argument(help="A file with the job's spec as JSON, or - for standard input.")],
     name: Annotated[str | None, typer.Option(help="Any title; goes before that of the spec.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON, for programs; with --watch a line for the job, then one an event."),
+    ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Queue a pruning job."""
     with NeuroPruneClient(url) as client:
-        job = client.submit(_read_spec(spec), name=name)
+        job = _submit(client, spec, name)
         if not as_json:
-            console.print(f"{job['id']} is {job['status']}.")
+            say(f"{job['id']} is {job['status']}.")
+        elif watch:
+            print_json_line(job)
+        else:
+            print_json(job)
         if watch:
             _follow(client, job["id"], as_json=as_json)
-        elif as_json:
-            _print_json(job)
 
 
 @app.command()
@@ -117,27 +144,33 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> Non
 
 @app.command()
 def show(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
-    """Show where a job stands, and what came of it."""
+    """Show where a job stands, what it waits for or warns of, and what came of it."""
     with NeuroPruneClient(url) as client:
         job = client.job(job_id)
-    _print_json(job) if as_json else _print_job(job)
+    if as_json:
+        print_json(job)
+        return
+    for sentence in sentences(job):
+        say(sentence)
+    _print_outcome(job)
 
 
 @app.command()
 def download(
     job_id: JobId,
     folder: Annotated[Path | None, typer.Argument(help="Where to; by default a folder named like the job.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files of other content in the folder.")] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Fetch a job's bundle and check every sha256; resumes where it was interrupted."""
     target = folder or Path(job_id)
     with NeuroPruneClient(url) as client:
-        paths = client.download(job_id, target)
+        paths = client.download(job_id, target, overwrite=force)
     if as_json:
-        _print_json([str(path) for path in paths])
+        print_json([str(path) for path in paths])
     else:
-        console.print(f"{len(paths)} files in {target}, every sha256 is right.", soft_wrap=True)
+        say(f"{len(paths)} files in {target}, every sha256 is right.")
 
 
 @app.command()
@@ -150,27 +183,27 @@ def upload(
     """Upload a file for jobs to use; prints its id."""
     with NeuroPruneClient(url) as client:
         file = client.upload_file(path, purpose)
-    _print_json(file) if as_json else console.print(file["id"])
+    print_json(file) if as_json else say(file["id"])
 
 
 @app.command()
 def jobs(
     status: Annotated[str | None, typer.Option(help="Only those in this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="As many at most.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Where to go on; each page names that of the next one.")] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """List jobs, newest first."""
     with NeuroPruneClient(url) as client:
-        page = client.jobs(limit=limit, status=status)
+        page = client.jobs(limit=limit, cursor=cursor, status=status)
     if as_json:
-        _print_json(page)
+        print_json(page)
         return
-    rows = [
-        [job["id"], job["name"] or "", job["status"], job["phase"] or "", job["created_at"][:19]]
-        for job in page["data"]
-    ]
-    _print_table(["job", "name", "status", "phase", "created"], rows)
+    rows = [[job["id"], job["name"] or "", standing(job), _moment(job["created_at"])] for job in page["data"]]
+    print_table(console, ["job", "name", "status", "created (UTC)"], rows, breakable=["name"])
+    if page["has_more"]:
+        note(f"There are more; for the next page repeat this with --cursor {page['next_cursor']}")
 
 
 @app.command()
@@ -202,41 +235,27 @@ def retry(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> Non
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """List the pruning methods."""
+    """List the pruning methods, their options with the defaults, and their papers; with --json as GET /v1/methods."""
     if as_json:
-        _print_json(
-            [
-                {
-                    "name": m.name,
-                    "title": m.title,
-                    "summary": m.summary,
-                    "paper": m.paper,
-                    "options": m.options_schema(),
-                }
-                for m in METHODS
-            ]
-        )
+        print_json(catalog.methods())
         return
-    _print_table(["method", "summary", "paper"], [[m.name, m.summary, m.paper] for m in METHODS])
+    print_blocks(console, ["method", "summary", "options", "paper"], catalog.method_rows())
+    note("null: chosen by task, mode or target. Each option's meaning and limits: neuroprune methods --json")
 
 
 @app.command()
 def families(as_json: AsJson = False) -> None:
-    """List the transformer families that can be pruned."""
+    """List the transformer families that can be pruned; with --json as GET /v1/families."""
     if as_json:
-        _print_json([family.as_dict() for family in FAMILIES])
+        print_json(catalog.families())
         return
-    rows = [
-        [f.model_type, f.title, ", ".join(f.tasks), ", ".join(f.uniform_kinds), ", ".join(f.export_formats)]
-        for f in FAMILIES
-    ]
-    _print_table(["model_type", "family", "tasks", "uniform", "export"], rows)
+    print_table(console, ["model_type", "family", "tasks", "uniform", "export"], catalog.family_rows())
 
 
 def _steer(request: Callable[[NeuroPruneClient, str], Json], job_id: str, *, as_json: bool, url: str) -> None:
     with NeuroPruneClient(url) as client:
         job = request(client, job_id)
-    _print_json(job) if as_json else console.print(f"{job['id']} is {job['status']}.")
+    print_json(job) if as_json else say(f"{job['id']} is {job['status']}.")
 
 
 def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:
@@ -250,44 +269,30 @@ def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:
         _print_outcome(job)
 
 
-def _print_job(job: Json) -> None:
-    # A job that has ended keeps the phase that it ended in, which says something of those that failed.
-    phase = f" ({job['phase']})" if job["phase"] and job["status"] != "succeeded" else ""
-    reason = f": {job['error']['message']}" if job["error"] else "."
-    console.print(f"{job['id']} is {job['status']}{phase}{reason}", markup=False, highlight=False, soft_wrap=True)
-    _print_outcome(job)
-
-
 def _print_outcome(job: Json) -> None:
     if job["metrics_summary"] is not None:
         console.print(comparison(job["metrics_summary"], escape(job["name"] or job["id"])))
 
 
 def _print_event(event: Any) -> None:
-    print(json.dumps({"seq": event.seq, "type": event.type, "data": event.data}), flush=True)
+    print_json_line({"seq": event.seq, "type": event.type, "data": event.data})
 
 
-def _read_spec(source: str) -> Json:
+def _submit(client: NeuroPruneClient, source: str, name: str | None) -> Json:
     try:
-        spec = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text())
-    except OSError as error:
-        raise InvalidInputError(f"{source} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InvalidInputError(f"{source} is not JSON: {error}.") from error
-    if not isinstance(spec, dict):
-        raise InvalidInputError(f"{source} must hold one JSON object, the job's spec.")
-    return spec
+        return client.submit(read_spec(source), name=name)
+    except RecursionError as error:
+        raise InvalidInputError(f"{source} is nested too deeply for a job's spec.") from error
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{source}, or the name, holds {_culprit(error)}, which is no character.") from error
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def _culprit(error: UnicodeEncodeError) -> str:
+    return shown(error.object[error.start : error.end])
 
 
-def _print_table(headings: list[str], rows: list[list[str]]) -> None:
-    table = Table(Column(headings[0], no_wrap=True), *headings[1:])  # ids are to be copied whole
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console.print(table)
+def _moment(timestamp: str) -> str:
+    return timestamp[:19].replace("T", " ")
 
 
 def _first_request(url: str) -> str:

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from client.sdk import Json
+from client.answers import Json
 from core.wording import speed_change
 
 _RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
@@ -15,9 +15,9 @@ def comparison(summary: Json, title: str) -> Table:
 
 def _dense_and_pruned(summary: Json, title: str) -> Table:
     table = Table(title=title)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for heading in ("dense", "pruned", "change"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for name, metric in summary["metrics"].items():
         dense, pruned = metric["dense"], metric["pruned"]
         table.add_row(name.replace("_", " "), f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}")
@@ -35,9 +35,9 @@ def _frontier(summary: Json, title: str) -> Table:
     levels, headline = summary["frontier"], summary["headline_metric"]
     runtimes = list(levels[0]["latency_ms"])
     table = Table(title=title)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for heading in (headline.replace("_", " "), "encoder", *(f"latency, {_titled(runtime)}" for runtime in runtimes)):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for name, side, level in [("dense", "dense", levels[0]), *((each["folder"], "pruned", each) for each in levels)]:
         metric, count = level["metrics"].get(headline), level["parameters"]["encoder"][side]
         cells = ["" if metric is None else f"{metric[side]:.4f}", f"{count / 1e6:.2f}M"]

@@ -1,7 +1,7 @@
 """The demo: the whole service on this machine prunes a real model, and shows what came of it."""
 
 import json
-import shutil
+import shlex
 import subprocess
 import sys
 import time
@@ -11,11 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
+from client.answers import Json
+from client.bundle import files_of_bundle
 from client.comparison import comparison
 from client.display import progress_display
 from client.local import EmbeddedStack
-from client.sdk import Json, NeuroPruneClient
+from client.sdk import NeuroPruneClient
 from core.errors import InvalidInputError, NeuroPruneError, VerificationError
+from core.wording import some_of
 
 SPEC: Json = {
     "model": {"source": "builtin", "name": "all-MiniLM-L6-v2"},
@@ -32,17 +35,18 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
     """Start the stack, do the job, fetch, check, load and show the bundle, stop the stack.
 
     Raises:
+        InvalidInputError: there is something else in the output than an earlier demo's bundle; nothing was started.
         NeuroPruneError: a step failed.
     """
-    _make_way(output)
+    _check_room(output)
     console.print("Starting broker, API and worker …")
     with EmbeddedStack(state_dir) as stack, NeuroPruneClient(stack.url) as client:
         console.print(
             f"The API is at {stack.url}/docs. Pruning half of the encoder of all-MiniLM-L6-v2 (22.7M parameters)."
         )
         job = do_job(console, stack, client)
-        stack.tend_during(lambda: client.download(job["id"], output))
-    console.print(f"Downloaded; every sha256 is right. Loading {output} in a clean process …")
+        stack.tend_during(lambda: client.download(job["id"], output, overwrite=True))
+    console.print(f"Downloaded; every sha256 is right. Loading {output} in a clean process …", markup=False)
     loaded = load_in_clean_process(output)
     console.print(comparison(job["metrics_summary"], "all-MiniLM-L6-v2, before and after"))
     console.print(
@@ -51,9 +55,10 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
     )
     console.print(
         f"The model (model.safetensors, model.onnx), its report (report.json) and its card (README.md) lie in "
-        f"{output.absolute()}.\nUse it: python -c 'from client.load import load; print(load(\"{output}\"))'",
+        f"{output.absolute()}.\nUse it: {_way_to_load(output)}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 
@@ -86,7 +91,7 @@ def load_in_clean_process(folder: Path) -> dict[str, Any]:
     Raises:
         VerificationError: it does not load, or answers otherwise.
     """
-    command = [sys.executable, "-m", "client.load", str(folder)]
+    command = [sys.executable, "-P", "-m", "client.load", str(folder.absolute())]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise VerificationError(f"{folder} could not be loaded: {answer.stderr.strip()[-2000:]}")
@@ -94,13 +99,28 @@ def load_in_clean_process(folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def _make_way(output: Path) -> None:
-    """Remove an earlier demo's bundle; refuse to touch anything else."""
+def _check_room(output: Path) -> None:
+    """Whether the bundle may be put there, once there is one; an earlier demo's bundle then gives way.
+
+    Raises:
+        InvalidInputError: something else is there.
+    """
     if not output.exists():
         return
-    if not (output / "manifest.json").is_file() and any(p.suffix != ".partial" for p in output.iterdir()):
-        raise InvalidInputError(f"{output} exists and is no bundle; move it away or choose another --output.")
-    shutil.rmtree(output)
+    if not output.is_dir():
+        raise InvalidInputError(f"{output} is no folder; choose another --output.")
+    own = files_of_bundle(output)
+    others = sorted(path.name for path in output.iterdir() if path not in own)
+    if others:
+        raise InvalidInputError(
+            f"{output} holds what is of no bundle: {some_of(others)}. Move it away, or choose another --output."
+        )
+
+
+def _way_to_load(folder: Path) -> str:
+    """A command for the shell that works anywhere: in the demo's own environment, of which the shell need not know."""
+    literal = json.dumps(str(folder.absolute()), ensure_ascii=False)
+    return shlex.join([sys.executable, "-c", f"from client.load import load; print(load({literal}))"])
 
 
 def _cancel_unfinished(client: NeuroPruneClient) -> None:

@@ -11,6 +11,7 @@ client knows.
 """
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,10 @@ from typing import Any, Self
 
 import httpx
 
-from client.bundle import digest_of, verify_manifest
-from core.errors import InvalidInputError, NeuroPruneError, StorageError, shown
+from client import answers
+from client.answers import Json
+from client.bundle import MANIFEST, digest_of, make_way, partial_of, place, verify_manifest
+from core.errors import ConfigurationError, InvalidInputError, NeuroPruneError, StorageError, shown
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -36,8 +39,10 @@ _SILENCE_SECONDS = 45.0
 """The service pings every 15 s; a stream that is silent for longer is dead."""
 _PAUSE_SECONDS = 0.5
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-
-Json = dict[str, Any]
+_PROBLEM = "application/problem+json"
+_GATEWAY_ERRORS = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+"""What a proxy answers while the service behind it is away."""
+_EXAMPLE_ID = "job_01a20ada1ce073f39a8afeb4637ec46f"
 
 
 class ApiError(NeuroPruneError):
@@ -55,7 +60,7 @@ class ApiError(NeuroPruneError):
 
 
 class UnreachableError(NeuroPruneError):
-    """No service answers at the URL."""
+    """No service answers at the URL, or what does is none of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,14 @@ class Event:
 class NeuroPruneClient:
     """A connection to one service; close it, or use it as a context manager.
 
+    Whatever asks the service raises UnreachableError where none answers, and InvalidInputError where an id is none.
+
     Args:
         patience_seconds: How long `watch` and `download` wait for a service that went away.
 
     Raises:
         InvalidInputError: the URL is none.
+        ConfigurationError: the environment names a proxy that cannot be used.
     """
 
     def __init__(
@@ -90,7 +98,10 @@ class NeuroPruneClient:
         except httpx.InvalidURL as error:
             raise InvalidInputError(f"{shown(base_url)} is no URL: {error}.") from error
         # A proxy from the environment cannot reach this machine's own services.
-        self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=not is_local)
+        try:
+            self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=not is_local)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"A proxy that the environment names cannot be used: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -126,20 +137,22 @@ class NeuroPruneClient:
             body["labels"] = dict(labels)
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         try:
-            return self._json("POST", "/v1/jobs", json=body, headers=headers)
+            return self._json(answers.is_job, "POST", "/v1/jobs", json=body, headers=headers)
         except UnreachableError as error:
-            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+            cause = error.__cause__
+            if cause is None or isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            return self._json("POST", "/v1/jobs", json=body, headers=headers)
+            return self._json(answers.is_job, "POST", "/v1/jobs", json=body, headers=headers)
 
     def job(self, job_id: str) -> Json:
         """The job as it stands."""
-        return self._json("GET", f"/v1/jobs/{job_id}")
+        return self._json(answers.is_job, "GET", _path_of(job_id))
 
     def jobs(self, *, limit: int = 20, cursor: str | None = None, status: str | None = None) -> Json:
         """One page of jobs, newest first: `data`, `has_more`, `next_cursor`."""
         parameters = {"limit": limit, "cursor": cursor, "status": status}
-        return self._json("GET", "/v1/jobs", params={k: v for k, v in parameters.items() if v is not None})
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return self._json(answers.is_list_of(answers.is_job), "GET", "/v1/jobs", params=given)
 
     def cancel(self, job_id: str) -> Json:
         """Ask for a job's end.
@@ -147,7 +160,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has ended already.
         """
-        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/cancel")
 
     def pause(self, job_id: str) -> Json:
         """Ask for a job to be held back, at a checkpoint where it is running.
@@ -155,7 +168,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has ended already.
         """
-        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/pause")
 
     def resume(self, job_id: str) -> Json:
         """Let a paused job go on.
@@ -163,7 +176,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it is not paused.
         """
-        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/resume")
 
     def retry(self, job_id: str) -> Json:
         """Have a job tried again that ended without a bundle.
@@ -171,18 +184,20 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has not ended, or it has succeeded.
         """
-        return self._json("POST", f"/v1/jobs/{job_id}/retry")
+        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/retry")
 
     def attempts(self, job_id: str) -> list[Json]:
         """Who worked at a job, when, and how each attempt ended."""
-        return list(self._json("GET", f"/v1/jobs/{job_id}/attempts")["data"])
+        return self._list(f"{_path_of(job_id)}/attempts", answers.is_object)
 
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """The job's events from number `after` + 1 to its end, as they happen; survives lost connections.
 
         Raises:
-            UnreachableError: the service was away for longer than this client's patience.
+            ApiError: there is no such job.
+            UnreachableError: no service answered at first, or later for longer than this client's patience.
         """
+        self.job(job_id)  # without patience: a URL or an id that is wrong is not waited for
         patience = self._patience()
         while True:
             with patience:
@@ -198,8 +213,8 @@ class NeuroPruneClient:
         """One stream, to where it ends or breaks."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
         timeout = httpx.Timeout(30.0, read=_SILENCE_SECONDS)
-        with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response:
-            _raise_for_problem(response)
+        with self._http.stream("GET", f"{_path_of(job_id)}/events", headers=headers, timeout=timeout) as response:
+            self._raise_for_refusal(response)
             for event in parse_events(response.iter_lines()):
                 if event.type == "done":
                     return
@@ -215,49 +230,58 @@ class NeuroPruneClient:
         """
         with path.open("rb") as source:
             files = {"file": (path.name, source, "application/octet-stream")}
-            return self._json("POST", "/v1/files", data={"purpose": purpose}, files=files, timeout=_UPLOAD_TIMEOUT)
+            form = {"purpose": purpose}
+            return self._json(answers.is_file, "POST", "/v1/files", data=form, files=files, timeout=_UPLOAD_TIMEOUT)
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a finished job's bundle: name, bytes, sha256, media_type, url."""
-        found: list[Json] = self._json("GET", f"/v1/jobs/{job_id}/artifacts")["data"]
-        return found
+        return self._list(f"{_path_of(job_id)}/artifacts", answers.is_artifact)
 
-    def download(self, job_id: str, folder: Path) -> list[Path]:
+    def download(self, job_id: str, folder: Path, *, overwrite: bool = False) -> list[Path]:
         """Fetch a job's bundle and check every byte of it; goes on where an earlier attempt stopped.
 
-        A frontier has a bundle for each level, each in a folder of its own below.
+        A frontier has a bundle for each level, each in a folder of its own below. What the folder holds under other
+        names stays as it is.
+
+        Args:
+            overwrite: Files of the bundle's names with other content give way, and so does the rest of the bundle
+                whose manifest is among them.
 
         Raises:
-            StorageError: a file is not what the service or the bundle's manifest says it is.
+            ApiError: there is no such job, or it has no bundle.
+            InvalidInputError: there are such files, which are not to be overwritten; nothing was fetched.
+            UnreachableError: the service was away for longer than this client's patience.
+            StorageError: a file is not what the service says it is.
+            VerificationError: a file is not what the bundle's manifest says it is.
         """
-        artifacts = self.artifacts(job_id)
+        artifacts = {place(artifact["name"], folder): artifact for artifact in self.artifacts(job_id)}
         if not artifacts:
             raise ApiError(HTTPStatus.NOT_FOUND, {"detail": f"{job_id} has no bundle: it has not succeeded."})
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [self._fetch(artifact, folder) for artifact in artifacts]
-        for bundle in sorted({folder, *(path.parent for path in paths)}):
+        make_way(artifacts, folder, overwrite=overwrite)
+        # Manifests come first: they tell whose the files are that an interrupted download leaves.
+        for path in sorted(artifacts, key=lambda path: path.name != MANIFEST):
+            if not path.exists():
+                self._fetch(artifacts[path], path)
+        for bundle in sorted({folder, *(path.parent for path in artifacts)}):
             verify_manifest(bundle)
-        return paths
+        return list(artifacts)
 
-    def _fetch(self, artifact: Json, folder: Path) -> Path:
+    def _fetch(self, artifact: Json, path: Path) -> None:
         """One file, under a temporary name until it is whole and right."""
-        name, sha256 = str(artifact["name"]), artifact["sha256"]
-        parts = name.split("/")
-        if any(Path(part).name != part or part in {"", ".", ".."} for part in parts):
-            raise StorageError(f"The service names a file {name!r}, which would lie outside of {folder}.")
-        path = folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        if path.exists() and digest_of(path) == sha256:
-            return path
+        partial = partial_of(path)
+        resumes = partial.exists()
         patience = self._patience()
         while not partial.exists() or partial.stat().st_size < artifact["bytes"]:
             with patience:
                 self._append(artifact, partial, patience)
-        if digest_of(partial) != sha256:
-            partial.unlink()
-            raise StorageError(f"{name} arrived damaged: its sha256 is not the one that the service lists.")
-        return partial.replace(path)
+        if digest_of(partial) == artifact["sha256"]:
+            partial.replace(path)
+            return
+        partial.unlink()
+        if not resumes:
+            raise StorageError(f"{artifact['name']} arrived damaged: its sha256 is not the one that the service lists.")
+        self._fetch(artifact, path)  # what was there may have been the beginning of another bundle's file
 
     def _append(self, artifact: Json, partial: Path, patience: "_Patience") -> None:
         """Fetch what is missing; from the start, if the service does not continue."""
@@ -266,7 +290,7 @@ class NeuroPruneClient:
         # Without this, what is counted and resumed would be compressed bytes.
         headers["Accept-Encoding"] = "identity"
         with self._http.stream("GET", artifact["url"], headers=headers) as response:
-            _raise_for_problem(response)
+            self._raise_for_refusal(response)
             continues = response.status_code == HTTPStatus.PARTIAL_CONTENT
             with partial.open("ab" if continues else "wb") as file:
                 for chunk in response.iter_bytes():
@@ -277,27 +301,45 @@ class NeuroPruneClient:
 
     def methods(self) -> list[Json]:
         """The pruning methods that the service offers, with their options."""
-        found: list[Json] = self._json("GET", "/v1/methods")["data"]
-        return found
+        return self._list("/v1/methods", answers.is_object)
 
     def families(self) -> list[Json]:
         """The transformer families that the service can prune."""
-        found: list[Json] = self._json("GET", "/v1/families")["data"]
-        return found
+        return self._list("/v1/families", answers.is_object)
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    def _json(self, method: str, path: str, **request: Any) -> Json:
+    def _json(self, is_right: answers.Check, method: str, path: str, **request: Any) -> Json:
+        """What the service answers; `is_right` tells whether such a service could have."""
         try:
             response = self._http.request(method, path, **request)
         except httpx.TransportError as error:
-            raise UnreachableError(f"No NeuroPrune service answers at {self._http.base_url} ({error}).") from error
-        _raise_for_problem(response)
-        try:
-            answer: Json = response.json()
-        except ValueError as error:
-            raise UnreachableError(f"What answers at {self._http.base_url} is no NeuroPrune service.") from error
-        return answer
+            raise self._away(error) from error
+        self._raise_for_refusal(response)
+        answer = answers.parsed(response)
+        if is_right(answer):
+            return answer
+        raise self._no_service()
+
+    def _list(self, path: str, is_right: answers.Check) -> list[Json]:
+        found: list[Json] = self._json(answers.is_list_of(is_right), "GET", path)["data"]
+        return found
+
+    def _raise_for_refusal(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        response.read()
+        problem = answers.parsed(response) if response.headers.get("content-type", "").startswith(_PROBLEM) else None
+        if answers.is_problem(problem):
+            raise ApiError(response.status_code, problem)
+        status = f"{response.status_code} {response.reason_phrase}"
+        raise self._away(status) if response.status_code in _GATEWAY_ERRORS else self._no_service(f" ({status})")
+
+    def _away(self, reason: object) -> UnreachableError:
+        return UnreachableError(f"No NeuroPrune service answers at {self._http.base_url} ({reason}).")
+
+    def _no_service(self, reason: str = "") -> UnreachableError:
+        return UnreachableError(f"What answers at {self._http.base_url} is no NeuroPrune service{reason}.")
 
     def _patience(self) -> "_Patience":
         return _Patience(self._patience_seconds, str(self._http.base_url))
@@ -348,12 +390,12 @@ def parse_events(lines: Iterator[str]) -> Iterator[Event]:
             fields = {}
 
 
-def _raise_for_problem(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    response.read()
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = {}
-    raise ApiError(response.status_code, problem if isinstance(problem, dict) else {})
+def _path_of(job_id: str) -> str:
+    """Where the service has the job.
+
+    Raises:
+        InvalidInputError: it is no id, and would make the path of something else.
+    """
+    if not re.fullmatch(r"\w+", job_id, re.ASCII):
+        raise InvalidInputError(f"{shown(job_id)} is no job's id; one looks like {_EXAMPLE_ID}.")
+    return f"/v1/jobs/{job_id}"

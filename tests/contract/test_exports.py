@@ -2,38 +2,25 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from core.engine.export.onnx import export_onnx
 from core.engine.generation import mend_generation_config
-from core.engine.inputs import Inputs
 from core.engine.memory import available
-from core.engine.pipeline import run
 from core.engine.tasks import TASKS
 from core.errors import VerificationError
-from core.jobs.defaults import resolve
-from core.jobs.spec import JobSpec
-from core.progress import Warned
 from tests import tiny, tiny_families
+from tests.whole_jobs import Done, run_job
 
 
-def do(task: str, folder, rows: list[str], tmp_path, formats=(), names=None) -> tuple[dict, list[str]]:
-    """A job's report, and its warnings."""
-    train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps({"text": text, "label": len(text)}) + "\n" for text in rows))
-    spec = {
-        "model": {"source": "path", "path": str(folder)},
-        "task": {"name": task, "data": {"source": "path", "train": str(train)}},
-        "target": {"sparsity": 0.3},
-        "training": {"num_train_epochs": 1, "precision": "fp32", "max_length": 16},
-        "export": {"formats": list(formats)},
-    }
-    heard, output = [], tmp_path / "output"
-    output.mkdir()
-    run(resolve(JobSpec.model_validate(spec)), Inputs(folder, train, names=names or {}), output, heard.append)
-    return json.loads((output / "report.json").read_text()), [m.message for m in heard if isinstance(m, Warned)]
+def do(task: str, model: Path, words: list[str], folder: Path, formats=(), names=None) -> Done:
+    """A job on these texts, whose labels are their lengths."""
+    rows = [{"text": text, "label": len(text)} for text in words]
+    export = {"formats": list(formats)}
+    return run_job(folder, model, rows, {"name": task}, names=names, target={"sparsity": 0.3}, export=export)
 
 
 CONTRADICTIONS = [
@@ -65,14 +52,14 @@ def test_settings_that_sample_are_kept():
 def test_a_model_with_a_contradictory_generation_config_is_pruned(tmp_path):
     folder = tiny.save(tiny.llama(), tmp_path / "model")
     (folder / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": false}')
-    _, warnings = do("causal-lm", folder, tiny.sentences(40), tmp_path)
+    warnings = do("causal-lm", folder, tiny.sentences(40), tmp_path).warnings
     assert [w for w in warnings if "generation_config.json" in w]
     assert "temperature" not in json.loads((tmp_path / "output" / "generation_config.json").read_text())
 
 
 def test_rows_of_one_token_can_be_exported(tmp_path):
     folder = tiny.save(tiny.bert(), tmp_path / "model")
-    report, _ = do("sentence-embedding", folder, tiny.WORDS * 2, tmp_path, ["onnx"], {folder: "my-model"})
+    report = do("sentence-embedding", folder, tiny.WORDS * 2, tmp_path, ["onnx"], {folder: "my-model"}).report
     assert "onnx" in report["verification"]["largest_absolute_difference"]
     assert set(report["latency_ms"]) >= {"torch", "onnxruntime"}
     if available():
@@ -92,7 +79,7 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
 )
 def test_families_that_name_everything_otherwise_are_pruned(model_type, task, tmp_path):
     folder = tiny.save(tiny_families.model(model_type, task), tmp_path / "model")
-    report, _ = do(task, folder, tiny.sentences(40), tmp_path)
+    report = do(task, folder, tiny.sentences(40), tmp_path).report
     assert report["target"]["achieved"] == pytest.approx(0.3, abs=0.01)
 
 

@@ -18,16 +18,13 @@ from core.engine.anatomy import bind
 from core.engine.compact import compact
 from core.engine.export.gguf import check_gguf, export_gguf, gguf_difference
 from core.engine.export.vocabulary import PRE_TOKENIZERS, read_vocabulary
-from core.engine.inputs import Inputs
-from core.engine.pipeline import run
 from core.errors import InvalidInputError, VerificationError
 from core.families import FAMILIES
-from core.jobs.defaults import resolve
-from core.jobs.spec import JobSpec
 from core.progress import PhaseStarted
 from tests import tiny, tiny_families, tiny_tokenizers
 from tests.contract.test_families import ragged_plan
 from tests.tiny_tokenizers import byte_level, sentence_piece
+from tests.whole_jobs import Done, run_job, texts
 
 VOCABULARY = 420
 """More than any of the tokenizers has: the rest is filled up."""
@@ -278,29 +275,18 @@ def test_another_file_is_found_out(tmp_path):
         gguf_difference(other, path)
 
 
-def start(tokenizer: PreTrainedTokenizerFast, folder: Path, heard: list[Any]) -> Path:
-    """A whole job with GGUF; its bundle."""
+def start(tokenizer: PreTrainedTokenizerFast, folder: Path, heard: list[Any]) -> Done:
+    """A whole job with GGUF."""
     model("llama").save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.sentences(40)))
-    spec = {
-        "model": {"source": "path", "path": str(folder / "model")},
-        "task": {"name": "causal-lm", "data": {"source": "path", "train": str(folder / "train.jsonl")}},
-        "target": {"sparsity": 0.3},
-        "training": {"num_train_epochs": 1, "precision": "fp32", "max_length": 16},
-        "export": {"formats": ["gguf"]},
-    }
-    (folder / "bundle").mkdir()
-    inputs = Inputs(folder / "model", folder / "train.jsonl")
-    run(resolve(JobSpec.model_validate(spec)), inputs, folder / "bundle", heard.append)
-    return folder / "bundle"
+    parts = {"target": {"sparsity": 0.3}, "export": {"formats": ["gguf"]}}
+    return run_job(folder, folder / "model", texts(40), {"name": "causal-lm"}, heard=heard, **parts)
 
 
 def test_a_job_delivers_gguf(tmp_path):
-    bundle = start(sentence_piece(), tmp_path, [])
-    report = json.loads((bundle / "report.json").read_text())
-    assert report["verification"]["largest_absolute_difference"]["gguf"] == 0
-    assert gguf_difference(load(bundle), bundle / "model.gguf") == 0
+    done = start(sentence_piece(), tmp_path, [])
+    assert done.report["verification"]["largest_absolute_difference"]["gguf"] == 0
+    assert gguf_difference(load(done.bundle), done.bundle / "model.gguf") == 0
 
 
 def test_a_job_whose_tokenizer_cannot_be_written_fails_before_it_trains(tmp_path):

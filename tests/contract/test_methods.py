@@ -1,21 +1,17 @@
 """Every method through the engine's own training, in bf16 with accumulated gradients, and whole jobs of some."""
 
-import json
-
 import pytest
 import torch
 
 from client.load import load
 from core.engine.anatomy import bind
 from core.engine.compact import compact
-from core.engine.inputs import Inputs
-from core.engine.pipeline import run
 from core.engine.pruning import prune
 from core.engine.tasks import TASKS
 from core.jobs import spec
-from core.jobs.defaults import resolve
 from tests import tiny
 from tests.pruning import SCHEDULE, STEPS, check_target, every_method, zeros
+from tests.whole_jobs import run_job
 
 DATA = {"source": "path", "train": "/data/train.jsonl"}
 CASES = [
@@ -67,28 +63,11 @@ def job(tmp_path):
     """Runs a whole job of a tiny model on labelled rows: its report; the bundle lies in `tmp_path / "bundle"`."""
 
     def start(make, task, method, target=None, formats=("onnx",), **training):
-        folder, train = tiny.save(make(), tmp_path / "model"), tmp_path / "train.jsonl"
+        model = tiny.save(make(), tmp_path / "model")
         rows = [{"text": text, "label": 5.0 * (text.split()[0] in tiny.WORDS[:11])} for text in tiny.sentences(200)]
-        train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        asked = {
-            "model": {"source": "path", "path": str(folder)},
-            "task": {"name": task, "data": {"source": "path", "train": str(train)}},
-            "method": method,
-            "target": target,
-            "export": {"formats": formats},
-            "training": {
-                "num_train_epochs": 2,
-                "learning_rate": 5e-3,
-                "per_device_train_batch_size": 8,
-                "precision": "fp32",
-                "max_length": 16,
-                **training,
-            },
-        }
-        (tmp_path / "bundle").mkdir()
-        accepted = resolve(spec.JobSpec.model_validate(asked))
-        run(accepted, Inputs(folder, train), tmp_path / "bundle", lambda _: None)
-        return json.loads((tmp_path / "bundle" / "report.json").read_text())
+        training = {"num_train_epochs": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 8, **training}
+        parts = {"method": method, "target": target, "export": {"formats": formats}}
+        return run_job(tmp_path, model, rows, {"name": task}, training=training, **parts).report
 
     return start
 

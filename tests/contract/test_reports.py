@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,41 +11,27 @@ from client.comparison import comparison
 from client.load import load
 from core.engine.anatomy import bind
 from core.engine.compact import compact
-from core.engine.inputs import Inputs
 from core.engine.methods import Schedule, build_pruner
-from core.engine.pipeline import run
 from core.engine.report.structure import describe_structure
 from core.errors import InvalidDataError
-from core.jobs.defaults import resolve
 from core.jobs.methods import NeuroPrune
-from core.jobs.spec import JobSpec
-from core.progress import Warned
 from tests import tiny
+from tests.whole_jobs import Done, run_job, texts
 
-ROWS = [{"text": text} for text in tiny.sentences(40)]
+ROWS = texts(40)
 
 
-def run_job(folder, rows, options=None, **data):
-    """A small job on rows: its summary, its messages; its bundle lies in `folder / "bundle"`."""
+def embedding(folder: Path, rows: list[dict], parts: dict | None = None, **data) -> Done:
+    """A small job on rows; its bundle lies in `folder / "bundle"`."""
     model = tiny.save(tiny.bert(), folder / "model")
-    (folder / "bundle").mkdir()
-    train = folder / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = {
-        "model": {"source": "path", "path": str(model)},
-        "task": {"name": "sentence-embedding", "data": {"source": "path", "train": str(train), **data}},
-        "training": {"num_train_epochs": 1, "precision": "fp32"},
-        "export": {"formats": ["safetensors"]},
-        **({"target": {"sparsity": 0.3}} if options is None else options),
-    }
-    messages = []
-    inputs = Inputs(model, train, names={train: "mine.JSONL"})
-    return run(resolve(JobSpec.model_validate(spec)), inputs, folder / "bundle", messages.append), messages
+    parts = parts or {"target": {"sparsity": 0.3}}
+    names, export = {folder / "train.jsonl": "mine.JSONL"}, {"formats": ["safetensors"]}
+    return run_job(folder, model, rows, {"name": "sentence-embedding"}, data=data, names=names, export=export, **parts)
 
 
 @pytest.fixture
 def job(tmp_path):
-    return partial(run_job, tmp_path)
+    return partial(embedding, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +39,7 @@ def zeroed(tmp_path_factory):
     """A bundle and its summary; 60% of single weights went."""
     folder = tmp_path_factory.mktemp("zeroed")
     options = {"method": {"name": "magnitude", "granularity": "unstructured"}, "target": {"sparsity": 0.6}}
-    return folder / "bundle", run_job(folder, ROWS, options)[0]
+    return folder / "bundle", embedding(folder, ROWS, options).summary
 
 
 def read_report(bundle):
@@ -64,12 +51,12 @@ def refuse(constant):
 
 
 def test_a_metric_that_the_rows_do_not_define_is_left_out(job, tmp_path):
-    summary, messages = job([{"text": text} for text in tiny.sentences(40)], max_validation_rows=1)
+    done = job(ROWS, max_validation_rows=1)
     report = read_report(tmp_path / "bundle")
     assert list(report["metrics"]) == ["cosine_to_dense"]
-    assert any("similarity_spearman" in each.message for each in messages if isinstance(each, Warned))
+    assert any("similarity_spearman" in warning for warning in done.warnings)
     assert "spearman" not in (tmp_path / "bundle/README.md").read_text()
-    assert [row for row in comparison(summary, "title").columns[0].cells if row.startswith("cosine")] == [
+    assert [row for row in comparison(done.summary, "title").columns[0].cells if row.startswith("cosine")] == [
         "cosine to dense"
     ]
 
@@ -84,7 +71,7 @@ def test_a_bad_row_is_named_as_the_user_knows_it(job):
 
 def test_removed_units_are_told_from_zeros(job, tmp_path):
     options = {"target": {"sparsity": 0.5}, "method": {"name": "neuroprune", "in_rows": 0.8, "heads_kept": 12}}
-    summary, _ = job(ROWS, options)
+    summary = job(ROWS, options).summary
     sparsity, encoder = summary["sparsity"], summary["parameters"]["encoder"]
     target = {"name": "sparsity", "requested": 0.5, "achieved": sparsity["achieved"]}
     assert target.items() <= summary["target"].items()
@@ -151,7 +138,7 @@ def test_the_topology_is_measured_and_drawn(zeroed):
 
 
 def test_a_pattern_has_no_requested_share(job):
-    summary, _ = job(ROWS, {"method": {"name": "magnitude", "granularity": "2:4"}})
+    summary = job(ROWS, {"method": {"name": "magnitude", "granularity": "2:4"}}).summary
     assert summary["target"]["requested"] is None
     assert summary["sparsity"]["zero"] > 0.4
 

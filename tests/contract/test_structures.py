@@ -19,24 +19,21 @@ from core.engine import verify as verifying
 from core.engine.anatomy import Anatomy, bind, count_parameters
 from core.engine.export.bundle import write_manifest
 from core.engine.export.onnx import export_onnx
-from core.engine.inputs import Inputs
 from core.engine.ladder import AT_ONCE
 from core.engine.loading import check_architecture
 from core.engine.methods import build_pruner
 from core.engine.methods.budget import Budget
-from core.engine.pipeline import run
 from core.engine.plan import Plan
 from core.engine.structures import evened, give_structure, uniform_head_groups
 from core.engine.tasks import TASKS
 from core.engine.verify import TOLERANCE, differences, inspect, tolerated
 from core.errors import InvalidModelError, UnreachableTargetError, VerificationError
 from core.families import family_of
-from core.jobs.defaults import resolve
 from core.jobs.methods import Random
-from core.jobs.spec import JobSpec
 from tests import tiny, tiny_families
 from tests.contract.test_families import FIRST, Case, each, inputs, masked, outputs, ragged_plan, write_bundle
 from tests.contract.test_families import all_tasks as all_tasks  # a fixture for all tests here
+from tests.whole_jobs import run_job, texts
 
 UNIFORM = [case for case in FIRST if family_of(case.family.partition("/")[0]).uniform is not None]
 BERT, LLAMA = (next(case for case in FIRST if case.family == family) for family in ("bert", "llama"))
@@ -174,21 +171,10 @@ def test_what_a_uniform_model_cannot_be_is_refused():
     assert caught.value.param == "/structure"
 
 
-def do(model_type: str, task: str, folder: Path, **options) -> dict:
+def do(model_type: str, task: str, folder: Path, **parts) -> dict:
     """The report of a job; its bundle lies in `folder / "bundle"`."""
     model = tiny.save(tiny_families.model(model_type, task), folder / "model")
-    train = folder / "train.jsonl"
-    train.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.sentences(40)))
-    spec = {
-        "model": {"source": "path", "path": str(model)},
-        "task": {"name": task, "data": {"source": "path", "train": str(train)}},
-        "training": {"num_train_epochs": 1, "precision": "fp32", "max_length": 16},
-        "export": {"formats": []},
-        **options,
-    }
-    (folder / "bundle").mkdir()
-    run(resolve(JobSpec.model_validate(spec)), Inputs(model, train), folder / "bundle", lambda message: None)
-    return json.loads((folder / "bundle/report.json").read_text())
+    return run_job(folder, model, texts(40), {"name": task}, export={"formats": []}, **parts).report
 
 
 def test_a_uniform_job_removes_at_least_what_was_asked_for(tmp_path):

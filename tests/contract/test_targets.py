@@ -7,12 +7,9 @@ import pytest
 
 from client.load import load
 from core.engine.anatomy import bind, count_parameters
-from core.engine.inputs import Inputs
-from core.engine.pipeline import run
 from core.errors import UnreachableTargetError
-from core.jobs.defaults import resolve
-from core.jobs.spec import JobSpec
 from tests import tiny, tiny_families
+from tests.whole_jobs import run_job
 
 TEXTS = tiny.sentences(60)
 
@@ -22,19 +19,13 @@ def job(tmp_path):
     """Runs a small job to a target: its summary; the bundle lies in `tmp_path / "bundle"`."""
 
     def start(target, make=tiny.bert, task="sentence-embedding", formats=(), heard=None, **training):
-        model, train = tiny.save(make(), tmp_path / "model"), tmp_path / "train.jsonl"
-        rows = [{"text": text, "label": text.split()[0] in tiny.WORDS[:11]} for text in TEXTS]
-        train.write_text("".join(json.dumps(row | {"label": str(row["label"])}) + "\n" for row in rows))
-        spec = {
-            "model": {"source": "path", "path": str(model)},
-            "task": {"name": task, "data": {"source": "path", "train": str(train)}},
-            "target": target,
-            "training": {"num_train_epochs": 2, "precision": "fp32", "max_length": 16, **training},
-            "export": {"formats": formats},
-        }
-        (tmp_path / "bundle").mkdir()
-        report = (lambda _: None) if heard is None else heard.append
-        return run(resolve(JobSpec.model_validate(spec)), Inputs(model, train), tmp_path / "bundle", report)
+        model = tiny.save(make(), tmp_path / "model")
+        rows = [{"text": text, "label": str(text.split()[0] in tiny.WORDS[:11])} for text in tiny.sentences(60)]
+        training = {"num_train_epochs": 2, **training}
+        export = {"formats": formats}
+        return run_job(
+            tmp_path, model, rows, {"name": task}, training=training, heard=heard, target=target, export=export
+        ).summary
 
     return start
 

@@ -1,34 +1,21 @@
 """Whole jobs of tasks that read or write something else than the usual: what is reported, delivered and refused."""
 
 import base64
-import json
+from pathlib import Path
 
 import pytest
 
 from client.load import load
 from core.engine.export.bundle import read_probe
-from core.engine.pipeline import run
-from core.engine.preparation import Inputs
 from core.engine.verify import tolerated
-from core.jobs.defaults import resolve
-from core.jobs.spec import JobSpec
 from tests import tiny, tiny_families, tiny_tasks
+from tests.whole_jobs import run_job
 
 
-def do(folder, rows, task, tmp_path, **options) -> dict:
-    """A job's report; its bundle lies in `tmp_path / "bundle"`."""
-    train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "bundle").mkdir()
-    spec = {
-        "model": {"source": "path", "path": str(folder)},
-        "task": {"data": {"source": "path", "train": str(train)}, **task},
-        "target": {"sparsity": 0.3},
-        "training": {"num_train_epochs": 1, "precision": "fp32", "max_length": 16, "hidden_distillation": 0.1},
-        **options,
-    }
-    run(resolve(JobSpec.model_validate(spec)), Inputs(folder, train), tmp_path / "bundle", lambda _: None)
-    return json.loads((tmp_path / "bundle/report.json").read_text())
+def do(model: Path, rows: list[dict], task: dict, folder: Path, **parts) -> dict:
+    """A job's report; its bundle lies in `folder / "bundle"`."""
+    training = {"hidden_distillation": 0.1}
+    return run_job(folder, model, rows, task, training=training, target={"sparsity": 0.3}, **parts).report
 
 
 def test_an_image_model_is_pruned(tmp_path):

@@ -64,12 +64,13 @@ def wait_for(pattern, log, process):
     return found
 
 
-def run(arguments, tmp_path, environment, **options):
+def run(arguments, tmp_path, environment, *, status=0, **options):
+    """Its output, or what it complains of."""
     done = subprocess.run(
         [*NEUROPRUNE, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, **options
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stderr if status else done.stdout
 
 
 def test_a_job_from_the_command_line(tmp_path, environment):
@@ -81,7 +82,7 @@ def test_a_job_from_the_command_line(tmp_path, environment):
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     with running(["up", "--port", "0"], tmp_path, environment) as (service, log):
-        url = wait_for(r"NeuroPrune is at (http://[\d.:]+),", log, service)[1]
+        url = wait_for(r"export NEUROPRUNE_URL=(http://[\d.:]+)\n", log, service)[1]
         environment = environment | {"NEUROPRUNE_URL": url}
         model = run(["upload", archive, "--purpose", "model"], tmp_path, environment).strip()
         train = run(["upload", "rows.jsonl.gz", "--purpose", "dataset"], tmp_path, environment).strip()
@@ -95,7 +96,13 @@ def test_a_job_from_the_command_line(tmp_path, environment):
         watched = run(["submit", "-", "--watch"], tmp_path, environment, input=json.dumps(spec))
         assert "succeeded" in watched
         job_id = re.search(r"job_[0-9a-f]{32}", watched)[0]
+        assert f"{job_id} is succeeded." in run(["show", job_id], tmp_path, environment)
+        assert f"\n{job_id}\t\tsucceeded\t" in run(["jobs"], tmp_path, environment)
         assert "every sha256 is right" in run(["download", job_id, "bundle"], tmp_path, environment)
+        (tmp_path / "bundle" / "README.md").write_text("mine")
+        assert "README.md" in run(["download", job_id, "bundle"], tmp_path, environment, status=1)
+        assert (tmp_path / "bundle" / "README.md").read_text() == "mine"
+        assert "every sha256 is right" in run(["download", job_id, "bundle", "--force"], tmp_path, environment)
         service.send_signal(signal.SIGINT)
         assert service.wait(30) == 130
     loaded = subprocess.run(

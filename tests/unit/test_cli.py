@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
-import signal
+import re
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +11,11 @@ import httpx
 import pytest
 from rich.console import Console
 
-from client import cli, demo, local, sdk
+from client import catalog, cli, sdk
 from client.comparison import comparison
 from client.display import progress_display, time_left
 from client.sdk import Event
-from core.errors import InvalidInputError
+from core.version import VERSION
 
 SUMMARY = {
     "metrics": {"cosine_to_dense": {"dense": 1.0, "pruned": 0.95, "unit": "", "higher_is_better": True}},
@@ -39,6 +37,25 @@ EVENTS = [
     Event(4, "warning", {"message": "mind [the] gap"}),
     Event(5, "status", {"status": "failed", "reason": "x", "error": {"message": "no such column"}}),
 ]
+JOB_ID = f"job_{'1' * 32}"
+DONE = "event: done\ndata: {}\n\n"
+
+
+def job(**changes):
+    """One as the service shows it."""
+    standing = {"id": JOB_ID, "object": "job", "name": "mine", "status": "queued", "phase": None, "progress": None}
+    times = {"created_at": "2026-01-01T10:20:30.400000Z", "started_at": None, "finished_at": None}
+    outcome = {"warnings": [], "error": None, "metrics_summary": None}
+    return standing | {"queue": None} | times | outcome | changes
+
+
+def ended(**changes):
+    return job(finished_at="2026-01-01T11:20:30Z") | changes
+
+
+def refusal(status, detail):
+    problem = {"type": "urn:neuroprune:problem:x", "title": "Refused", "status": status, "detail": detail}
+    return httpx.Response(status, json=problem, headers={"Content-Type": "application/problem+json"})
 
 
 @pytest.fixture
@@ -69,11 +86,35 @@ def service(monkeypatch):
 
 def test_the_catalogue_needs_no_service(run):
     status, out, _ = run("methods", "--json")
-    assert status == 0
-    assert json.loads(out)[0]["options"]["properties"]["theta"]["default"] == 0.15
+    assert (status, json.loads(out)) == (0, catalog.methods())
     status, out, _ = run("families", "--json")
-    assert {family["model_type"] for family in json.loads(out)} >= {"bert", "llama"}
-    assert run("families")[0] == run("methods")[0] == 0
+    assert (status, json.loads(out)) == (0, catalog.families())
+
+
+def test_families_are_lines_of_their_own(run):
+    status, out, _ = run("families")
+    headings, *rows = [line.split("\t") for line in out.splitlines()]
+    assert (status, headings) == (0, ["model_type", "family", "tasks", "uniform", "export"])
+    assert ["gpt2", "GPT-2", "causal-lm, sequence-classification, regression", "neurons"] in [row[:4] for row in rows]
+    assert {row[0]: row[4] for row in rows}["llama"] == "safetensors, onnx, executorch, gguf"
+
+
+def test_methods_name_their_options_and_what_those_are_by_default(run):
+    status, out, err = run("methods")
+    headings, *rows = [line.split("\t") for line in out.splitlines()]
+    assert (status, headings) == (0, ["method", "summary", "options", "paper"])
+    smart = dict(zip(headings, next(row for row in rows if row[0] == "smart"), strict=True))
+    assert smart["paper"] == "https://arxiv.org/abs/2403.19969"
+    assert smart["options"] == (
+        'granularity="structured", score_learning_rate=0.01, initial_temperature=1.0, final_temperature=0.01'
+    )
+    assert err == (
+        "null: chosen by task, mode or target. Each option's meaning and limits: neuroprune methods --json\n"
+    )
+
+
+def test_the_version_is_told(run):
+    assert run("--version") == (0, f"neuroprune {VERSION}\n", "")
 
 
 def test_a_service_that_is_not_there_is_one_line(run):
@@ -87,7 +128,7 @@ def test_a_service_that_is_not_there_is_one_line(run):
     ("arguments", "complaint"),
     [
         (["jobs", "--url", "http://[::1"], "Error: 'http://[::1' is no URL: "),
-        (["show", "job_1\r"], "Error: Invalid non-printable ASCII character in URL"),
+        (["jobs", "--status", "\udcff"], "Error: '\\udcff' cannot be written as utf-8."),
         (["up", "--state-dir", "file/state"], "Error: [Errno 20] Not a directory: "),
     ],
 )
@@ -101,6 +142,14 @@ def test_what_url_or_file_system_refuse_is_one_line(run, monkeypatch, tmp_path, 
     assert err.count("\n") == 1
 
 
+def test_a_file_whose_url_is_none_is_one_line(run, service, tmp_path):
+    file = {"name": "manifest.json", "bytes": 1, "sha256": "0" * 64, "url": "/v1/\r"}
+    service(lambda _: httpx.Response(200, json={"data": [file]}))
+    status, _, err = run("download", JOB_ID, str(tmp_path))
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("Error: Invalid non-printable ASCII character in URL")
+
+
 @pytest.mark.parametrize("port", ["70000", "-1"])
 def test_a_port_that_is_none_is_refused(run, port):
     status, out, err = run("up", "--port", port)
@@ -108,7 +157,47 @@ def test_a_port_that_is_none_is_refused(run, port):
     assert "--port" in err
 
 
-@pytest.mark.parametrize(("content", "complaint"), [("{", "is not JSON"), ("[]", "one JSON object"), (None, "read")])
+class _Started:
+    """Stands for the embedded service, and ends at once."""
+
+    def __init__(self, state_dir, *, port):
+        self.url = f"http://127.0.0.1:{port or 8000}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def tend(self):
+        raise SystemExit(130)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_told"), [([], False), (["--port", "8000"], False), (["--port", "8001"], True)]
+)
+def test_up_tells_how_the_commands_find_another_port(run, monkeypatch, arguments, is_told):
+    monkeypatch.setattr(cli, "_exit_on_termination", lambda: None)
+    monkeypatch.setattr(cli, "_TEND_SECONDS", 0)
+    monkeypatch.setattr(cli, "EmbeddedStack", _Started)
+    status, out, _ = run("up", *arguments)
+    assert status == 130
+    assert ("  export NEUROPRUNE_URL=http://127.0.0.1:8001" in out.splitlines()) is is_told
+    assert ("NEUROPRUNE_URL" in out) is is_told
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "one JSON object"),
+        (None, "read"),
+        ('{"target": {"sparsity": NaN}}', "is not JSON: NaN is no finite number."),
+        ('{"target": {"sparsity": -1e999}}', "is not JSON: -1e999 is no finite number."),
+        ('{"name": "\\ud800"}', "holds '\\ud800', which is no character."),
+        ("[" * 100_000, "is nested too deeply for a job's spec."),
+    ],
+)
 def test_a_spec_that_is_none_is_refused_before_it_is_sent(run, tmp_path, content, complaint):
     spec = tmp_path / "spec.json"
     if content is not None:
@@ -116,6 +205,17 @@ def test_a_spec_that_is_none_is_refused_before_it_is_sent(run, tmp_path, content
     status, _, err = run("submit", str(spec))
     assert status == 1
     assert complaint in err
+    assert (err.startswith(f"Error: {spec}"), err.count("\n")) == (True, 1)
+
+
+def test_a_spec_that_can_be_read_but_is_too_deep_to_be_written_is_refused(run, monkeypatch, tmp_path):
+    def submit(*_, **__):
+        raise RecursionError
+
+    monkeypatch.setattr(sdk.NeuroPruneClient, "submit", submit)
+    (tmp_path / "spec.json").write_text("{}")
+    status, _, err = run("submit", str(tmp_path / "spec.json"))
+    assert (status, err) == (1, f"Error: {tmp_path / 'spec.json'} is nested too deeply for a job's spec.\n")
 
 
 def test_a_spec_is_read_from_standard_input_and_problems_are_shown(run, service, monkeypatch):
@@ -124,7 +224,7 @@ def test_a_spec_is_read_from_standard_input_and_problems_are_shown(run, service,
 
     def handler(request):
         sent.append(json.loads(request.content))
-        return httpx.Response(422, json={"detail": "/target: [must] be an object"})
+        return refusal(422, "/target: [must] be an object")
 
     service(handler)
     status, _, err = run("submit", "-", "--name", "mine")
@@ -136,14 +236,14 @@ def test_watch_fails_where_the_job_does(run, service):
     def handler(request):
         if request.url.path.endswith("/events"):
             lines = [f"id: {e.seq}\nevent: {e.type}\ndata: {json.dumps({'data': e.data})}\n\n" for e in EVENTS]
-            return httpx.Response(200, text="".join(lines) + "event: done\ndata: {}\n\n")
-        return httpx.Response(200, json={"status": "failed", "finished_at": "2026-01-01T00:00:00Z"})
+            return httpx.Response(200, text="".join(lines) + DONE)
+        return httpx.Response(200, json=ended(status="failed"))
 
     service(handler)
-    status, out, _ = run("watch", "job_x")
+    status, out, _ = run("watch", JOB_ID)
     assert status == 1
     assert "failed: no such column" in out
-    status, out, _ = run("watch", "job_x", "--json")
+    status, out, _ = run("watch", JOB_ID, "--json")
     assert status == 1
     assert [json.loads(line)["seq"] for line in out.splitlines()] == [1, 2, 3, 4, 5]
 
@@ -151,16 +251,70 @@ def test_watch_fails_where_the_job_does(run, service):
 def test_watch_ends_with_what_came_of_the_job(run, service):
     def handler(request):
         if request.url.path.endswith("/events"):
-            return httpx.Response(200, text="event: done\ndata: {}\n\n")
-        job = {"id": "job_x", "name": "my [first] job", "status": "succeeded", "finished_at": "2026-01-01T00:00:00Z"}
-        return httpx.Response(200, json=job | {"metrics_summary": SUMMARY})
+            return httpx.Response(200, text=DONE)
+        return httpx.Response(200, json=ended(name="my [first] job", status="succeeded", metrics_summary=SUMMARY))
 
     service(handler)
-    status, out, _ = run("watch", "job_x")
+    status, out, _ = run("watch", JOB_ID)
     assert status == 0
     assert "my [first] job" in out
     assert "-0.0500" in out
-    assert run("watch", "job_x", "--json")[:2] == (0, "")
+    assert run("watch", JOB_ID, "--json")[:2] == (0, "")
+
+
+def test_a_submitted_job_that_is_watched_by_a_program_comes_first(run, service, tmp_path):
+    def handler(request):
+        if request.url.path.endswith("/events"):
+            lines = [f"id: {e.seq}\nevent: {e.type}\ndata: {json.dumps({'data': e.data})}\n\n" for e in EVENTS[:2]]
+            return httpx.Response(200, text="".join(lines) + DONE)
+        return httpx.Response(200, json=job() if request.method == "POST" else ended(status="succeeded"))
+
+    service(handler)
+    (tmp_path / "spec.json").write_text("{}")
+    status, out, _ = run("submit", str(tmp_path / "spec.json"), "--watch", "--json")
+    first, *events = [json.loads(line) for line in out.splitlines()]
+    assert (status, first) == (0, job())
+    assert [event["seq"] for event in events] == [1, 2]
+    assert json.loads(run("submit", str(tmp_path / "spec.json"), "--json")[1]) == job()
+    assert run("submit", str(tmp_path / "spec.json"))[1] == f"{JOB_ID} is queued.\n"
+
+
+def test_jobs_are_whole_lines_and_the_next_page_is_named_beside_them(run, service):
+    asked = []
+    found = [
+        job(status="cancelling", phase="pruning", name="a [long] name of a job " * 9),
+        ended(status="succeeded", phase="uploading", name=None),
+    ]
+
+    def handler(request):
+        asked.append(dict(request.url.params))
+        return httpx.Response(200, json={"data": found, "has_more": len(asked) == 1, "next_cursor": JOB_ID})
+
+    service(handler)
+    status, out, err = run("jobs", "--status", "cancelling", "--limit", "2")
+    assert status == 0
+    assert [line.split("\t") for line in out.splitlines()] == [
+        ["job", "name", "status", "created (UTC)"],
+        [JOB_ID, found[0]["name"], "cancelling (pruning)", "2026-01-01 10:20:30"],
+        [JOB_ID, "", "succeeded", "2026-01-01 10:20:30"],
+    ]
+    assert err == f"There are more; for the next page repeat this with --cursor {JOB_ID}\n"
+    status, _, err = run("jobs", "--cursor", JOB_ID)
+    assert (status, err) == (0, "")
+    assert asked == [{"status": "cancelling", "limit": "2"}, {"limit": "20", "cursor": JOB_ID}]
+
+
+@pytest.mark.parametrize(("options", "overwrites"), [([], False), (["--force"], True)])
+def test_a_download_overwrites_by_force_only(run, monkeypatch, options, overwrites):
+    asked = []
+
+    def download(_, job_id, folder, *, overwrite):
+        asked.append((job_id, folder, overwrite))
+        return [folder / "model.onnx"]
+
+    monkeypatch.setattr(sdk.NeuroPruneClient, "download", download)
+    assert run("download", JOB_ID, "a [b]", *options) == (0, "1 files in a [b], every sha256 is right.\n", "")
+    assert asked == [(JOB_ID, Path("a [b]"), overwrites)]
 
 
 @pytest.mark.parametrize(
@@ -171,18 +325,17 @@ def test_jobs_are_steered_by_verbs(run, service, verb, status):
 
     def handler(request):
         asked.append((request.method, request.url.path))
-        return httpx.Response(202, json={"id": "job_1", "status": status})
+        return httpx.Response(202, json=job(status=status))
 
     service(handler)
-    assert run(verb, "job_1")[:2] == (0, f"job_1 is {status}.\n")
-    assert json.loads(run(verb, "job_1", "--json")[1]) == {"id": "job_1", "status": status}
-    assert asked == [("POST", f"/v1/jobs/job_1/{verb}")] * 2
+    assert run(verb, JOB_ID)[:2] == (0, f"{JOB_ID} is {status}.\n")
+    assert json.loads(run(verb, JOB_ID, "--json")[1]) == job(status=status)
+    assert asked == [("POST", f"/v1/jobs/{JOB_ID}/{verb}")] * 2
 
 
 def test_a_verb_that_a_job_does_not_allow_is_one_line(run, service):
-    problem = {"title": "Conflict", "status": 409, "code": "illegal_transition", "detail": "It has succeeded."}
-    service(lambda _: httpx.Response(409, json=problem))
-    status, out, err = run("pause", "job_1")
+    service(lambda _: refusal(409, "It has succeeded."))
+    status, out, err = run("pause", JOB_ID)
     assert (status, out) == (1, "")
     assert "It has succeeded." in err
     assert "Traceback" not in err
@@ -251,59 +404,52 @@ def test_a_level_without_the_metric_has_an_empty_cell():
     assert "0.8800" not in printed({"headline_metric": "pearson", "frontier": [without]})
 
 
-def test_show_tells_where_a_job_stands_and_what_came_of_it(run, service):
-    job = {"id": "job_1", "name": "mine", "status": "running", "phase": "pruning", "error": None}
-    job["metrics_summary"] = None
-    service(lambda _: httpx.Response(200, json=job))
-    assert run("show", "job_1")[:2] == (0, "job_1 is running (pruning).\n")
-    job |= {"status": "succeeded", "phase": "uploading", "metrics_summary": SUMMARY}
-    _, out, _ = run("show", "job_1")
-    assert out.startswith("job_1 is succeeded.\n")
+PROGRESS = {"fraction": 0.49, "step": 389, "total_steps": 1000, "eta_at": None, "message": "", "metrics": {"loss": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("shown", "lines"),
+    [
+        (
+            job(queue={"position": 2, "reason": "No worker is running."}),
+            [f"{JOB_ID} is queued.", "Number 2 in the queue. No worker is running."],
+        ),
+        (
+            job(status="running", phase="pruning", progress=PROGRESS, warnings=["mind [the] gap"]),
+            [f"{JOB_ID} is running (pruning).", "49% done, step 389/1000, loss 0.1.", "warning: mind [the] gap"],
+        ),
+        (
+            ended(status="failed", phase="loading", error={"message": "no [such] column"}, progress=PROGRESS),
+            [f"{JOB_ID} is failed (loading): no [such] column"],
+        ),
+        (
+            ended(status="cancelled", phase="pruning", warnings=["one", "two"]),
+            [f"{JOB_ID} is cancelled (pruning).", "warning: one", "warning: two"],
+        ),
+    ],
+)
+def test_show_tells_where_a_job_stands(run, service, shown, lines):
+    service(lambda _: httpx.Response(200, json=shown))
+    status, out, _ = run("show", JOB_ID)
+    assert (status, out.splitlines()) == (0, lines)
+
+
+def test_show_tells_when_a_job_will_be_done(run, service):
+    eta = datetime.now(UTC) + timedelta(hours=2, seconds=30)
+    service(lambda _: httpx.Response(200, json=job(status="running", progress=PROGRESS | {"eta_at": eta.isoformat()})))
+    assert re.search(r"loss 0\.1, 2:00:\d\d left\.$", run("show", JOB_ID)[1])
+
+
+def test_show_tells_what_came_of_a_job(run, service):
+    service(lambda _: httpx.Response(200, json=ended(status="succeeded", phase="uploading", metrics_summary=SUMMARY)))
+    _, out, _ = run("show", JOB_ID)
+    assert out.startswith(f"{JOB_ID} is succeeded.\n")
     assert "mine" in out
     assert "-0.0500" in out
-    assert json.loads(run("show", "job_1", "--json")[1])["metrics_summary"] == SUMMARY
-    job |= {"status": "failed", "phase": "loading", "error": {"message": "no [such] column"}, "metrics_summary": None}
-    assert run("show", "job_1")[1] == "job_1 is failed (loading): no [such] column\n"
+    assert json.loads(run("show", JOB_ID, "--json")[1])["metrics_summary"] == SUMMARY
 
 
 def printed(summary):
     console = Console(file=io.StringIO(), width=120)
     console.print(comparison(summary, "title"))
     return console.file.getvalue()
-
-
-def test_the_demo_restarts_what_dies_while_it_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "_LONGEST_PAUSE_SECONDS", 0.0)
-    stack, log = local.EmbeddedStack(tmp_path), tmp_path / "log"
-    worker = local.Service("worker", ["sleep", "60"], log=log, environment=os.environ, stop_seconds=1)
-    stack._services.append(worker)
-    worker.start()
-
-    def handler(request):
-        if request.method == "GET" and request.url.path == "/v1/jobs":
-            return httpx.Response(200, json={"data": []})
-        if request.url.path.endswith("/events"):
-            os.kill(first := worker.pid, signal.SIGKILL)
-            deadline = time.monotonic() + 10
-            while worker.pid in (first, None):  # no event comes before there is a worker
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            return httpx.Response(200, text="event: done\ndata: {}\n\n")
-        return httpx.Response(200, json={"id": "j", "status": "succeeded", "finished_at": "2026-01-01T00:00:00Z"})
-
-    with sdk.NeuroPruneClient("http://service", transport=httpx.MockTransport(handler)) as client:
-        assert demo.do_job(Console(file=io.StringIO()), stack, client)["status"] == "succeeded"
-    worker.stop()
-
-
-def test_the_demo_removes_its_own_bundle_and_nothing_else(tmp_path):
-    bundle, other = tmp_path / "bundle", tmp_path / "other"
-    for folder, name in ((bundle, "manifest.json"), (other, "thesis.txt")):
-        folder.mkdir()
-        (folder / name).touch()
-    demo._make_way(tmp_path / "new")
-    demo._make_way(bundle)
-    assert not bundle.exists()
-    with pytest.raises(InvalidInputError, match="is no bundle"):
-        demo._make_way(other)
-    assert (other / "thesis.txt").exists()

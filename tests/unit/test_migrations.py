@@ -74,6 +74,6 @@ def test_a_schema_that_a_newer_version_made_is_left_alone(revision, tmp_path):
     with sqlite3.connect(tmp_path / "neuroprune.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    with pytest.raises(SystemExit, match="'9999'.*a newer version may have been here"):
+    with pytest.raises(SystemExit, match=r"'9999'.*a newer version may have been here"):
         main([])
     assert revision() == "9999"

@@ -11,13 +11,21 @@ import pytest
 
 from client import sdk
 from client.sdk import ApiError, NeuroPruneClient, UnreachableError, parse_events
-from core.errors import InvalidInputError, StorageError, VerificationError
+from core.errors import ConfigurationError, InvalidInputError, StorageError, VerificationError
 
 Handler = Callable[[httpx.Request], httpx.Response]
+
+JOB = {"object": "job", "id": "j", "finished_at": "2026-01-01T00:00:00Z"}
+PROBLEM = {"content-type": "application/problem+json"}
 
 
 def client_of(handler: Handler, **options: Any) -> NeuroPruneClient:
     return NeuroPruneClient("http://service", transport=httpx.MockTransport(handler), **options)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder, by its name there."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 class Service:
@@ -90,7 +98,7 @@ def test_watch_resumes_after_the_last_event_it_saw() -> None:
 
     def handler(request: httpx.Request) -> httpx.Response:
         if not request.url.path.endswith("/events"):
-            return httpx.Response(200, json={"finished_at": "2026-01-01T00:00:00Z"})
+            return httpx.Response(200, json=JOB)
         resumed_from.append(request.headers["last-event-id"])
         if len(resumed_from) == 1:
             return httpx.Response(
@@ -106,17 +114,35 @@ def test_watch_ends_where_there_is_nothing_more() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/events"):
             return httpx.Response(204)
-        return httpx.Response(200, json={"finished_at": "2026-01-01T00:00:00Z"})
+        return httpx.Response(200, json=JOB)
 
     assert list(client_of(handler).watch("j", after=7)) == []
 
 
 def test_watch_gives_up_in_the_end() -> None:
+    asked = []
+
     def handler(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused")
+        asked.append(request.url.path)
+        if len(asked) > 1:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=JOB)
 
     with pytest.raises(UnreachableError, match="has not answered"):
         list(client_of(handler, patience_seconds=0.01).watch("j"))
+    assert "/v1/jobs/j/events" in asked
+
+
+def test_watch_does_not_wait_for_a_service_that_was_never_there() -> None:
+    asked = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(UnreachableError, match="No NeuroPrune service answers at http://service"):
+        list(client_of(handler, patience_seconds=0.1).watch("j"))
+    assert asked == ["/v1/jobs/j"]
 
 
 def test_problems_name_every_field() -> None:
@@ -126,13 +152,15 @@ def test_problems_name_every_field() -> None:
         "errors": [{"pointer": "/target", "detail": "missing"}, {"pointer": "/model/name", "detail": "unknown"}],
     }
     with pytest.raises(ApiError) as caught:
-        client_of(lambda _: httpx.Response(422, json=problem)).submit({})
+        client_of(lambda _: httpx.Response(422, json=problem, headers=PROBLEM)).submit({})
     assert str(caught.value) == "/target: missing\n/model/name: unknown"
     assert caught.value.status == 422
 
 
-def test_an_answer_that_is_not_json_is_an_api_error() -> None:
-    with pytest.raises(ApiError, match="answered 502"):
+def test_a_gateway_before_a_service_that_is_away_says_so() -> None:
+    with pytest.raises(
+        UnreachableError, match=r"^No NeuroPrune service answers at http://service\S* \(502 Bad Gateway\)"
+    ):
         client_of(lambda _: httpx.Response(502, text="<html>")).job("j")
 
 
@@ -142,10 +170,77 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         NeuroPruneClient(url)
 
 
-def test_what_answers_with_no_json_is_no_service() -> None:
-    client = client_of(lambda request: httpx.Response(200, html="<h1>It works!</h1>"))
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, html="<h1>It works!</h1>"),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json=7),
+        httpx.Response(200, json={"ok": True}),
+        httpx.Response(200, json={"data": "none"}),
+        httpx.Response(200, json={"data": [7]}),
+        httpx.Response(200, json={"object": "list", "data": [{"object": "model", "id": "llama"}]}),
+        httpx.Response(200, json={"object": "job", "id": None}),
+        httpx.Response(200, json={"object": "model", "id": "llama"}),
+    ],
+)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.job("j"),
+        lambda client: client.cancel("j"),
+        lambda client: client.submit({}),
+        lambda client: client.jobs(),
+        lambda client: client.artifacts("j"),
+        lambda client: client.upload_file(Path(__file__), "dataset"),
+    ],
+)
+def test_what_answers_otherwise_is_no_service(response: httpx.Response, ask: Callable[[NeuroPruneClient], Any]) -> None:
+    asked = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return response
+
     with pytest.raises(UnreachableError, match=r"^What answers at http://service\S* is no NeuroPrune service\.$"):
-        client.jobs()
+        ask(client_of(handler))
+    assert len(asked) == 1, "nothing is sent twice to a stranger"
+
+
+@pytest.mark.parametrize("answer", [[], {"ok": True}, {"data": [7]}])
+def test_a_catalogue_is_a_list_of_objects(answer: Any) -> None:
+    for ask in (NeuroPruneClient.methods, NeuroPruneClient.families, lambda client: client.attempts("j")):
+        with pytest.raises(UnreachableError, match="is no NeuroPrune service"):
+            ask(client_of(lambda _: httpx.Response(200, json=answer)))
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (httpx.Response(404, html="<h1>Not found</h1>"), "404 Not Found"),
+        (httpx.Response(404, json={"detail": "Not Found"}), "404 Not Found"),
+        (httpx.Response(501, html="<h1>Unsupported method ('POST')</h1>"), "501 Not Implemented"),
+        (httpx.Response(307, headers={"location": "/"}), "307 Temporary Redirect"),
+        (httpx.Response(422, text="no JSON", headers=PROBLEM), "422 Unprocessable Entity"),
+        (httpx.Response(422, json=["wrong"], headers=PROBLEM), "422 Unprocessable Entity"),
+        (httpx.Response(422, json={"errors": {"name": ["Too long."]}}, headers=PROBLEM), "422 Unprocessable Entity"),
+    ],
+)
+def test_who_refuses_otherwise_is_no_service(response: httpx.Response, status: str) -> None:
+    with pytest.raises(UnreachableError) as caught:
+        client_of(lambda _: response).submit({})
+    assert str(caught.value) == f"What answers at http://service is no NeuroPrune service ({status})."
+
+
+@pytest.mark.parametrize("job_id", ["", ".", "..", "../methods", "j/cancel", "j?x", "job_1\r", "jöb"])
+def test_what_is_no_id_is_not_asked_for(job_id: str, tmp_path: Path) -> None:
+    client = client_of(lambda request: pytest.fail(f"{request.url} was asked for"))
+    asks: list[Callable[[str], Any]] = [client.job, client.cancel, client.pause, client.resume, client.retry]
+    asks += [client.attempts, client.artifacts, lambda job_id: next(client.watch(job_id))]
+    asks += [lambda job_id: client.download(job_id, tmp_path)]
+    for ask in asks:
+        with pytest.raises(InvalidInputError, match=r"^'.*' is no job's id; one looks like job_0"):
+            ask(job_id)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +256,7 @@ def test_submit_keeps_a_specs_name_and_labels_unless_others_are_given(given: Any
 
     def handler(request: httpx.Request) -> httpx.Response:
         bodies.append(json.loads(request.content))
-        return httpx.Response(202, json={"id": "j"})
+        return httpx.Response(202, json=JOB)
 
     client_of(handler).submit({"a": 1, "name": "the spec's", "labels": {"team": "a"}}, **given)
     client_of(handler).submit({"a": 1})
@@ -173,7 +268,7 @@ def test_an_upload_waits_for_the_service_to_store_and_check_the_file(tmp_path: P
 
     def handler(request: httpx.Request) -> httpx.Response:
         timeouts.append(request.extensions["timeout"])
-        return httpx.Response(200, json={})
+        return httpx.Response(200, json=JOB if request.method == "GET" else {"object": "file", "id": "f"})
 
     (tmp_path / "rows.csv").touch()
     client = client_of(handler)
@@ -191,7 +286,7 @@ def test_submit_repeats_a_request_whose_answer_got_lost_under_the_same_key() -> 
         keys.append(request.headers["idempotency-key"])
         if len(keys) == 1:
             raise httpx.ReadError("lost")
-        return httpx.Response(202, json={"id": "j"})
+        return httpx.Response(202, json=JOB)
 
     assert client_of(handler).submit({"a": 1}, name="x")["id"] == "j"
     assert keys[0] == keys[1]
@@ -207,18 +302,18 @@ def test_submit_does_not_wait_for_a_service_that_is_not_there() -> None:
 
 def test_a_download_resumes_and_is_checked(tmp_path: Path) -> None:
     service = Service({"model.safetensors": b"weights" * 1000, "empty.txt": b""})
-    service.break_after = [1000]
+    service.break_after = [1000, 1000]  # the first is the manifest, which is shorter
     paths = client_of(service).download("j", tmp_path / "bundle")
     assert {p.name: p.read_bytes() for p in paths} == service.files
-    assert service.ranges[:2] == [None, "bytes=1000-"]
-    assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == sorted(service.files), "no partial file is left"
+    assert service.ranges == [None, None, "bytes=1000-", None]
+    assert content_of(tmp_path / "bundle") == service.files, "no partial file is left"
 
 
 def test_a_download_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None:
     service = Service({"a.bin": b"0123456789"})
     (tmp_path / ".a.bin.partial").write_bytes(b"01234")
     client_of(service).download("j", tmp_path)
-    assert service.ranges == ["bytes=5-", None]
+    assert service.ranges == [None, "bytes=5-"]
     service.ranges.clear()
     client_of(service).download("j", tmp_path)
     assert service.ranges == [], "what is there is not fetched again"
@@ -230,15 +325,142 @@ def test_bundles_in_folders_are_fetched_and_each_is_checked(tmp_path: Path) -> N
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*") if p.is_file()} == set(service.files)
     service.files["sparsity-0.7/a.bin"] = b"45"
     with pytest.raises(VerificationError, match=r"sparsity-0\.7/a\.bin"):
-        client_of(service).download("j", tmp_path)
+        client_of(service).download("j", tmp_path, overwrite=True)
 
 
-def test_a_damaged_download_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"other", b"other, and more of it"])
+def test_what_another_download_left_is_not_taken_for_damage(tmp_path: Path, left: bytes) -> None:
     service = Service({"a.bin": b"0123456789"})
-    (tmp_path / ".a.bin.partial").write_bytes(b"wrong")
+    (tmp_path / ".a.bin.partial").write_bytes(left)
+    client_of(service).download("j", tmp_path)
+    assert content_of(tmp_path) == service.files
+    assert service.ranges[-1] is None, "it was fetched from the start"
+
+
+@pytest.mark.parametrize("left", [None, b"other"])
+def test_a_damaged_download_is_refused(tmp_path: Path, left: bytes | None) -> None:
+    service = Service({"a.bin": b"0123456789"})
+    entries = [service._entry(name) for name in service.files]
+    service.files["a.bin"] = b"damaged..."
+    if left:
+        (tmp_path / ".a.bin.partial").write_bytes(left)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        listed = request.url.path.endswith("/artifacts")
+        return httpx.Response(200, json={"data": entries}) if listed else service(request)
+
     with pytest.raises(StorageError, match="damaged"):
+        client_of(handler).download("j", tmp_path)
+    assert list(content_of(tmp_path)) == ["manifest.json"]
+
+
+def test_a_file_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
+    service = Service({"README.md": b"a card", "config.json": b"{}", "sparsity-0.5/a.bin": b"01"})
+    mine = {"README.md": b"my project", "config.json": b"{}", "notes.txt": b"mine", "sparsity-0.5/a.bin": b"mine"}
+    for name, data in mine.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InvalidInputError, match=r"names as the bundle's: README\.md, sparsity-0\.5/a\.bin\. Choose"):
         client_of(service).download("j", tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert (content_of(tmp_path), service.ranges) == (mine, [])
+    client_of(service).download("j", tmp_path, overwrite=True)
+    assert content_of(tmp_path) == service.files | {"notes.txt": b"mine"}
+    assert len(service.ranges) == len(service.files) - 1, "what is right already is not fetched again"
+
+
+def test_the_first_few_of_many_files_in_the_way_are_named(tmp_path: Path) -> None:
+    service = Service({f"{letter}.bin": b"new" for letter in "abcde"})
+    for letter in "abcde":
+        (tmp_path / f"{letter}.bin").write_bytes(b"old")
+    with pytest.raises(InvalidInputError, match=r": a\.bin, b\.bin, c\.bin and 2 more\. "):
+        client_of(service).download("j", tmp_path)
+
+
+def test_bundles_are_not_mixed(tmp_path: Path) -> None:
+    first, second = Service({"model.onnx": b"1", "vocab.txt": b"same"}), Service({"vocab.txt": b"same"})
+    client_of(first).download("j", tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"mine")
+    (tmp_path / ".model.onnx.partial").write_bytes(b"")
+    before = content_of(tmp_path)
+    with pytest.raises(InvalidInputError, match=r": manifest\.json\. "):
+        client_of(second).download("j", tmp_path)
+    assert (content_of(tmp_path), second.ranges) == (before, [])
+    client_of(second).download("j", tmp_path, overwrite=True)
+    assert content_of(tmp_path) == second.files | {"notes.txt": b"mine"}
+
+
+def test_an_interrupted_removal_can_be_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Service({"model.onnx": b"1", "vocab.txt": b"1"}), Service({"vocab.txt": b"2"})
+    client_of(first).download("j", tmp_path)
+    unlink = Path.unlink
+
+    def refuse(path: Path) -> None:
+        if path.name == "model.onnx":
+            raise PermissionError(path)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        client_of(second).download("j", tmp_path, overwrite=True)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    client_of(second).download("j", tmp_path, overwrite=True)
+    assert content_of(tmp_path) == second.files
+
+
+def test_a_folder_with_the_name_of_a_file_stays(tmp_path: Path) -> None:
+    service, mine = Service({"config.json": b"{}"}), tmp_path / "config.json" / "mine"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(InvalidInputError, match=r": config\.json\. "):
+        client_of(service).download("j", tmp_path)
+    with pytest.raises(OSError, match=r"config\.json"):
+        client_of(service).download("j", tmp_path, overwrite=True)
+    assert list(content_of(tmp_path)) == ["config.json/mine"]
+
+
+def test_levels_of_a_frontier_are_not_mixed(tmp_path: Path) -> None:
+    first, second = Service({"s/model.onnx": b"1", "s/a.bin": b"1"}), Service({"s/a.bin": b"2"})
+    client_of(first).download("j", tmp_path)
+    client_of(second).download("j", tmp_path, overwrite=True)
+    assert content_of(tmp_path) == second.files
+
+
+def test_an_interrupted_download_is_known_for_what_it_is(tmp_path: Path) -> None:
+    first, second = Service({"a.bin": b"1", "b.bin": b"1"}), Service({"c.bin": b"2"})
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(404, json={}, headers=PROBLEM) if request.url.path.endswith("b.bin") else first(request)
+
+    with pytest.raises(ApiError):
+        client_of(handler).download("j", tmp_path)
+    with pytest.raises(InvalidInputError, match=r"manifest\.json"):
+        client_of(second).download("j", tmp_path)
+    client_of(second).download("j", tmp_path, overwrite=True)
+    assert content_of(tmp_path) == second.files
+
+
+def test_a_manifest_has_nothing_removed_that_lies_elsewhere(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "mine.txt", tmp_path / "bundle"
+    hidden = tmp_path / ".bundle.partial"
+    folder.mkdir()
+    elsewhere.write_text("mine")
+    hidden.write_text("mine")
+    names = ["../mine.txt", str(elsewhere), "", ".", ".."]
+    manifest = {"format": 1, "files": {name: {"sha256": "0" * 64} for name in names}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    client_of(Service({"a.bin": b"1"})).download("j", folder, overwrite=True)
+    assert elsewhere.exists()
+    assert hidden.exists()
+
+
+@pytest.mark.parametrize(
+    "manifest", ["{", "[]", '{"name": "app"}', '{"format": 2, "files": {"src": {}}}', '{"format": 1, "files": ["src"]}']
+)
+def test_files_beside_another_kind_of_manifest_stay(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    (tmp_path / "src").write_text("mine")
+    client_of(Service({"a.bin": b"1"})).download("j", tmp_path, overwrite=True)
+    assert (tmp_path / "src").read_text() == "mine"
 
 
 def test_a_bundle_that_contradicts_its_manifest_is_refused(tmp_path: Path) -> None:
@@ -258,3 +480,11 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
 def test_a_job_without_a_bundle_says_so(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="has not succeeded"):
         client_of(lambda _: httpx.Response(200, json={"data": []})).download("j", tmp_path)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nothing://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_said(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match="A proxy that the environment names cannot be used: "):
+        NeuroPruneClient("http://prune.example")
+    NeuroPruneClient("http://127.0.0.1:8000").close()

@@ -1,0 +1,35 @@
+"""How the command line speaks: rows, sentences and JSON to its standard output, notes and errors beside it."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+console = Console()
+_beside = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """A sentence that is the command's result; names in it are no markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A sentence that must not get among the rows where those go to a program."""
+    _beside.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """Say what went wrong."""
+    _beside.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One value, for people to read, too."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_json_line(value: Any) -> None:
+    """One of several values, each as soon as it is there."""
+    print(json.dumps(value), flush=True)

@@ -1,0 +1,85 @@
+"""Whole jobs of tiny models in this process, from the spec to the bundle."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from core.engine.inputs import Inputs
+from core.engine.pipeline import run
+from core.jobs.defaults import resolve
+from core.jobs.spec import JobSpec
+from core.progress import Warned
+from tests import tiny
+
+SHORT = {"num_train_epochs": 1, "precision": "fp32", "max_length": 16}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a job.
+
+    Attributes:
+        bundle: its folder.
+        summary: as the API tells it.
+        heard: all that the job said about itself.
+    """
+
+    bundle: Path
+    summary: dict[str, Any]
+    heard: list[Any]
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        return json.loads((self.bundle / "report.json").read_text())
+
+    @property
+    def warnings(self) -> list[str]:
+        return [message.message for message in self.heard if isinstance(message, Warned)]
+
+
+def run_job(
+    folder: Path,
+    model: Path,
+    rows: Iterable[Mapping[str, Any]],
+    task: Mapping[str, Any],
+    *,
+    data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    names: Mapping[Path, str] | None = None,
+    heard: list[Any] | None = None,
+    **parts: Any,
+) -> Done:
+    """Run a job on these rows; its bundle lies in `folder / "bundle"`.
+
+    Args:
+        folder: of this job alone; the rows' file in it is train.jsonl.
+        model: of the model's files.
+        rows: to train on, and to hold some out.
+        task: without its data.
+        data: what the data's part of the spec says besides where it is.
+        training: what is other than `SHORT`.
+        names: what the user calls files and folders that are called otherwise here.
+        heard: filled with what the job says, for one that fails.
+        parts: the other parts of the spec.
+    """
+    train = folder / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bundle").mkdir()
+    asked = {
+        "model": {"source": "path", "path": str(model)},
+        "task": {**task, "data": {"source": "path", "train": str(train), **(data or {})}},
+        "training": SHORT | dict(training or {}),
+        **parts,
+    }
+    heard = [] if heard is None else heard
+    inputs = Inputs(model, train, names=names or {})
+    summary = run(resolve(JobSpec.model_validate(asked)), inputs, folder / "bundle", heard.append)
+    return Done(folder / "bundle", summary, heard)
+
+
+def texts(count: int) -> list[dict[str, str]]:
+    """Rows without labels."""
+    return [{"text": text} for text in tiny.sentences(count)]
