@@ -54,7 +54,7 @@ def test_a_model_with_a_contradictory_generation_config_is_pruned(tmp_path):
     (folder / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": false}')
     warnings = do("causal-lm", folder, tiny.sentences(40), tmp_path).warnings
     assert [w for w in warnings if "generation_config.json" in w]
-    assert "temperature" not in json.loads((tmp_path / "output" / "generation_config.json").read_text())
+    assert "temperature" not in json.loads((tmp_path / "bundle" / "generation_config.json").read_text())
 
 
 def test_rows_of_one_token_can_be_exported(tmp_path):
@@ -65,7 +65,7 @@ def test_rows_of_one_token_can_be_exported(tmp_path):
     if available():
         assert set(report["peak_memory_bytes"]) >= {"torch", "onnxruntime"}
     assert report["model"]["name"] == "my-model"
-    assert "# my-model, " in (tmp_path / "output" / "README.md").read_text()
+    assert "# my-model, " in (tmp_path / "bundle" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
