@@ -128,6 +128,12 @@ def test_unfinished_jobs_have_none(service):
     assert "is queued" in problem["detail"]
 
 
+def test_a_store_that_does_not_answer_is_unavailable(get, refuse_to_open):
+    refuse_to_open()
+    for headers in ({}, {"Range": "bytes=0-9"}):
+        assert "Connection refused" in assert_problem(get(**headers), 503, "storage_unavailable")["detail"]
+
+
 def test_bytes_that_are_gone_are_not_found(service, job_id, get):
     service.storage.delete_prefix(f"artifacts/{job_id}")
     assert_problem(get(), 404, "not_found")

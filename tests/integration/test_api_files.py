@@ -3,12 +3,11 @@
 import errno
 import gzip
 import hashlib
-import os
 import tempfile
 
 import pytest
 
-from tests.apis import MAX_UPLOAD_BYTES
+from tests.apis import MAX_UPLOAD_BYTES, on_every_store, on_remote_store
 from tests.archives import model_files, write_tar, write_zip
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
@@ -24,10 +23,15 @@ def upload(service, name, content, purpose="dataset"):
 
 
 def assert_nothing_kept(service):
-    folder = service.storage_root / "uploads"
-    assert not folder.exists() or list(folder.iterdir()) == []
+    assert service.storage.names("uploads") == []
+    assert_no_copy_kept(service)
 
 
+def assert_no_copy_kept(service):
+    assert list(service.settings.work_dir.glob("*")) == []
+
+
+@on_every_store
 @pytest.mark.parametrize(
     ("name", "content"), [("train.jsonl.gz", gzip.compress(ROWS, mtime=0)), ("t.csv", b"text\none\n")]
 )
@@ -41,16 +45,34 @@ def test_dataset_is_stored_and_usable(service, name, content):
     assert service.http.get(answer.headers["location"]).json() == file
     with service.storage.open(service.store.get_file(file["id"]).key) as stored:
         assert stored.read() == content
+    assert_no_copy_kept(service)
     job = service.http.post("/v1/jobs", json=upload_spec(file["id"]).model_dump(mode="json"))
     assert job.status_code == 202
 
 
-def test_a_full_disk_is_said_and_nothing_is_kept(service, monkeypatch):
-    def full(_descriptor):
+@on_every_store
+def test_a_full_store_is_said_and_nothing_is_kept(service, monkeypatch):
+    def full(source, target):
+        target.write(source.read(5))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("core.storage._copy", full)
     assert_problem(upload(service, "t.csv", b"text\none\n"), 507, "storage_full")
+    assert_nothing_kept(service)
+
+
+@on_every_store
+def test_a_store_that_does_not_answer_is_unavailable(service, refuse_to_open):
+    refuse_to_open()
+    problem = assert_problem(upload(service, "t.csv", b"text\none\n"), 503, "storage_unavailable")
+    assert "Connection refused" in problem["detail"]
+    assert_nothing_kept(service)
+
+
+@on_remote_store
+def test_a_store_that_takes_a_file_and_does_not_give_it_back_is_unavailable(service, refuse_to_open):
+    refuse_to_open(after=1)
+    assert_problem(upload(service, "t.csv", b"text\none\n"), 503, "storage_unavailable")
     assert_nothing_kept(service)
 
 
@@ -62,6 +84,7 @@ def test_no_room_for_the_body_is_said(service, monkeypatch):
     assert_problem(upload(service, "t.csv", b"text\none\n"), 507, "storage_full")
 
 
+@on_every_store
 @pytest.mark.parametrize(("name", "write"), [("m.zip", write_zip), ("m.tar.gz", write_tar), ("M.TGZ", write_tar)])
 def test_model_is_stored(service, tmp_path, name, write):
     archive = write(tmp_path / name, model_files())
@@ -69,6 +92,7 @@ def test_model_is_stored(service, tmp_path, name, write):
     assert answer.status_code == 201, answer.text
 
 
+@on_every_store
 @pytest.mark.parametrize(
     ("name", "content", "purpose", "message"),
     [

