@@ -35,6 +35,9 @@ _CODES = {413: "content_too_large", 416: "range_not_satisfiable"}
 
 _NOT_JSON = "The body is not JSON: send one object as UTF-8 text, not nested deeply, without endless numbers."
 
+_LATER = {"Retry-After": "5"}
+"""Where a part of the service is away, in seconds."""
+
 logger = structlog.get_logger(__name__)
 
 
@@ -111,6 +114,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(NeuroPruneError)(_domain)
+    app.exception_handler(OSError)(_operating_system)
     for kind in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.ProgrammingError, sa.exc.TimeoutError):
         app.exception_handler(kind)(_no_database)
 
@@ -178,7 +182,8 @@ async def _domain(request: Request, error: NeuroPruneError) -> Response:
     for kind, status, code in _STATUSES:
         if isinstance(error, kind):
             faults = [] if error.param is None else [Fault(pointer=error.param, detail=error.message)]
-            return problem(request, status, error.message, code=code, errors=faults)
+            headers = _LATER if status == 503 else {}
+            return problem(request, status, error.message, code=code, errors=faults, headers=headers)
     logger.error("request failed", exc_info=error)
     return problem(request, 500, "The service is set up wrongly; its operator finds the reason in the log.")
 
@@ -186,4 +191,11 @@ async def _domain(request: Request, error: NeuroPruneError) -> Response:
 async def _no_database(request: Request, error: Exception) -> Response:
     """It is down, out of connections, or (PostgreSQL's ProgrammingError) lacks our tables."""
     logger.error("database unavailable", error=str(error))
-    return problem(request, 503, "The database does not answer; try again shortly.", headers={"Retry-After": "5"})
+    return problem(request, 503, "The database does not answer; try again shortly.", headers=_LATER)
+
+
+async def _operating_system(request: Request, error: OSError) -> Response:
+    """A disk of the API's own is full, as one on which it checks what lies in a remote store."""
+    if not is_out_of_space(error):
+        raise error
+    return problem(request, 507, "The service has no room to handle this.", code="storage_full")

@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
 
 from api.deps import FileId, Provided, Services, Store
 from api.errors import problems
 from api.schemas import FileObject
-from core.errors import InvalidInputError
+from core.errors import InvalidInputError, StorageError
 from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord, Purpose
 from core.settings import Settings
@@ -21,6 +22,7 @@ from core.uploads import SUFFIXES, suffix_of
 from core.uploads.archives import MAX_NAME_BYTES, check_model_archive
 from core.uploads.datasets import check_dataset
 
+logger = structlog.get_logger(__name__)
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
@@ -81,7 +83,10 @@ def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecor
         )
         services.store.add_file(record)
     except BaseException:
-        services.storage.delete_prefix(key)
+        try:
+            services.storage.delete_prefix(key)
+        except StorageError as error:  # which is not what the user has to know
+            logger.warning("a refused upload stays in the store", key=key, error=str(error))
         raise
     return record
 

@@ -7,6 +7,8 @@ import tempfile
 
 import pytest
 
+from core.errors import StorageError
+from core.storage import Storage
 from tests.apis import MAX_UPLOAD_BYTES, on_every_store, on_remote_store
 from tests.archives import model_files, write_tar, write_zip
 from tests.databases import SQLITE_ONLY
@@ -64,9 +66,29 @@ def test_a_full_store_is_said_and_nothing_is_kept(service, monkeypatch):
 @on_every_store
 def test_a_store_that_does_not_answer_is_unavailable(service, refuse_to_open):
     refuse_to_open()
-    problem = assert_problem(upload(service, "t.csv", b"text\none\n"), 503, "storage_unavailable")
-    assert "Connection refused" in problem["detail"]
+    answer = upload(service, "t.csv", b"text\none\n")
+    assert "Connection refused" in assert_problem(answer, 503, "storage_unavailable")["detail"]
+    assert int(answer.headers["Retry-After"]) > 0
     assert_nothing_kept(service)
+
+
+@on_remote_store
+def test_no_room_to_check_a_file_is_said(service, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("api.routes.files.TemporaryDirectory", full)
+    assert_problem(upload(service, "t.csv", b"text\none\n"), 507, "storage_full")
+    assert_nothing_kept(service)
+
+
+def test_why_a_file_is_refused_is_said_even_if_it_cannot_be_deleted(service, monkeypatch):
+    def refuse(*_args, **_options):
+        raise StorageError("The store is away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "delete_prefix", refuse)
+        assert_problem(upload(service, "t.csv", b""), 422, "invalid_input", "/file")
 
 
 @on_remote_store

@@ -220,6 +220,14 @@ def test_queue_positions_count_queued_jobs_only(store):
     assert store.queue_positions(made) == {made[1]: 1, made[2]: 2, made[3]: 3}
 
 
+def test_a_job_that_comes_back_queues_last(store):
+    made = [queued(store).id for _ in range(3)]
+    store.request_pause(made[0])
+    store.resume(made[0])
+    assert store.queue_positions(made) == {made[1]: 1, made[2]: 2, made[0]: 3}
+    assert store.undispatched(older_than_seconds=0) == [made[1], made[2], made[0]]
+
+
 # ---- cancelling ----------------------------------------------------------------------------------------------------
 
 
