@@ -114,6 +114,7 @@ class Supervisor:
                 self._discard(lease, artifact_prefix(lease.job_id, attempt))
 
     def _attempt(self, lease: Lease) -> Outcome:
+        heartbeat = Heartbeat(self._store, lease, self._settings.lease_seconds)
         work_dir = (self._settings.work_dir / f"{lease.job_id}-{lease.attempt}").absolute()
         try:
             work_dir.mkdir(parents=True)
@@ -122,7 +123,7 @@ class Supervisor:
             with Child(self._runner, work_dir, environment, self._settings.cancel_grace_seconds) as child:
                 with suppress(IllegalTransitionError):  # cancelled meanwhile, which the first heartbeat sees
                     self._store.start(lease)
-                return self._watch(lease, child, DiskQuota(work_dir, self._settings.job_disk_bytes))
+                return self._watch(lease, heartbeat, child, DiskQuota(work_dir, self._settings.job_disk_bytes))
         except OSError as error:
             logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
             return Lost(f"the worker could not start the job's process ({error.strerror})")
@@ -149,10 +150,9 @@ class Supervisor:
             checkpoints=self._store.checkpoints(lease.job_id),
         )
 
-    def _watch(self, lease: Lease, child: Child, quota: DiskQuota) -> Outcome:
+    def _watch(self, lease: Lease, heartbeat: "Heartbeat", child: Child, quota: DiskQuota) -> Outcome:
         """Until the child is done, or must not go on."""
         relay = Relay(self._store, lease)
-        heartbeat = Heartbeat(self._store, lease, self._settings.lease_seconds)
         deadline = time.monotonic() + self._settings.run_timeout_seconds
         parting: HandedBack | None = None
         while True:
@@ -289,7 +289,10 @@ class Relay:
 
 
 class Heartbeat:
-    """Renews the lease, and learns the job's status from that; a silent database is borne while the lease lasts."""
+    """Renews the lease, and learns the job's status from that; a silent database is borne while the lease lasts.
+
+    It is made as soon as the lease is there, which it takes to be new.
+    """
 
     def __init__(self, store: JobStore, lease: Lease, lease_seconds: float) -> None:
         self._store = store
@@ -334,7 +337,9 @@ def child_environment(environment: Mapping[str, str], settings: Settings) -> dic
 
     A token for the Hub (HF_TOKEN) stays in the environment, where its library finds it.
     """
-    kept = {k: v for k, v in environment.items() if k not in {"NEUROPRUNE_DATABASE_URL", "NEUROPRUNE_BROKER_URL"}}
+    # Settings are read from names in any case.
+    secret = {"NEUROPRUNE_DATABASE_URL", "NEUROPRUNE_BROKER_URL"}
+    kept = {name: value for name, value in environment.items() if name.upper() not in secret}
     defaults = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     kept["HF_HUB_OFFLINE"] = str(int(settings.hub_offline))
     if settings.hub_home is not None:

@@ -560,9 +560,12 @@ def test_the_child_dies_with_its_supervisor(bench: Bench) -> None:
     assert end_soon(int(pid_file.read_text()))
 
 
-def test_the_child_is_told_of_neither_database_nor_broker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEUROPRUNE_DATABASE_URL", "postgresql+psycopg://database/neuroprune")
-    monkeypatch.setenv("NEUROPRUNE_BROKER_URL", "redis://broker/0")
+@pytest.mark.parametrize("prefix", ["NEUROPRUNE_", "neuroprune_"])
+def test_the_child_is_told_of_neither_database_nor_broker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setenv(f"{prefix}DATABASE_URL", "postgresql+psycopg://database/neuroprune")
+    monkeypatch.setenv(f"{prefix}BROKER_URL", "redis://broker/0")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     job = bench.supervise(
         bench.create(), 'say(type="succeeded", metrics_summary={"told": sorted(os.environ)}, artifacts=[])'
@@ -570,7 +573,7 @@ def test_the_child_is_told_of_neither_database_nor_broker(bench: Bench, monkeypa
     assert job.metrics_summary is not None
     told = job.metrics_summary["told"]
     assert "HF_TOKEN" in told
-    assert not {"NEUROPRUNE_DATABASE_URL", "NEUROPRUNE_BROKER_URL"} & set(told)
+    assert not {f"{prefix}DATABASE_URL", f"{prefix}BROKER_URL"} & set(told)
 
 
 @pytest.mark.parametrize(("threads", "given"), [(2, "2"), (None, "8")])
