@@ -114,7 +114,6 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(NeuroPruneError)(_domain)
-    app.exception_handler(OSError)(_operating_system)
     for kind in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.ProgrammingError, sa.exc.TimeoutError):
         app.exception_handler(kind)(_no_database)
 
@@ -192,10 +191,3 @@ async def _no_database(request: Request, error: Exception) -> Response:
     """It is down, out of connections, or (PostgreSQL's ProgrammingError) lacks our tables."""
     logger.error("database unavailable", error=str(error))
     return problem(request, 503, "The database does not answer; try again shortly.", headers=_LATER)
-
-
-async def _operating_system(request: Request, error: OSError) -> Response:
-    """A disk of the API's own is full, as one on which it checks what lies in a remote store."""
-    if not is_out_of_space(error):
-        raise error
-    return problem(request, 507, "The service has no room to handle this.", code="storage_full")

@@ -1,5 +1,6 @@
 """What a service answers: whether it is what such a service could have said."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -31,7 +32,13 @@ def is_file(answer: Any) -> TypeGuard[Json]:
 
 
 def is_artifact(answer: Any) -> TypeGuard[Json]:
-    return is_object(answer) and answer.keys() >= {"name", "bytes", "sha256", "url"}
+    return (
+        is_object(answer)
+        and all(isinstance(answer.get(name), str) for name in ("name", "sha256", "url"))
+        and type(answer.get("bytes")) is int
+        # A path of this service; any other address is none that it could have given.
+        and re.match(r"/[^/]", answer["url"]) is not None
+    )
 
 
 def is_problem(answer: Any) -> TypeGuard[Json]:

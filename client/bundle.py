@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,19 @@ def verify_manifest(folder: Path) -> int:
 def files_of_bundle(folder: Path) -> set[Path]:
     """What there is of the bundle that was downloaded into the folder, wholly or in part, by its manifest's word.
 
-    Those of a frontier's levels, which have folders of their own, are not among them. Where the manifest is missing or
-    not one of ours, nothing is.
+    What was changed since is not among it, nor what belongs to a frontier's levels, which have folders of their own.
+    Where the manifest is missing or not one of ours, nothing is.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        is_ours = manifest["format"] == FORMAT and all(isinstance(entry, dict) for entry in manifest["files"].values())
-        names = [MANIFEST, *manifest["files"]] if is_ours else []
+        expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        expected = expected if manifest["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    paths = [folder / name for name in names if _is_name(name)]
-    return {path for whole in paths for path in (whole, partial_of(whole)) if path.is_file()}
+    named = {folder / name: sha256 for name, sha256 in expected.items() if _is_name(name)}
+    whole = {path for path, sha256 in named.items() if path.is_file() and digest_of(path) == sha256}
+    partial = {partial_of(path) for path in (folder / MANIFEST, *named) if partial_of(path).is_file()}
+    return whole | partial | ({folder / MANIFEST} if named else set())
 
 
 def place(name: str, folder: Path) -> Path:
@@ -75,7 +78,7 @@ def place(name: str, folder: Path) -> Path:
 
 def _is_name(part: str) -> bool:
     """Whether this is the name of something in a folder, and not the way to elsewhere."""
-    return Path(part).name == part and part not in {"", ".", ".."}
+    return Path(part).name == part and part not in {"", ".", ".."} and "\0" not in part
 
 
 def partial_of(path: Path) -> Path:
@@ -89,7 +92,9 @@ def make_way(artifacts: Mapping[Path, Any], folder: Path, *, overwrite: bool) ->
     Raises:
         InvalidInputError: something else has a name of theirs, and is not to be overwritten.
     """
-    others = {path for path, artifact in artifacts.items() if path.exists() and not _is_right(path, artifact)}
+    others = {path for path, artifact in artifacts.items() if os.path.lexists(path) and not _is_right(path, artifact)}
+    if folders := sorted(str(path) for path in others if path.is_dir()):
+        raise InvalidInputError(f"There are folders where the bundle has files: {some_of(folders)}. Move them away.")
     if others and not overwrite:
         names = sorted(path.relative_to(folder).as_posix() for path in others)
         raise InvalidInputError(
@@ -100,8 +105,8 @@ def make_way(artifacts: Mapping[Path, Any], folder: Path, *, overwrite: bool) ->
     for manifest in manifests:
         others |= files_of_bundle(manifest.parent) - artifacts.keys()
     # The manifests last: with them, an interrupted removal can be taken up.
-    for path in (*(others - manifests), *manifests):
-        path.unlink()
+    for path in (*sorted(others - manifests), *sorted(manifests)):
+        path.unlink(missing_ok=True)
 
 
 def _is_right(path: Path, artifact: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from client.answers import Json
-from client.bundle import files_of_bundle
+from client.bundle import MANIFEST, digest_of, files_of_bundle
 from client.comparison import comparison
 from client.display import progress_display
 from client.local import EmbeddedStack
@@ -27,6 +27,8 @@ SPEC: Json = {
 }
 NAME = "demo"
 
+_DELIVERED = "demo-bundles"
+"""File in the state folder: the sha256 of the manifest of each bundle that a demo has delivered, a line each."""
 _UNFINISHED = ("queued", "starting", "running", "cancelling")
 _CANCEL_SECONDS = 6.0
 
@@ -38,14 +40,14 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
         InvalidInputError: there is something else in the output than an earlier demo's bundle; nothing was started.
         NeuroPruneError: a step failed.
     """
-    _check_room(output)
+    _check_room(output, state_dir)
     console.print("Starting broker, API and worker …")
     with EmbeddedStack(state_dir) as stack, NeuroPruneClient(stack.url) as client:
         console.print(
             f"The API is at {stack.url}/docs. Pruning half of the encoder of all-MiniLM-L6-v2 (22.7M parameters)."
         )
         job = do_job(console, stack, client)
-        stack.tend_during(lambda: client.download(job["id"], output, overwrite=True))
+        stack.tend_during(lambda: _deliver(client, job["id"], output, state_dir))
     console.print(f"Downloaded; every sha256 is right. Loading {output} in a clean process …", markup=False)
     loaded = load_in_clean_process(output)
     console.print(comparison(job["metrics_summary"], "all-MiniLM-L6-v2, before and after"))
@@ -99,7 +101,15 @@ def load_in_clean_process(folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def _check_room(output: Path) -> None:
+def _deliver(client: NeuroPruneClient, job_id: str, output: Path, state_dir: Path) -> None:
+    """Download the bundle in the place of an earlier demo's, and remember whose it is, even if that is interrupted."""
+    [manifest] = [artifact for artifact in client.artifacts(job_id) if artifact["name"] == MANIFEST]
+    with (state_dir / _DELIVERED).open("a") as file:
+        file.write(f"{manifest['sha256']}\n")
+    client.download(job_id, output, overwrite=True)
+
+
+def _check_room(output: Path, state_dir: Path) -> None:
     """Whether the bundle may be put there, once there is one; an earlier demo's bundle then gives way.
 
     Raises:
@@ -109,18 +119,22 @@ def _check_room(output: Path) -> None:
         return
     if not output.is_dir():
         raise InvalidInputError(f"{output} is no folder; choose another --output.")
-    own = files_of_bundle(output)
+    own = files_of_bundle(output) if _is_delivered(output / MANIFEST, state_dir / _DELIVERED) else set()
     others = sorted(path.name for path in output.iterdir() if path not in own)
     if others:
         raise InvalidInputError(
-            f"{output} holds what is of no bundle: {some_of(others)}. Move it away, or choose another --output."
+            f"{output} holds what no demo has put there: {some_of(others)}. Move it away, or choose another --output."
         )
+
+
+def _is_delivered(manifest: Path, delivered: Path) -> bool:
+    return manifest.is_file() and delivered.is_file() and digest_of(manifest) in delivered.read_text().split()
 
 
 def _way_to_load(folder: Path) -> str:
     """A command for the shell that works anywhere: in the demo's own environment, of which the shell need not know."""
     literal = json.dumps(str(folder.absolute()), ensure_ascii=False)
-    return shlex.join([sys.executable, "-c", f"from client.load import load; print(load({literal}))"])
+    return shlex.join([sys.executable, "-P", "-c", f"from client.load import load; print(load({literal}))"])
 
 
 def _cancel_unfinished(client: NeuroPruneClient) -> None:

@@ -296,6 +296,9 @@ class NeuroPruneClient:
                 for chunk in response.iter_bytes():
                     file.write(chunk)
                     patience.renew()
+        have = partial.stat().st_size
+        if have < artifact["bytes"]:
+            raise StorageError(f"{artifact['name']} ends after {have} of the {artifact['bytes']} bytes listed.")
 
     # ---- catalogue -------------------------------------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ def create_engine(url: str) -> Engine:
     A transaction that will write must begin on `writer(engine)`.
 
     Raises:
-        ConfigurationError: the URL is malformed or names another database.
+        ConfigurationError: the URL is malformed or names another database, or its folder cannot be made.
     """
     try:
         parsed = sa.make_url(url)
@@ -202,7 +202,10 @@ def create_engine(url: str) -> Engine:
             "NEUROPRUNE_DATABASE_URL is not a database URL; write sqlite:///path or postgresql+psycopg://host/name."
         ) from error
     if parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"The database's folder cannot be made: {error}.") from error
         engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)

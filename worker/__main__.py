@@ -2,17 +2,22 @@
 
 import sys
 
+from celery.bin.celery import celery
+
 from core.dispatch import QUEUE
-from worker.app import app
+from core.errors import ConfigurationError
 
 
 def main() -> None:
-    """Be the worker until it is told to stop; arguments are passed on to Celery.
-
-    Celery's own command would look for the app in the working directory first, whatever lies there.
-    """
+    """Be the worker until it is told to stop; arguments are passed on to Celery."""
+    try:
+        # Celery, which would look in the working directory first, whatever lies there, takes what is imported already.
+        import worker.app  # noqa: F401
+    except ConfigurationError as error:
+        sys.exit(str(error))
     flags = ["--queues", QUEUE, "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
-    sys.exit(app.worker_main(["worker", *flags, *sys.argv[1:]]))
+    command = ["--app", "worker.app:app", "worker", *flags, *sys.argv[1:]]
+    celery.main(args=command, prog_name="celery", auto_envvar_prefix="CELERY")
 
 
 if __name__ == "__main__":

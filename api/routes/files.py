@@ -13,9 +13,10 @@ from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
 from api.deps import FileId, Provided, Services, Store
 from api.errors import problems
 from api.schemas import FileObject
-from core.errors import InvalidInputError, StorageError
+from core.errors import InvalidInputError, StorageError, StorageFullError
 from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord, Purpose
+from core.resources import is_out_of_space
 from core.settings import Settings
 from core.storage import Storage
 from core.uploads import SUFFIXES, suffix_of
@@ -102,9 +103,14 @@ def _plain_name(name: str) -> str:
 
 def _check(storage: Storage, key: str, purpose: Purpose, settings: Settings) -> None:
     """Check the bytes as they are stored, which is what jobs will read."""
-    with _on_disk(storage, key, settings.work_dir) as path:
-        check = check_model_archive if purpose == "model" else check_dataset
-        check(path, settings.max_unpacked_bytes)
+    check = check_model_archive if purpose == "model" else check_dataset
+    try:
+        with _on_disk(storage, key, settings.work_dir) as path:
+            check(path, settings.max_unpacked_bytes)
+    except OSError as error:
+        if is_out_of_space(error):
+            raise StorageFullError("There is no room to check the file.") from error
+        raise
 
 
 @contextmanager

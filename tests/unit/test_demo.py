@@ -53,6 +53,13 @@ def content_of(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def deliver(folder, files):
+    """As if a demo had put them there."""
+    write(folder, files)
+    (folder.parent / "state").mkdir(exist_ok=True)
+    (folder.parent / "state" / "demo-bundles").write_text(f"{sha256(b'another')}\n{sha256(files['manifest.json'])}\n")
+
+
 OLD = bundle_of({"model.safetensors": b"old", "model.onnx": b"old"})
 NEW = bundle_of({"model.safetensors": b"new", "report.json": b"{}"})
 
@@ -77,6 +84,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(demo, "EmbeddedStack", stack)
         monkeypatch.setattr(demo, "NeuroPruneClient", lambda url: client)
         monkeypatch.setattr(demo, "load_in_clean_process", lambda folder: {"max_abs_difference": 0.0})
+        (tmp_path / "state").mkdir(exist_ok=True)
         console = Console(file=io.StringIO(), width=100)
         demo.run(console, tmp_path / "state", output)
         return console.file.getvalue()
@@ -143,21 +151,35 @@ def test_the_demo_restarts_what_dies_while_it_waits(tmp_path, monkeypatch):
         pytest.param(OLD | {"thesis.txt": b"mine"}, id="a bundle and a file"),
         pytest.param(OLD | {".thesis.partial": b"mine"}, id="a bundle and a hidden file"),
         pytest.param(OLD | {"src/thesis.txt": b"mine"}, id="a bundle and a folder"),
-        pytest.param(bundle_of({"src": b""}) | {"src/thesis.txt": b"mine"}, id="a folder that the manifest names"),
+        pytest.param(
+            {"manifest.json": bundle_of({"src": b""})["manifest.json"], "src/thesis.txt": b"mine"},
+            id="a folder that the manifest names",
+        ),
+        pytest.param(OLD | {"model.safetensors": b"trained on"}, id="a bundle that was changed"),
     ],
 )
 def test_the_demo_leaves_alone_what_is_no_bundle(run, tmp_path, files):
     output = tmp_path / "output"
-    write(output, {name: data for name, data in files.items() if name != "src"})
+    if "manifest.json" in files:
+        deliver(output, files)
+    else:
+        write(output, files)
     before = content_of(output)
-    with pytest.raises(InvalidInputError, match=r"holds what is of no bundle: \S+.* Move it away, or choose another"):
+    with pytest.raises(InvalidInputError, match=r"holds what no demo has put there: \S+.* Move it away, or choose"):
         run(output, lambda request: pytest.fail("it was started"))
     assert content_of(output) == before
 
 
+def test_the_demo_leaves_alone_the_bundle_of_another_job(run, tmp_path):
+    deliver(tmp_path / "output", NEW)
+    write(tmp_path / "output", OLD)
+    with pytest.raises(InvalidInputError, match=r"there: manifest\.json, model\.onnx, model\.safe.* and 1 more\. "):
+        run(tmp_path / "output", lambda request: pytest.fail("it was started"))
+
+
 def test_the_demo_names_some_of_what_is_in_its_way(run, tmp_path):
-    write(tmp_path / "output", OLD | {f"{letter}.txt": b"mine" for letter in "abcde"})
-    with pytest.raises(InvalidInputError, match=r"bundle: a\.txt, b\.txt, c\.txt and 2 more\. "):
+    deliver(tmp_path / "output", OLD | {f"{letter}.txt": b"mine" for letter in "abcde"})
+    with pytest.raises(InvalidInputError, match=r"there: a\.txt, b\.txt, c\.txt and 2 more\. "):
         run(tmp_path / "output", lambda request: pytest.fail("it was started"))
 
 
@@ -179,17 +201,20 @@ def test_the_demo_needs_a_folder(run, tmp_path):
 )
 def test_the_demo_replaces_an_earlier_bundle_once_it_has_another(run, tmp_path, files):
     output, seen = tmp_path / "output", []
-    if files is not None:
+    if files:
+        deliver(output, files)
+    elif files is not None:
         output.mkdir()
-        write(output, files)
     run(output, service_of(JOB, NEW, watched=lambda: seen.append(content_of(output))))
     assert seen == [files or {}]
     assert content_of(output) == NEW
+    run(output, service_of(JOB, OLD))
+    assert content_of(output) == OLD
 
 
 def test_a_job_that_fails_costs_no_earlier_bundle(run, tmp_path):
     output = tmp_path / "output"
-    write(output, OLD)
+    deliver(output, OLD)
     job = JOB | {"status": "failed", "error": {"message": "no room"}}
     with pytest.raises(NeuroPruneError, match="no room"):
         run(output, service_of(job, NEW))
@@ -205,8 +230,8 @@ def test_the_demo_ends_with_a_command_that_works_in_any_shell(run, tmp_path, mon
     output = Path("it's [/mine]")
     command = run(output, service_of(JOB, NEW)).rpartition("Use it: ")[2]
     ran = subprocess.run(command, shell=True, cwd="/", capture_output=True, text=True, check=True)
-    option, code, _ = ran.stdout.split("|")
-    assert option == "-c"
+    *options, code, _ = ran.stdout.split("|")
+    assert options == ["-P", "-c"]  # what lies in the working directory is none of it
     loaded = []
     exec(code.removeprefix("from client.load import load; "), {"load": Path, "print": loaded.append})
     assert loaded == [tmp_path / output]

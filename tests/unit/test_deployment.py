@@ -37,12 +37,14 @@ def test_the_api_and_the_workers_share_the_artifact_store(services: dict[str, An
 
 
 def test_every_setting_can_be_given_to_compose(services: dict[str, Any]) -> None:
-    of_the_image = {"WORK_DIR", "HUB_HOME", "STORAGE_URL"}
+    # And the time for a last checkpoint, which must stay within `stop_grace_period`.
+    of_the_image = {"WORK_DIR", "HUB_HOME", "STORAGE_URL", "SHUTDOWN_GRACE_SECONDS"}
     for name in ("api", "worker", "migrate"):
         passed = {key.removeprefix("NEUROPRUNE_"): value for key, value in services[name]["environment"].items()}
         assert {setting.upper() for setting in Settings.model_fields} - of_the_image <= passed.keys()
         # Without a value in the shell, Compose takes away even what the image says.
         assert passed["LOG_FORMAT"]
+        assert ("HF_TOKEN" in passed) == (name == "worker")
 
 
 @pytest.mark.parametrize("file", DEPLOYMENT, ids=lambda file: file.name)

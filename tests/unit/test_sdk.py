@@ -394,10 +394,10 @@ def test_an_interrupted_removal_can_be_taken_up(tmp_path: Path, monkeypatch: pyt
     client_of(first).download("j", tmp_path)
     unlink = Path.unlink
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
         if path.name == "model.onnx":
             raise PermissionError(path)
-        unlink(path)
+        unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(PermissionError):
@@ -411,11 +411,56 @@ def test_a_folder_with_the_name_of_a_file_stays(tmp_path: Path) -> None:
     service, mine = Service({"config.json": b"{}"}), tmp_path / "config.json" / "mine"
     mine.parent.mkdir()
     mine.touch()
+    (tmp_path / "manifest.json").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InvalidInputError, match=r"folders where the bundle has files: \S+/config\.json\. "):
+            client_of(service).download("j", tmp_path, overwrite=overwrite)
+    assert content_of(tmp_path) == {"config.json/mine": b"", "manifest.json": b"mine"}
+
+
+def test_a_link_that_leads_nowhere_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InvalidInputError, match=r": config\.json\. "):
-        client_of(service).download("j", tmp_path)
-    with pytest.raises(OSError, match=r"config\.json"):
-        client_of(service).download("j", tmp_path, overwrite=True)
-    assert list(content_of(tmp_path)) == ["config.json/mine"]
+        client_of(Service({"config.json": b"{}"})).download("j", tmp_path)
+
+
+def test_what_was_changed_since_is_no_part_of_the_old_bundle(tmp_path: Path) -> None:
+    first, second = Service({"model.onnx": b"1", "old.txt": b"1", "a.bin": b"1"}), Service({"a.bin": b"2"})
+    client_of(first).download("j", tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"worked on")
+    client_of(second).download("j", tmp_path, overwrite=True)
+    assert content_of(tmp_path) == second.files | {"model.onnx": b"worked on"}
+
+
+def test_a_file_that_ends_early_is_not_waited_for(tmp_path: Path) -> None:
+    service = Service({"a.bin": b"0123456789"})
+    entries = [service._entry(name) for name in service.files]
+    service.files["a.bin"] = b"01234"
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        listed = request.url.path.endswith("/artifacts")
+        return httpx.Response(200, json={"data": entries}) if listed else service(request)
+
+    with pytest.raises(StorageError, match=r"a\.bin ends after 5 of the 10 bytes"):
+        client_of(handler).download("j", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"name": 1},
+        {"bytes": "1"},
+        {"bytes": True},
+        {"sha256": None},
+        {"url": None},
+        {"url": "http://169.254.169.254/latest"},
+        {"url": "//elsewhere/x"},
+    ],
+)
+def test_files_that_no_service_of_ours_lists_are_refused(tmp_path: Path, part: dict[str, Any]) -> None:
+    entry = {"name": "a.bin", "bytes": 1, "sha256": "0" * 64, "url": "/x"} | part
+    with pytest.raises(UnreachableError, match="is no NeuroPrune service"):
+        client_of(lambda _: httpx.Response(200, json={"data": [entry]})).download("j", tmp_path / "bundle")
 
 
 def test_levels_of_a_frontier_are_not_mixed(tmp_path: Path) -> None:
@@ -470,7 +515,7 @@ def test_a_bundle_that_contradicts_its_manifest_is_refused(tmp_path: Path) -> No
         client_of(service).download("j", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../b", "a//b", "/a", "..", ""])
+@pytest.mark.parametrize("name", ["../evil", "a/../b", "a//b", "/a", "..", "", "a\0"])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     entry = {"name": name, "bytes": 1, "sha256": "0" * 64, "url": "/x"}
     with pytest.raises(StorageError, match="outside"):
