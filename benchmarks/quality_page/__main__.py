@@ -72,14 +72,14 @@ def _introduction() -> str:
         methods that have this floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others stayed at 0.8 after a
         look at CoLA, the Llama and Shakespeare as well."""
     doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean nothing,
-        least of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B and
-        Multi30k got three seeds after their first was seen, SST-2 is to get them; CoLA, RTE and STS-B, quickest to
-        run, get three more of NeuroPrune, SMART and importance, as three did not tell which is ahead at 70 %;
-        Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in brackets, are alike.
-        The T5 of SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE
-        until the first runs were seen, and every line of the results has both. Speed (PyTorch on the CPU of the
-        machine that trained) and seconds were measured while other runs kept the machine busy, and compare only
-        roughly."""
+        least of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B, Multi30k
+        and SST-2 got three seeds after their first was seen; CoLA, STS-B and RTE, quickest to run, got two, two and
+        one more of NeuroPrune, SMART and importance, as many as there was time for, as three did not tell which is
+        ahead at 70 %; Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in
+        brackets, are alike. The T5 of SciTLDR learns too little from 2,000 rows to write summaries, so nats are its
+        metric; it was ROUGE until the first runs were seen, and every line of the results has both. Speed (PyTorch on
+        the CPU of the machine that trained) and seconds were measured while other runs kept the machine busy, and
+        compare only roughly."""
     paragraphs = (fill(" ".join(text.split()), 120, break_on_hyphens=False) for text in (what, chosen, doubts))
     return "\n\n".join(paragraphs)
 
