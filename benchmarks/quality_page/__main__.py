@@ -16,7 +16,7 @@ from benchmarks.quality_page.jobs import (
     budgets,
     defaults,
 )
-from benchmarks.quality_page.matrix import ABOUT_SUMMARY, about_case, about_matrix, matrices, summary, table
+from benchmarks.quality_page.matrix import ABOUT_SUMMARY, about_case, about_matrix, matrices, one_sided, summary, table
 from benchmarks.quality_page.values import Result, of, quality
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ def document(results: list[Result]) -> str:
     for matrix in parts:
         sections += [f"### All cases, {matrix.title}", about_matrix(matrix)]
         sections += [summary(matrix.results, method) for method in ("neuroprune", UNCOMPENSATED)]
+        sections += one_sided(matrix.results)
         sections.append(f"![Quality against what is left of the encoder, {matrix.title}](figures/{matrix.figure})")
     for name, case in CASES.items():
         found = [(matrix.title, rows) for matrix in parts if (rows := of(matrix.results, case=name))]

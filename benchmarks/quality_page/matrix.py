@@ -7,13 +7,15 @@ from math import sqrt
 from statistics import mean, median, stdev
 from textwrap import fill
 
-from benchmarks.quality import BASELINES, CASES, COMPARED, CONTROL, ONE_SHOT, UNCOMPENSATED, runs
+from benchmarks.quality import BASELINES, CASES, CLOSE, COMPARED, CONTROL, ONE_SHOT, UNCOMPENSATED, runs
 from benchmarks.quality_page.values import Result, cell, kept_quality, of, quality
 
 DRAWN = ("neuroprune", UNCOMPENSATED, *BASELINES)
 """All that train what they prune; the others would be too far off for a figure."""
 METHODS = (CONTROL, *DRAWN, *ONE_SHOT)
 """Of the tables, in their order."""
+LEAST_SEEDS = 3
+"""After which a method that was better in each of them is named."""
 LEAST_CASES = 4
 """Of which a standard error says something."""
 NATS = "nats_per_token"
@@ -81,6 +83,35 @@ def summary(results: list[Result], ours: str) -> str:
         cells = [beside(results, ours, method, target) for target in sorted(COMPARED)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def one_sided(results: list[Result]) -> list[str]:
+    """A paragraph each of where NeuroPrune was behind or ahead of a close method with every seed, of several."""
+    paragraphs = []
+    for sign, said in ((-1, "Behind"), (1, "Ahead of")):
+        found = [
+            f"{method} at {target:.0%} on {CASES[case].title} ({len(leads)})"
+            for method in CLOSE
+            for target in sorted(COMPARED)
+            for case, leads in _leads(results, "neuroprune", method, target).items()
+            if len(leads) >= LEAST_SEEDS and all(sign * lead > 0 for lead in leads)
+        ]
+        if found:
+            seeds = f"with every seed (their number in brackets, {LEAST_SEEDS} at least)"
+            paragraphs.append(fill(f"{said}, {seeds}: {'; '.join(found)}.", 120, break_on_hyphens=False))
+    return paragraphs
+
+
+def _leads(results: list[Result], ours: str, method: str, target: float) -> dict[str, list[float]]:
+    """By how much ours keeps more than a method, a seed each that both have run, by case."""
+    kept = {
+        m: {(r["case"], r["seed"]): kept_quality(r) for r in of(results, method=m, target=target)}
+        for m in (ours, method)
+    }
+    leads: dict[str, list[float]] = defaultdict(list)
+    for case, seed in sorted(kept[ours].keys() & kept[method].keys()):
+        leads[case].append(kept[ours][case, seed] - kept[method][case, seed])
+    return leads
 
 
 def beside(results: list[Result], ours: str, method: str, target: float) -> str:

@@ -8,7 +8,7 @@ import pytest
 import benchmarks.quality
 from benchmarks.quality import CASES, UNCOMPENSATED, runs
 from benchmarks.quality_page.__main__ import check_dense_models
-from benchmarks.quality_page.matrix import beside
+from benchmarks.quality_page.matrix import beside, one_sided
 from benchmarks.quality_page.values import quality
 from core.jobs.defaults import COMPENSATES
 
@@ -43,6 +43,21 @@ def test_methods_are_compared_on_the_cases_and_seeds_that_both_have_run() -> Non
         for method, kept in (("neuroprune", 0.7), ("smart", 0.5))
     ]
     assert beside([*ours, *theirs[:2], *more], "neuroprune", "smart", 0.5) == "50.0%, 70.0% (+20.0 ± 4.1, 4 cases)"
+
+
+def test_what_is_better_with_every_seed_is_named() -> None:
+    pruned = {"stsb": ([0.4, 0.3, 0.2], 0.35), "rte": ([0.1, 0.2, 0.3], 0.05), "cola": ([0.1, 0.2, 0.3], 0.35)}
+    rows = [
+        line(case, method, value, seed)
+        for case, (ours, theirs) in pruned.items()
+        for seed, mine in enumerate(ours)
+        for method, value in (("neuroprune", mine), ("smart", theirs))
+    ]
+    behind, ahead = one_sided(rows)
+    assert behind.startswith("Behind, with every seed")
+    assert behind.endswith("smart at 50% on MiniLM, CoLA (3).")
+    assert ahead.endswith("smart at 50% on MiniLM, RTE (3).")
+    assert one_sided([row for row in rows if row["seed"] < 2]) == []
 
 
 def test_shares_are_shown_times_100_and_bleu_as_it_is() -> None:
