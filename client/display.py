@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from client.sdk import Event
+from client.events import Event
 
 Show = Callable[[Event], None]
 

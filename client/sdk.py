@@ -10,12 +10,11 @@ Jobs, files and artifacts are the JSON objects of the API as dictionaries: a new
 client knows.
 """
 
-import json
 import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ import httpx
 from client import answers
 from client.answers import Json
 from client.bundle import MANIFEST, digest_of, make_way, partial_of, place, verify_manifest
+from client.events import Event, parse_events
 from core.errors import ConfigurationError, InvalidInputError, NeuroPruneError, StorageError, shown
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -61,15 +61,6 @@ class ApiError(NeuroPruneError):
 
 class UnreachableError(NeuroPruneError):
     """No service answers at the URL, or what does is none of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a job's history; `seq` counts from 1 and resumes a stream."""
-
-    seq: int
-    type: str
-    data: Json
 
 
 class NeuroPruneClient:
@@ -375,22 +366,6 @@ class _Patience:
             raise UnreachableError(f"{self._url} has not answered for {self._seconds:g} s: {error}") from error
         time.sleep(_PAUSE_SECONDS)
         return True
-
-
-def parse_events(lines: Iterator[str]) -> Iterator[Event]:
-    """Server-sent events: fields up to an empty line make one; comments are pings."""
-    fields: dict[str, list[str]] = {}
-    for line in lines:
-        if line.startswith(":"):
-            continue
-        if line:
-            name, _, value = line.partition(":")
-            fields.setdefault(name, []).append(value.removeprefix(" "))
-        elif fields:
-            if "data" in fields:
-                data = json.loads("\n".join(fields["data"]))
-                yield Event(int(fields.get("id", ["0"])[-1]), fields.get("event", ["message"])[-1], data)
-            fields = {}
 
 
 def _path_of(job_id: str) -> str:

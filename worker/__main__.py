@@ -1,6 +1,7 @@
 """`python -m worker`: a Celery worker with the flags that NeuroPrune needs."""
 
 import sys
+from importlib import import_module
 
 from celery.bin.celery import celery
 
@@ -12,7 +13,7 @@ def main() -> None:
     """Be the worker until it is told to stop; arguments are passed on to Celery."""
     try:
         # Celery, which would look in the working directory first, whatever lies there, takes what is imported already.
-        import worker.app  # noqa: F401
+        import_module("worker.app")
     except ConfigurationError as error:
         sys.exit(str(error))
     flags = ["--queues", QUEUE, "--loglevel", "INFO", "--without-gossip", "--without-mingle"]

@@ -90,11 +90,11 @@ def one_sided(results: list[Result]) -> list[str]:
     paragraphs = []
     for sign, said in ((-1, "Behind"), (1, "Ahead of")):
         found = [
-            f"{method} at {target:.0%} on {CASES[case].title} ({len(leads)})"
+            f"{method} at {target:.0%} on {CASES[case].title} ({len(pairs)})"
             for method in CLOSE
             for target in sorted(COMPARED)
-            for case, leads in _leads(results, "neuroprune", method, target).items()
-            if len(leads) >= LEAST_SEEDS and all(sign * lead > 0 for lead in leads)
+            for case, pairs in _kept_by_both(results, "neuroprune", method, target).items()
+            if len(pairs) >= LEAST_SEEDS and all(sign * (ours - theirs) > 0 for ours, theirs in pairs)
         ]
         if found:
             seeds = f"with every seed (their number in brackets, {LEAST_SEEDS} at least)"
@@ -102,36 +102,27 @@ def one_sided(results: list[Result]) -> list[str]:
     return paragraphs
 
 
-def _leads(results: list[Result], ours: str, method: str, target: float) -> dict[str, list[float]]:
-    """By how much ours keeps more than a method, a seed each that both have run, by case."""
-    kept = {
-        m: {(r["case"], r["seed"]): kept_quality(r) for r in of(results, method=m, target=target)}
-        for m in (ours, method)
-    }
-    leads: dict[str, list[float]] = defaultdict(list)
-    for case, seed in sorted(kept[ours].keys() & kept[method].keys()):
-        leads[case].append(kept[ours][case, seed] - kept[method][case, seed])
-    return leads
-
-
 def beside(results: list[Result], ours: str, method: str, target: float) -> str:
     """One of NeuroPrune's variants and another method on the cases and seeds that both have run."""
-    pair = (ours, method)
-    found = {m: {(r["case"], r["seed"]): r for r in of(results, method=m, target=target)} for m in pair}
-    seeds: dict[str, list[int]] = defaultdict(list)
-    for case, seed in found[ours].keys() & found[method].keys():
-        seeds[case].append(seed)
-    if not seeds:
+    kept = _kept_by_both(results, ours, method, target)
+    if not kept:
         return "not run"
-    left, theirs = (
-        [mean(kept_quality(found[m][case, seed]) for seed in seeds[case]) for case in sorted(seeds)] for m in pair
-    )
+    left, theirs = ([mean(pair[side] for pair in pairs) for pairs in kept.values()] for side in (0, 1))
     differences = [ours_left - theirs_left for ours_left, theirs_left in zip(left, theirs, strict=True)]
-    error = f" ± {100 * stdev(differences) / sqrt(len(seeds)):.1f}" if len(seeds) >= LEAST_CASES else ""
+    error = f" ± {100 * stdev(differences) / sqrt(len(kept)):.1f}" if len(kept) >= LEAST_CASES else ""
     return (
         f"{mean(theirs):.1%}, {mean(left):.1%} ({100 * mean(differences):+.1f}{error}, "
-        f"{len(seeds)} case{'s' if len(seeds) > 1 else ''})"
+        f"{len(kept)} case{'s' if len(kept) > 1 else ''})"
     )
+
+
+def _kept_by_both(results: list[Result], ours: str, method: str, target: float) -> dict[str, list[tuple[float, float]]]:
+    """What ours and another method keep with each seed that both have run, by case."""
+    found = {m: {(r["case"], r["seed"]): r for r in of(results, method=m, target=target)} for m in (ours, method)}
+    kept: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run in sorted(found[ours].keys() & found[method].keys()):
+        kept[run[0]].append((kept_quality(found[ours][run]), kept_quality(found[method][run])))
+    return kept
 
 
 def about_case(found: list[Result]) -> str:

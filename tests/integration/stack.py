@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.events import Event
 from client.local import EmbeddedStack
-from client.sdk import Event, NeuroPruneClient
+from client.sdk import NeuroPruneClient
 
 FAST = {
     "NEUROPRUNE_LEASE_SECONDS": "3",

@@ -225,13 +225,14 @@ def test_queued_job_is_cancelled_at_once(service):
     assert "is cancelled" in problem["detail"]
 
 
-def test_running_job_is_asked_to_stop(service):
+@pytest.mark.parametrize(("verb", "status"), [("cancel", Status.CANCELLING), ("pause", Status.PAUSING)])
+def test_running_job_is_asked_to_stop(service, verb, status):
     job_id = submit(service)["id"]
     lease = service.store.claim(job_id, "worker")
     for _ in range(2):
-        answer = service.http.post(f"/v1/jobs/{job_id}/cancel")
-        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
-    assert service.store.renew(lease) is Status.CANCELLING
+        answer = service.http.post(f"/v1/jobs/{job_id}/{verb}")
+        assert (answer.status_code, answer.json()["status"]) == (202, status)
+    assert service.store.renew(lease) is status
 
 
 def test_queued_job_is_paused_at_once_and_resumed(service):
@@ -242,15 +243,6 @@ def test_queued_job_is_paused_at_once_and_resumed(service):
     answer = service.http.post(f"/v1/jobs/{job_id}/resume")
     assert (answer.status_code, answer.json()["status"]) == (200, "queued")
     until(lambda: service.dispatcher.sent.count(job_id) == 2)
-
-
-def test_running_job_is_asked_to_pause(service):
-    job_id = submit(service)["id"]
-    lease = service.store.claim(job_id, "worker")
-    for _ in range(2):
-        answer = service.http.post(f"/v1/jobs/{job_id}/pause")
-        assert (answer.status_code, answer.json()["status"]) == (202, "pausing")
-    assert service.store.renew(lease) is Status.PAUSING
 
 
 def fail(store, job_id):

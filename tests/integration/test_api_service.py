@@ -94,7 +94,9 @@ def test_every_reference_in_the_document_resolves(document):
             for child in node:
                 yield from references(child)
 
-    for reference in references(document):
+    found = list(references(document))
+    assert found
+    for reference in found:
         at = document
         for part in reference.removeprefix("#/").split("/"):
             at = at[part]
@@ -111,6 +113,7 @@ def test_refusals_are_documented_as_problems(document):
 
 def test_examples_are_valid(document):
     examples = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert examples
     for example in examples.values():
         spec = {key: value for key, value in example["value"].items() if key not in ("name", "labels")}
         JobSpec.model_validate(spec)

@@ -14,7 +14,7 @@ from rich.console import Console
 from client import catalog, cli, sdk
 from client.comparison import comparison
 from client.display import progress_display, time_left
-from client.sdk import Event
+from client.events import Event
 from core.version import VERSION
 
 SUMMARY = {

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from client import sdk
-from client.sdk import ApiError, NeuroPruneClient, UnreachableError, parse_events
+from client.events import parse_events
+from client.sdk import ApiError, NeuroPruneClient, UnreachableError
 from core.errors import ConfigurationError, InvalidInputError, StorageError, VerificationError
 
 Handler = Callable[[httpx.Request], httpx.Response]
