@@ -238,13 +238,7 @@ class MethodObject(_Answer):
     @classmethod
     def of(cls, entry: MethodEntry) -> "MethodObject":
         """For the wire."""
-        return cls(
-            name=entry.name,
-            title=entry.title,
-            summary=entry.summary,
-            paper=entry.paper,
-            options=entry.options_schema(),
-        )
+        return cls.model_validate(entry.described())
 
 
 class MethodList(_Answer):
@@ -267,13 +261,7 @@ class FamilyObject(_Answer):
     @classmethod
     def of(cls, family: Family) -> "FamilyObject":
         """For the wire."""
-        return cls(
-            model_type=family.model_type,
-            title=family.title,
-            tasks=list(family.tasks),
-            uniform=list(family.uniform_kinds),
-            export_formats=list(family.export_formats),
-        )
+        return cls.model_validate(family.described())
 
 
 class FamilyList(_Answer):

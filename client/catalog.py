@@ -8,29 +8,13 @@ from core.families import FAMILIES
 
 
 def methods() -> Json:
-    """As `GET /v1/methods` answers; `api.schemas`, which the client must not import, has this form, too."""
-    return {
-        "data": [
-            {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper, "options": m.options_schema()}
-            for m in METHODS
-        ]
-    }
+    """As `GET /v1/methods` answers."""
+    return {"data": [method.described() for method in METHODS]}
 
 
 def families() -> Json:
     """As `GET /v1/families` answers."""
-    return {
-        "data": [
-            {
-                "model_type": family.model_type,
-                "title": family.title,
-                "tasks": list(family.tasks),
-                "uniform": list(family.uniform_kinds),
-                "export_formats": list(family.export_formats),
-            }
-            for family in FAMILIES
-        ]
-    }
+    return {"data": [family.described() for family in FAMILIES]}
 
 
 def method_rows() -> list[list[str]]:

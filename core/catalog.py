@@ -21,6 +21,16 @@ class MethodEntry:
         """JSON schema of the options, units and defaults included."""
         return self.options.model_json_schema()
 
+    def described(self) -> dict[str, Any]:
+        """What users are told of it, as JSON types."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "summary": self.summary,
+            "paper": self.paper,
+            "options": self.options_schema(),
+        }
+
 
 METHODS: tuple[MethodEntry, ...] = (
     MethodEntry(

@@ -178,6 +178,16 @@ class Family:
         """Plain JSON types."""
         return asdict(self)
 
+    def described(self) -> dict[str, Any]:
+        """What users are told of it, as JSON types."""
+        return {
+            "model_type": self.model_type,
+            "title": self.title,
+            "tasks": list(self.tasks),
+            "uniform": list(self.uniform_kinds),
+            "export_formats": list(self.export_formats),
+        }
+
     @property
     def uniform_kinds(self) -> tuple[str, ...]:
         """What can go where all layers are to have one width, and the stock class is to load them."""

@@ -1,4 +1,4 @@
-"""The client's catalogue says what the API's does: they share its source, and cannot share its form."""
+"""The client's catalogue says what the API's does: as both describe what core holds."""
 
 from api.routes import catalog as served
 from client import catalog
