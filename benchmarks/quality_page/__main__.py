@@ -79,9 +79,9 @@ def _introduction() -> str:
         ahead at 70 %; Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in
         brackets, are alike, and on CoLA SMART's lead at 70 % is one in Matthews and accuracy, not in the area under the
         ROC curve ([of three seeds](decisions/0005-exact-targets-by-saliency.md#alternatives), by hand). The T5 of
-        SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs
-        were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that trained) and
-        seconds were measured while other runs kept the machine busy, and compare only roughly."""
+        SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the
+        first runs were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that
+        trained) and seconds were measured while other runs kept the machine busy, and compare only roughly."""
     paragraphs = (fill(" ".join(text.split()), 120, break_on_hyphens=False) for text in (what, chosen, doubts))
     return "\n\n".join(paragraphs)
 
