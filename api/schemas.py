@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -105,6 +105,7 @@ class JobObject(_Answer):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    expires_at: datetime | None = Field(description="When an ended job is deleted; null: on request only.")
     durations: JobDurations
     warnings: list[str]
     error: JobError | None
@@ -112,15 +113,23 @@ class JobObject(_Answer):
     links: JobLinks
 
     @classmethod
-    def of(cls, job: Job, queue: JobQueue | None) -> "JobObject":
-        """For the wire."""
+    def of(cls, job: Job, queue: JobQueue | None, retention_seconds: float | None) -> "JobObject":
+        """For the wire.
+
+        Args:
+            retention_seconds: How long ended jobs are kept, where they are not for ever.
+        """
         path = f"/v1/jobs/{job.id}"
         links = JobLinks(self=path, **{name: f"{path}/{name}" for name in JobLinks.model_fields if name != "self"})
         durations = JobDurations(
             queued_seconds=_seconds(job.created_at, job.started_at),
             run_seconds=_seconds(job.started_at, job.finished_at),
         )
-        return cls.model_validate(asdict(job) | {"queue": queue, "links": links, "durations": durations})
+        expires_at = None
+        if job.finished_at is not None and retention_seconds is not None:
+            expires_at = job.finished_at + timedelta(seconds=retention_seconds)
+        ours = {"queue": queue, "links": links, "durations": durations, "expires_at": expires_at}
+        return cls.model_validate(asdict(job) | ours)
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float | None:
@@ -224,6 +233,14 @@ class FileObject(_Answer):
             sha256=record.sha256,
             created_at=record.created_at,
         )
+
+
+class FilePage(_Answer):
+    """Uploads, newest first."""
+
+    data: list[FileObject]
+    has_more: bool
+    next_cursor: str | None
 
 
 class MethodObject(_Answer):

@@ -23,7 +23,7 @@ from client.local import EmbeddedStack
 from client.output import complain, console, note, print_json, print_json_line, say
 from client.sdk import DEFAULT_URL, NeuroPruneClient
 from client.spec_file import read_spec
-from client.standing import sentences, standing
+from client.standing import moment, sentences, standing
 from client.tables import print_blocks, print_table
 from core.errors import InvalidInputError, NeuroPruneError, shown
 from core.version import VERSION
@@ -37,6 +37,7 @@ app = typer.Typer(
 
 Url = Annotated[str, typer.Option("--url", envvar="NEUROPRUNE_URL", help="Where the service is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Cursor = Annotated[str | None, typer.Option(help="Where to go on; each page names that of the next one.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, job_…")]
 StateDir = Annotated[Path, typer.Option(help="Where the service keeps everything.")]
 
@@ -190,7 +191,7 @@ def upload(
 def jobs(
     status: Annotated[str | None, typer.Option(help="Only those in this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="As many at most.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Where to go on; each page names that of the next one.")] = None,
+    cursor: Cursor = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -200,10 +201,42 @@ def jobs(
     if as_json:
         print_json(page)
         return
-    rows = [[job["id"], job["name"] or "", standing(job), _moment(job["created_at"])] for job in page["data"]]
+    rows = [[job["id"], job["name"] or "", standing(job), moment(job["created_at"])] for job in page["data"]]
     print_table(console, ["job", "name", "status", "created (UTC)"], rows, breakable=["name"])
-    if page["has_more"]:
-        note(f"There are more; for the next page repeat this with --cursor {page['next_cursor']}")
+    _note_next_page(page)
+
+
+@app.command()
+def files(
+    purpose: Annotated[Literal["model", "dataset"] | None, typer.Option(help="Only those for this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="As many at most.")] = 20,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List uploads, newest first."""
+    with NeuroPruneClient(url) as client:
+        page = client.files(limit=limit, cursor=cursor, purpose=purpose)
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        [file["id"], file["filename"], file["purpose"], f"{file['bytes'] / 1e6:.2f} MB", moment(file["created_at"])]
+        for file in page["data"]
+    ]
+    print_table(console, ["file", "name", "purpose", "size", "created (UTC)"], rows, breakable=["name"])
+    _note_next_page(page)
+
+
+@app.command()
+def delete(
+    item: Annotated[str, typer.Argument(metavar="ID", help="The id of a job that has ended, or of an upload.")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Delete a job with its history and its bundle, or an upload; nothing brings them back."""
+    with NeuroPruneClient(url) as client:
+        client.delete_file(item) if item.startswith("file_") else client.delete_job(item)
+    say(f"{item} is deleted.")
 
 
 @app.command()
@@ -291,8 +324,9 @@ def _culprit(error: UnicodeEncodeError) -> str:
     return shown(error.object[error.start : error.end])
 
 
-def _moment(timestamp: str) -> str:
-    return timestamp[:19].replace("T", " ")
+def _note_next_page(page: Json) -> None:
+    if page["has_more"]:
+        note(f"There are more; for the next page repeat this with --cursor {page['next_cursor']}")
 
 
 def _first_request(url: str) -> str:

@@ -42,7 +42,10 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROBLEM = "application/problem+json"
 _GATEWAY_ERRORS = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 """What a proxy answers while the service behind it is away."""
+_ID = re.compile(r"\w+", re.ASCII)
+"""Of what is none, a path to something else could come."""
 _EXAMPLE_ID = "job_01a20ada1ce073f39a8afeb4637ec46f"
+_EXAMPLE_FILE_ID = "file_32487e9412d67dcfacc0e6392135584c"
 
 
 class ApiError(NeuroPruneError):
@@ -141,9 +144,7 @@ class NeuroPruneClient:
 
     def jobs(self, *, limit: int = 20, cursor: str | None = None, status: str | None = None) -> Json:
         """One page of jobs, newest first: `data`, `has_more`, `next_cursor`."""
-        parameters = {"limit": limit, "cursor": cursor, "status": status}
-        given = {name: value for name, value in parameters.items() if value is not None}
-        return self._json(answers.is_list_of(answers.is_job), "GET", "/v1/jobs", params=given)
+        return self._page("/v1/jobs", answers.is_job, limit=limit, cursor=cursor, status=status)
 
     def cancel(self, job_id: str) -> Json:
         """Ask for a job's end.
@@ -176,6 +177,14 @@ class NeuroPruneClient:
             ApiError: it has not ended, or it has succeeded.
         """
         return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/retry")
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that has ended, with its history and its bundle, for good.
+
+        Raises:
+            ApiError: it has not ended.
+        """
+        self._delete(_path_of(job_id))
 
     def attempts(self, job_id: str) -> list[Json]:
         """Who worked at a job, when, and how each attempt ended."""
@@ -223,6 +232,20 @@ class NeuroPruneClient:
             files = {"file": (path.name, source, "application/octet-stream")}
             form = {"purpose": purpose}
             return self._json(answers.is_file, "POST", "/v1/files", data=form, files=files, timeout=_UPLOAD_TIMEOUT)
+
+    def files(self, *, limit: int = 20, cursor: str | None = None, purpose: str | None = None) -> Json:
+        """One page of uploads, newest first: `data`, `has_more`, `next_cursor`."""
+        return self._page("/v1/files", answers.is_file, limit=limit, cursor=cursor, purpose=purpose)
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete an upload for good; jobs that have ended and name it cannot be tried again.
+
+        Raises:
+            ApiError: a job that has not ended reads it.
+        """
+        if not _ID.fullmatch(file_id):
+            raise InvalidInputError(f"{shown(file_id)} is no file's id; one looks like {_EXAMPLE_FILE_ID}.")
+        self._delete(f"/v1/files/{file_id}")
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a finished job's bundle: name, bytes, sha256, media_type, url."""
@@ -305,15 +328,26 @@ class NeuroPruneClient:
 
     def _json(self, is_right: answers.Check, method: str, path: str, **request: Any) -> Json:
         """What the service answers; `is_right` tells whether such a service could have."""
+        answer = answers.parsed(self._ask(method, path, **request))
+        if is_right(answer):
+            return answer
+        raise self._no_service()
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
         except httpx.TransportError as error:
             raise self._away(error) from error
         self._raise_for_refusal(response)
-        answer = answers.parsed(response)
-        if is_right(answer):
-            return answer
-        raise self._no_service()
+        return response
+
+    def _delete(self, path: str) -> None:
+        if self._ask("DELETE", path).status_code != HTTPStatus.NO_CONTENT:
+            raise self._no_service()
+
+    def _page(self, path: str, is_right: answers.Check, **parameters: int | str | None) -> Json:
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return self._json(answers.is_list_of(is_right), "GET", path, params=given)
 
     def _list(self, path: str, is_right: answers.Check) -> list[Json]:
         found: list[Json] = self._json(answers.is_list_of(is_right), "GET", path)["data"]
@@ -374,6 +408,6 @@ def _path_of(job_id: str) -> str:
     Raises:
         InvalidInputError: it is no id, and would make the path of something else.
     """
-    if not re.fullmatch(r"\w+", job_id, re.ASCII):
+    if not _ID.fullmatch(job_id):
         raise InvalidInputError(f"{shown(job_id)} is no job's id; one looks like {_EXAMPLE_ID}.")
     return f"/v1/jobs/{job_id}"

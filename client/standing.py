@@ -21,6 +21,13 @@ def sentences(job: Json) -> Iterator[str]:
     if job["progress"] and job["status"] == Status.RUNNING:
         yield _progress(job["progress"])
     yield from (f"warning: {warning}" for warning in job["warnings"])
+    if job.get("expires_at"):  # which an older service does not say
+        yield f"It is kept until {moment(job['expires_at'])} (UTC)."
+
+
+def moment(timestamp: str) -> str:
+    """A time as a person reads it."""
+    return timestamp[:19].replace("T", " ")
 
 
 def _progress(progress: Json) -> str:

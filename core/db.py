@@ -143,12 +143,14 @@ job_events = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
 )
 
+# Attempts outlive their job: what only ever grows is counted from them.
 job_attempts = sa.Table(
     "job_attempts",
     metadata,
-    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("job_id", sa.String(40), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("worker", sa.String(200), nullable=False),
+    sa.Column("queued_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime, nullable=False),
     sa.Column("ended_at", UtcDateTime),
     sa.Column("outcome", sa.String(16)),
@@ -165,6 +167,22 @@ files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("key", sa.String(300), nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "created_at", "id"),
+)
+
+# A job goes on naming an upload that is deleted once the job has ended.
+job_files = sa.Table(
+    "job_files",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("file_id", sa.String(40), primary_key=True),
+    sa.Index(None, "file_id"),
+)
+
+deletions = sa.Table(
+    "deletions",
+    metadata,
+    sa.Column("prefix", sa.String(300), primary_key=True),
 )
 
 artifacts = sa.Table(

@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         ge=0,
         description="How long a job that ended without a bundle can be tried again from its checkpoints.",
     )
+    retention_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="How long ended jobs are kept with their bundles, and uploads that no job names; None: until "
+        "they are deleted.",
+    )
     shutdown_grace_seconds: float = Field(
         60.0, ge=0, description="How long a job's process may take to write a checkpoint when its worker stops."
     )

@@ -17,12 +17,12 @@ from celery.signals import worker_ready, worker_shutdown
 
 from core.db import create_engine
 from core.dispatch import QUEUE, Dispatcher
-from core.errors import NotFoundError
+from core.errors import NotFoundError, StorageError
+from core.jobs.keys import CHECKPOINTS, checkpoints_of
 from core.jobs.state import ACTIVE, TERMINAL
 from core.jobs.store import JobStore
 from core.settings import Settings, get_settings
 from core.storage import Storage
-from worker.supervisor import CHECKPOINTS, checkpoint_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,13 @@ class Reaper:
         self._send_again()
 
     def sweep(self) -> None:
-        """Remove what ended jobs and vanished workers left."""
+        """Remove what ended jobs and vanished workers left, and what was deleted or is too old."""
         self._sweep_folders()
         self._sweep_checkpoints()
+        if self._settings.retention_seconds is not None:
+            for old in self._store.delete_old(self._settings.retention_seconds):
+                logger.info("%s was kept for long enough and is deleted", old)
+        self._sweep_deleted()
 
     def _send_again(self) -> None:
         waiting = self._store.undispatched(self._settings.redispatch_seconds)
@@ -102,7 +106,18 @@ class Reaper:
         """
         for job_id in self._storage.names(CHECKPOINTS):
             if self._is_stray(job_id):
-                self._storage.delete_prefix(checkpoint_prefix(job_id))
+                self._storage.delete_prefix(checkpoints_of(job_id))
+
+    def _sweep_deleted(self) -> None:
+        for prefix in self._store.deletions():
+            try:
+                self._storage.delete_prefix(prefix)
+            except StorageError as error:  # the next time again; it must not keep the others
+                logger.warning("%s is deleted, but still stored: %s", prefix, error)
+            else:
+                self._store.forget_deletion(prefix)
+            if self._stopping.is_set():
+                return
 
     def _is_stray(self, job_id: str) -> bool:
         with suppress(NotFoundError):

@@ -20,6 +20,7 @@ from structlog.contextvars import bound_contextvars
 
 from core.dispatch import Dispatcher
 from core.errors import IllegalTransitionError, LeaseLostError, StorageError
+from core.jobs.keys import artifact_prefix, checkpoints_of
 from core.jobs.records import Cancelled, Lease
 from core.jobs.spec import JobSpec
 from core.jobs.state import Status
@@ -32,7 +33,6 @@ from worker.child import Child
 from worker.quota import DiskQuota
 
 RUNNER = (sys.executable, "-m", "worker.runner")
-CHECKPOINTS = "checkpoints"
 """Below it, all jobs' checkpoints lie in the store."""
 
 _TICK_SECONDS = 0.2
@@ -146,7 +146,7 @@ class Supervisor:
             files={i: Upload(key=f.key, filename=f.filename, sha256=f.sha256) for i, f in files.items()},
             storage_url=self._settings.storage_url,
             artifact_prefix=artifact_prefix(lease.job_id, lease.attempt),
-            checkpoint_prefix=f"{checkpoint_prefix(lease.job_id)}/{lease.attempt}",
+            checkpoint_prefix=f"{checkpoints_of(lease.job_id)}/{lease.attempt}",
             checkpoints=self._store.checkpoints(lease.job_id),
         )
 
@@ -320,16 +320,6 @@ class Heartbeat:
             if now - self._renewed_at > self._lease_seconds:
                 raise LeaseLostError("The lease ran out while the database did not answer.") from error
         return self._status
-
-
-def artifact_prefix(job_id: str, attempt: int) -> str:
-    """Where an attempt's files go; they become visible only with the job's success."""
-    return f"artifacts/{job_id}/{attempt}"
-
-
-def checkpoint_prefix(job_id: str) -> str:
-    """Where all checkpoints of a job lie, by attempt."""
-    return f"{CHECKPOINTS}/{job_id}"
 
 
 def child_environment(environment: Mapping[str, str], settings: Settings) -> dict[str, str]:

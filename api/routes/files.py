@@ -1,4 +1,4 @@
-"""Uploads: models and datasets that jobs refer to by id."""
+"""Uploads: models and datasets that jobs refer to by id; list, delete."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Annotated
+from urllib.parse import urlencode
 
 import structlog
-from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
+from fastapi import APIRouter, File, Form, HTTPException, Query, Response, UploadFile
 
 from api.deps import FileId, Provided, Services, Store
 from api.errors import problems
-from api.schemas import FileObject
+from api.schemas import FileObject, FilePage
 from core.errors import InvalidInputError, StorageError, StorageFullError
 from core.jobs.ids import new_file_id
+from core.jobs.keys import upload_key
 from core.jobs.records import FileRecord, Purpose
 from core.resources import is_out_of_space
 from core.settings import Settings
@@ -58,10 +60,39 @@ def upload_file(
     return FileObject.of(record)
 
 
+@router.get("", response_model=FilePage, responses=problems(422, 503))
+def list_files(
+    store: Store,
+    response: Response,
+    limit: Annotated[int, Query(ge=1, le=100, description="Files on the page.")] = 20,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[0-9]{16}_file_[0-9a-f]{32}$", description="`next_cursor` of a page.")
+    ] = None,
+    purpose: Annotated[Purpose | None, Query(description="Only files for this purpose.")] = None,
+) -> FilePage:
+    """Uploads, newest first."""
+    found, next_cursor = store.file_page(limit, cursor, purpose)
+    if next_cursor is not None:
+        query = {"limit": limit, "cursor": next_cursor} | ({"purpose": purpose} if purpose else {})
+        response.headers["Link"] = f'</v1/files?{urlencode(query)}>; rel="next"'
+    return FilePage(
+        data=[FileObject.of(record) for record in found], has_more=next_cursor is not None, next_cursor=next_cursor
+    )
+
+
 @router.get("/{file_id}", response_model=FileObject, responses=problems(404, 422, 503))
 def get_file(file_id: FileId, store: Store) -> FileObject:
     """What is known about an upload."""
     return FileObject.of(store.get_file(file_id))
+
+
+@router.delete("/{file_id}", status_code=204, responses=problems(404, 409, 422, 503))
+def delete_file(file_id: FileId, store: Store) -> None:
+    """Delete an upload that no job will read; ended jobs that name it cannot be tried again.
+
+    It is gone from here at once, and its bytes as soon as a worker has removed them.
+    """
+    store.delete_file(file_id)
 
 
 def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecord:
@@ -69,7 +100,7 @@ def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecor
     filename = _plain_name(file.filename or "")
     suffix = suffix_of(filename, purpose)
     file_id = new_file_id()
-    key = f"uploads/{file_id}{suffix}"
+    key = upload_key(file_id, suffix)
     stored = services.storage.put(key, file.file)
     try:
         _check(services.storage, key, purpose, services.settings)

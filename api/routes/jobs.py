@@ -1,10 +1,10 @@
-"""Jobs: submit, look up, list; cancel, pause, resume, retry; their attempts."""
+"""Jobs: submit, look up, list; cancel, pause, resume, retry, delete; their attempts."""
 
 import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from api.conditional import is_named
-from api.deps import JobDispatcher, JobId, Provided, Store
+from api.deps import JobDispatcher, JobId, Provided, Services, Store
 from api.errors import problems
 from api.schemas import AttemptList, AttemptObject, JobObject, JobPage, JobQueue, JobRequest
 from core.jobs.records import Job
@@ -84,23 +84,23 @@ def create_job(
         background.add_task(_dispatch, services.dispatcher, store, job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = "1"
-    return _present(store, [job])[0]
+    return _present(services, [job])[0]
 
 
 @router.get("", response_model=JobPage, responses=problems(422, 503))
 def list_jobs(
-    store: Store,
+    services: Provided,
     response: Response,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on the page.")] = 20,
     cursor: Annotated[str | None, Query(pattern=r"^job_[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
     status: Annotated[Status | None, Query(description="Only jobs in this status.")] = None,
 ) -> JobPage:
     """Jobs, newest first."""
-    found, next_cursor = store.page(limit, cursor, status)
+    found, next_cursor = services.store.page(limit, cursor, status)
     if next_cursor is not None:
         query = {"limit": limit, "cursor": next_cursor} | ({"status": status} if status else {})
         response.headers["Link"] = f'</v1/jobs?{urlencode(query)}>; rel="next"'
-    return JobPage(data=_present(store, found), has_more=next_cursor is not None, next_cursor=next_cursor)
+    return JobPage(data=_present(services, found), has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
 @router.get(
@@ -111,7 +111,7 @@ def list_jobs(
 async def get_job(
     job_id: JobId,
     request: Request,
-    store: Store,
+    services: Provided,
     if_none_match: Annotated[str | None, Header()] = None,
     prefer: Annotated[
         str | None, Header(description="`wait=N`: answer when the job changed (If-None-Match) or ended; N ≤ 60 s.")
@@ -121,8 +121,8 @@ async def get_job(
     wait = _wait_seconds(prefer)
     deadline = time.monotonic() + (wait or 0)
     while True:
-        job = await run_in_threadpool(store.get, job_id)
-        [shown] = await run_in_threadpool(_present, store, [job])
+        job = await run_in_threadpool(services.store.get, job_id)
+        [shown] = await run_in_threadpool(_present, services, [job])
         body = shown.model_dump_json()
         etag = f'W/"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
         unchanged = is_named(etag, if_none_match)
@@ -142,12 +142,12 @@ async def get_job(
     responses=problems(404, 409, 422, 503)
     | {202: {"model": JobObject, "description": "A worker was asked to stop it."}},
 )
-def cancel_job(job_id: JobId, store: Store, response: Response) -> JobObject:
+def cancel_job(job_id: JobId, services: Provided, response: Response) -> JobObject:
     """Cancel a job: a queued one at once (200), a running one as soon as its worker has stopped it (202)."""
-    job = store.request_cancel(job_id)
+    job = services.store.request_cancel(job_id)
     if job.status is Status.CANCELLING:
         response.status_code = 202
-    return _present(store, [job])[0]
+    return _present(services, [job])[0]
 
 
 @router.post(
@@ -156,12 +156,12 @@ def cancel_job(job_id: JobId, store: Store, response: Response) -> JobObject:
     responses=problems(404, 409, 422, 503)
     | {202: {"model": JobObject, "description": "Its worker was asked to stop it at a checkpoint."}},
 )
-def pause_job(job_id: JobId, store: Store, response: Response) -> JobObject:
+def pause_job(job_id: JobId, services: Provided, response: Response) -> JobObject:
     """Hold a job back: a queued one at once (200), a running one when its state is stored (202)."""
-    job = store.request_pause(job_id)
+    job = services.store.request_pause(job_id)
     if job.status is Status.PAUSING:
         response.status_code = 202
-    return _present(store, [job])[0]
+    return _present(services, [job])[0]
 
 
 @router.post("/{job_id}/resume", response_model=JobObject, responses=problems(404, 409, 422, 503))
@@ -169,7 +169,7 @@ def resume_job(job_id: JobId, services: Provided, background: BackgroundTasks) -
     """Queue a paused job again; it goes on from where it was."""
     job = services.store.resume(job_id)
     background.add_task(_dispatch, services.dispatcher, services.store, job_id)
-    return _present(services.store, [job])[0]
+    return _present(services, [job])[0]
 
 
 @router.post("/{job_id}/retry", response_model=JobObject, responses=problems(404, 409, 422, 503))
@@ -177,7 +177,16 @@ def retry_job(job_id: JobId, services: Provided, background: BackgroundTasks) ->
     """Queue a failed, cancelled or expired job again; it goes on from its last checkpoint while that is kept."""
     job = services.store.retry(job_id)
     background.add_task(_dispatch, services.dispatcher, services.store, job_id)
-    return _present(services.store, [job])[0]
+    return _present(services, [job])[0]
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(404, 409, 422, 503))
+def delete_job(job_id: JobId, store: Store) -> None:
+    """Delete a job that has ended, with its history and its bundle.
+
+    It is gone from here at once, and its bytes as soon as a worker has removed them.
+    """
+    store.delete_job(job_id)
 
 
 @router.get("/{job_id}/attempts", response_model=AttemptList, responses=problems(404, 422, 503))
@@ -191,18 +200,16 @@ def _dispatch(dispatcher: JobDispatcher, store: JobStore, job_id: str) -> None:
         store.mark_dispatched(job_id)
 
 
-def _present(store: JobStore, found: Iterable[Job]) -> list[JobObject]:
-    found = list(found)
+def _present(services: Services, found: Sequence[Job]) -> list[JobObject]:
+    store = services.store
     waiting = [job.id for job in found if job.status is Status.QUEUED]
     places = store.queue_positions(waiting) if waiting else {}
     reason = ""
     if places:
         awake = store.live_workers(WORKER_SILENT_SECONDS)
         reason = "Waits for a free worker." if awake else "No worker is running."
-    return [
-        JobObject.of(job, JobQueue(position=places[job.id], reason=reason) if job.id in places else None)
-        for job in found
-    ]
+    queues = {job_id: JobQueue(position=place, reason=reason) for job_id, place in places.items()}
+    return [JobObject.of(job, queues.get(job.id), services.settings.retention_seconds) for job in found]
 
 
 def _wait_seconds(prefer: str | None) -> int | None:

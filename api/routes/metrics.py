@@ -67,7 +67,7 @@ class _Counted(Collector):
         yield CounterMetricFamily("neuroprune_attempts", "Starts of jobs.", value=known.attempts)
         yield SummaryMetricFamily(
             "neuroprune_job_wait_seconds",
-            "From submission to the first start.",
+            "From when a job was queued to its first start.",
             count_value=known.waited.count,
             sum_value=known.waited.seconds,
         )

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, RowMapping
 
-from core.db import artifacts, job_attempts, jobs, utcnow, writer
+from core.db import artifacts, deletions, job_attempts, jobs, utcnow, writer
 from core.errors import IllegalTransitionError, LeaseLostError
+from core.jobs import deletion
 from core.jobs.records import AttemptOutcome, Cancelled, JobFailure, Lease, Progress
 from core.jobs.state import ACTIVE, TERMINAL, Status
 from core.jobs.transitions import note, transition
@@ -46,7 +47,13 @@ class LeaseStore:
             row = transition(connection, job_id, Status.STARTING, reason="claimed by a worker", values=values)
             if row is None:
                 return None
-            attempt = {"job_id": job_id, "number": row["attempt"], "worker": owner, "started_at": utcnow()}
+            attempt = {
+                "job_id": job_id,
+                "number": row["attempt"],
+                "worker": owner,
+                "queued_at": row["queued_at"],
+                "started_at": utcnow(),
+            }
             connection.execute(sa.insert(job_attempts).values(attempt))
             return Lease(job_id, row["attempt"], owner)
 
@@ -196,6 +203,21 @@ class LeaseStore:
         statement = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sorted(TERMINAL)))
         with self._writer.begin() as connection:
             return connection.execute(statement.values(checkpoints=None)).rowcount == 1
+
+    def delete_old(self, older_than_seconds: float) -> list[str]:
+        """Delete jobs that ended longer ago than this, and older uploads that no job names any more; their ids."""
+        with self._writer.begin() as connection:
+            return deletion.delete_old(connection, older_than_seconds)
+
+    def deletions(self) -> list[str]:
+        """What has to go from the artifact store, as prefixes of its keys."""
+        with self._engine.begin() as connection:
+            return list(connection.scalars(sa.select(deletions.c.prefix).order_by(deletions.c.prefix)))
+
+    def forget_deletion(self, prefix: str) -> None:
+        """It has gone."""
+        with self._writer.begin() as connection:
+            connection.execute(sa.delete(deletions).where(deletions.c.prefix == prefix))
 
     def undispatched(self, older_than_seconds: float) -> list[str]:
         """Queued jobs that were never sent to the broker, or so long ago that the message may be lost; oldest first."""

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from core.errors import ErrorCode
+from core.jobs.keys import artifact_prefix
 from core.jobs.state import Status
 
 EventType = Literal["status", "phase", "progress", "warning", "checkpoint"]
 Purpose = Literal["model", "dataset"]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 AttemptOutcome = Literal["succeeded", "failed", "cancelled", "paused", "handed_back", "lost"]
 """How an attempt ended: as its job, or the job goes on without it. Only those that were lost count."""
 
@@ -135,6 +138,18 @@ class FileRecord:
     key: str
     created_at: datetime
 
+    @property
+    def cursor(self) -> str:
+        """Its place among all files by age."""
+        microseconds = (self.created_at - _EPOCH) // timedelta(microseconds=1)
+        return f"{microseconds:016d}_{self.id}"
+
+    @staticmethod
+    def place_of(cursor: str) -> tuple[datetime, str]:
+        """The moment and the id that a cursor names."""
+        microseconds, _, file_id = cursor.partition("_")
+        return _EPOCH + timedelta(microseconds=int(microseconds)), file_id
+
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRecord:
@@ -150,7 +165,7 @@ class ArtifactRecord:
     @property
     def key(self) -> str:
         """Where `core.storage` keeps it."""
-        return f"artifacts/{self.job_id}/{self.attempt}/{self.name}"
+        return f"{artifact_prefix(self.job_id, self.attempt)}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """How the service does, counted in the database when somebody asks: nothing is kept between two questions.
 
-What only ever grows is counted from the attempts: a job that is tried again forgets how it ended, they do not.
+What only ever grows is counted from the attempts: a job that is tried again forgets how it ended, and one that is
+deleted everything; they stay.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class Statistics:
         attempts: starts of jobs, of all jobs together.
         oldest_queued_seconds: how long the job is in the queue that is there longest; 0 where none is.
         shortest_lease_seconds: what is left of the lease that ends first, negative once it is over; None without one.
-        waited: from submission to the first start, of the jobs that were started.
+        waited: from when it was queued to its first start, of all jobs that were started.
         ran: from start to end, by outcome, of the attempts that have ended.
         worker_silence_seconds: time since each known worker last showed itself.
     """
@@ -59,8 +60,8 @@ def count(connection: Connection) -> Statistics:
     failures = sa.select(code, sa.func.count()).where(job_attempts.c.outcome == "failed").group_by(code)
     age = sa.func.max(seconds_between(jobs.c.queued_at, utcnow()))
     lease = sa.func.min(seconds_between(utcnow(), jobs.c.lease_expires_at))
-    wait = sa.func.sum(seconds_between(jobs.c.created_at, job_attempts.c.started_at))
-    waits = sa.select(sa.func.count(), wait).join_from(jobs, job_attempts).where(job_attempts.c.number == 1)
+    wait = sa.func.sum(seconds_between(job_attempts.c.queued_at, job_attempts.c.started_at))
+    waits = sa.select(sa.func.count(), wait).where(job_attempts.c.number == 1)
     run = sa.func.sum(seconds_between(job_attempts.c.started_at, job_attempts.c.ended_at))
     ended = sa.select(job_attempts.c.outcome, sa.func.count(), run).where(job_attempts.c.ended_at.is_not(None))
     silence = sa.select(workers.c.name, seconds_between(workers.c.seen_at, utcnow()))
@@ -73,7 +74,7 @@ def count(connection: Connection) -> Statistics:
     return Statistics(
         jobs={status: by_status.get(status, 0) for status in Status},
         failures=_pairs(connection, failures) | {_LOST: lost},
-        attempts=connection.scalar(sa.select(sa.func.sum(jobs.c.attempt))) or 0,
+        attempts=connection.scalar(sa.select(sa.func.count()).select_from(job_attempts)) or 0,
         oldest_queued_seconds=_seconds(connection, sa.select(age).where(jobs.c.status == Status.QUEUED)) or 0.0,
         shortest_lease_seconds=_seconds(connection, sa.select(lease).where(jobs.c.status.in_(sorted(ACTIVE)))),
         waited=Durations(waited[0], float(waited[1] or 0)),

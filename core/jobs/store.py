@@ -2,18 +2,19 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from core.db import artifacts, files, is_migrated, job_attempts, job_events, jobs, utcnow, workers
+from core.db import artifacts, files, is_migrated, job_attempts, job_events, job_files, jobs, utcnow, workers
 from core.errors import ConflictError, InvalidInputError, NotFoundError
-from core.jobs import statistics
+from core.jobs import deletion, statistics
 from core.jobs.defaults import resolve
 from core.jobs.ids import new_job_id
 from core.jobs.leases import LeaseStore
-from core.jobs.records import ArtifactRecord, Attempt, Event, FileRecord, Job, WorkerRecord
+from core.jobs.records import ArtifactRecord, Attempt, Event, FileRecord, Job, Purpose, WorkerRecord
 from core.jobs.spec import JobSpec
 from core.jobs.state import RETRYABLE, TERMINAL, TRANSITIONS, Status
 from core.jobs.statistics import Statistics
@@ -75,6 +76,9 @@ class JobStore(LeaseStore):
                 request_sha256=request,
             )
             row = connection.execute(statement.returning(*jobs.c)).mappings().one()
+            named = [{"job_id": row["id"], "file_id": file_id} for file_id in set(spec.file_ids().values())]
+            if named:
+                connection.execute(sa.insert(job_files), named)
             append_event(connection, row, "status", {"status": Status.QUEUED, "attempt": 0, "reason": "accepted"})
             return Job.of(row), False
 
@@ -173,7 +177,7 @@ class JobStore(LeaseStore):
 
         Raises:
             NotFoundError: no such job.
-            ConflictError: it has not ended, or it has succeeded.
+            ConflictError: it has not ended, or it has succeeded, or an upload that it reads was deleted.
         """
         return self._queue_again(job_id, RETRYABLE, "tried again", "tried again on request", {"losses": 0})
 
@@ -185,6 +189,9 @@ class JobStore(LeaseStore):
             if job.status not in allowed:
                 wanted = ", ".join(sorted(allowed))
                 raise ConflictError(f"{job_id} is {job.status}; only a job that is {wanted} can be {participle}.")
+            named = set(connection.scalars(sa.select(job_files.c.file_id).where(job_files.c.job_id == job_id)))
+            if deleted := sorted(named - set(deletion.lock_files(connection, named))):
+                raise ConflictError(f"{job_id} cannot be {participle}: it reads {', '.join(deleted)}, deleted since.")
             transition(connection, job_id, Status.QUEUED, reason=reason, values=values)
             return _get(connection, job_id)
 
@@ -194,11 +201,21 @@ class JobStore(LeaseStore):
         Raises:
             NotFoundError: no such job.
         """
-        columns = [column for column in job_attempts.c if column.name != "job_id"]
+        columns = [job_attempts.c[field.name] for field in fields(Attempt)]
         statement = sa.select(*columns).where(job_attempts.c.job_id == job_id).order_by(job_attempts.c.number)
         with self._engine.begin() as connection:
             _get(connection, job_id)
             return [Attempt(**row) for row in connection.execute(statement).mappings()]
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that has ended, with its history and its bundle.
+
+        Raises:
+            NotFoundError: no such job.
+            ConflictError: it has not ended.
+        """
+        with self._writer.begin() as connection:
+            deletion.delete_job(connection, job_id)
 
     # ---- files and artifacts ---------------------------------------------------------------------------------------
 
@@ -219,6 +236,30 @@ class JobStore(LeaseStore):
         if row is None:
             raise NotFoundError(f"There is no file {file_id!r}.")
         return FileRecord(**row)
+
+    def file_page(self, limit: int, cursor: str | None, purpose: Purpose | None) -> tuple[list[FileRecord], str | None]:
+        """Uploads, newest first, after the cursor; and the cursor of the next page, None on the last."""
+        statement = sa.select(files).order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit + 1)
+        if cursor is not None:
+            # The moment is in the cursor, as the file that it names may be deleted by now.
+            moment, file_id = FileRecord.place_of(cursor)
+            later_id = (files.c.created_at == moment) & (files.c.id < file_id)
+            statement = statement.where((files.c.created_at < moment) | later_id)
+        if purpose is not None:
+            statement = statement.where(files.c.purpose == purpose)
+        with self._engine.begin() as connection:
+            found = [FileRecord(**row) for row in connection.execute(statement).mappings()]
+        return found[:limit], found[limit - 1].cursor if len(found) > limit else None
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete an upload that no job will read; those that have ended and name it cannot be tried again.
+
+        Raises:
+            NotFoundError: no such file.
+            ConflictError: a job that has not ended reads it.
+        """
+        with self._writer.begin() as connection:
+            deletion.delete_file(connection, file_id)
 
     def artifacts(self, job_id: str) -> list[ArtifactRecord]:
         """The files of the job's bundle by name; none unless it has succeeded.
@@ -283,8 +324,10 @@ def _earlier(connection: Connection, idempotency_key: str) -> Any:
 
 
 def _require_files(connection: Connection, spec: JobSpec) -> None:
-    for pointer, file_id in spec.file_ids().items():
-        purpose = connection.execute(sa.select(files.c.purpose).where(files.c.id == file_id)).scalar_one_or_none()
+    named = spec.file_ids()
+    purposes = deletion.lock_files(connection, set(named.values()))
+    for pointer, file_id in named.items():
+        purpose = purposes.get(file_id)
         if purpose is None:
             raise InvalidInputError(
                 f"There is no file {file_id!r}; upload it with POST /v1/files and use the id it answers.", param=pointer

@@ -194,6 +194,51 @@ def test_several_files_at_once_are_refused(service):
     assert_problem(answer, 400, "bad_request")
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize("file_id", ["file_" + "0" * 32, "x", "%00"])
-def test_unknown_files_are_not_found(service, file_id):
-    assert_problem(service.http.get(f"/v1/files/{file_id}"), 404, "not_found")
+def test_unknown_files_are_not_found(service, method, file_id):
+    assert_problem(service.http.request(method, f"/v1/files/{file_id}"), 404, "not_found")
+
+
+def test_pages_follow_the_link(service):
+    made = [upload(service, f"{number}.csv", b"text\none\n").json() for number in range(3)]
+    first = service.http.get("/v1/files?limit=2&purpose=dataset")
+    page = first.json()
+    assert (page["data"], page["has_more"]) == ([made[2], made[1]], True)
+    second = service.http.get(first.links["next"]["url"]).json()
+    assert (second["data"], second["has_more"], second["next_cursor"]) == ([made[0]], False, None)
+    assert page["next_cursor"] in first.links["next"]["url"]
+    assert service.http.get("/v1/files?purpose=model").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("cursor=job_1", "cursor"),
+        (f"cursor=0_file_{'0' * 32}", "cursor"),
+        ("purpose=both", "purpose"),
+    ],
+)
+def test_bad_list_parameters_are_named(service, query, parameter):
+    assert_problem(service.http.get(f"/v1/files?{query}"), 422, "invalid_input", parameter)
+
+
+def test_the_last_cursor_that_there_can_be_names_an_end(service):
+    upload(service, "t.csv", b"text\none\n")
+    for digit, found in (("9", 1), ("0", 0)):
+        assert len(service.http.get(f"/v1/files?cursor={digit * 16}_file_{'0' * 32}").json()["data"]) == found
+
+
+def test_a_file_is_deleted_unless_a_job_will_read_it(service):
+    file = upload(service, "t.csv", b"text\none\n").json()
+    path = f"/v1/files/{file['id']}"
+    job = service.http.post("/v1/jobs", json=upload_spec(file["id"]).model_dump(mode="json")).json()
+    assert job["id"] in assert_problem(service.http.delete(path), 409, "conflict")["detail"]
+    service.http.post(job["links"]["cancel"])
+    answer = service.http.delete(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert_problem(service.http.get(path), 404, "not_found")
+    assert service.http.get("/v1/files").json()["data"] == []
+    assert file["id"] in assert_problem(service.http.post(job["links"]["retry"]), 409, "conflict")["detail"]

@@ -284,6 +284,32 @@ def test_a_queued_job_is_not_queued_again(service, action):
     assert "is queued" in problem["detail"]
 
 
+def test_a_job_is_deleted_once_it_has_ended(service):
+    job = submit(service)
+    path = job["links"]["self"]
+    assert "is queued; cancel it" in assert_problem(service.http.delete(path), 409, "conflict")["detail"]
+    service.succeed(job["id"], {"report.json": b"{}"})
+    answer = service.http.delete(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    for link in ("self", "artifacts", "events", "attempts"):
+        assert_problem(service.http.get(job["links"][link]), 404, "not_found")
+    assert_problem(service.http.get(f"{path}/artifacts/report.json"), 404, "not_found")
+    assert service.http.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_job_tells_when_it_will_be_deleted(service, monkeypatch):
+    job_id = submit(service)["id"]
+    limited = service.settings.model_copy(update={"retention_seconds": 3600.0})
+    monkeypatch.setattr("api.deps.Services.settings", limited)
+    assert service.http.get(f"/v1/jobs/{job_id}").json()["expires_at"] is None
+    service.succeed(job_id, {})
+    job = service.http.get(f"/v1/jobs/{job_id}").json()
+    kept = datetime.fromisoformat(job["expires_at"]) - datetime.fromisoformat(job["finished_at"])
+    assert kept.total_seconds() == 3600
+    monkeypatch.undo()
+    assert service.http.get(f"/v1/jobs/{job_id}").json()["expires_at"] is None
+
+
 def test_attempts_tell_whose_they_were_and_how_they_ended(service):
     job_id = submit(service)["id"]
     service.store.hand_back(service.store.claim(job_id, "first"), "its worker was shut down")
@@ -302,6 +328,7 @@ def test_attempts_tell_whose_they_were_and_how_they_ended(service):
     ("method", "below"),
     [
         ("GET", ""),
+        ("DELETE", ""),
         ("POST", "/cancel"),
         ("POST", "/pause"),
         ("POST", "/resume"),

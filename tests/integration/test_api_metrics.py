@@ -44,8 +44,7 @@ def test_figures_follow_the_jobs(service, scrape, engine):
     store.worker_seen("w", ["cpu"])
     with engine.begin() as connection:
         connection.execute(sa.update(jobs).where(jobs.c.id == ids[4]).values(queued_at=utcnow(-90)))
-        connection.execute(sa.update(jobs).where(jobs.c.id == ids[0]).values(created_at=utcnow(-60)))
-        long_run = {"started_at": utcnow(-50), "ended_at": utcnow(-20)}
+        long_run = {"queued_at": utcnow(-60), "started_at": utcnow(-50), "ended_at": utcnow(-20)}
         connection.execute(sa.update(job_attempts).where(job_attempts.c.job_id == ids[0]).values(**long_run))
     figures = scrape()
     wanted = {"queued": 1, "starting": 1, "succeeded": 1, "failed": 1, "cancelled": 1, "running": 0}
@@ -95,6 +94,8 @@ def test_counters_never_fall(service, scrape):
     store.retry(job_id)
     none_has_fallen()
     fail()
+    store.delete_job(job_id)
+    none_has_fallen()
     assert seen["neuroprune_failures_total", "numerical_failure"] == 2
     assert seen["neuroprune_attempt_run_seconds_count", "failed"] == 2
     assert seen["neuroprune_job_wait_seconds_count",] == 1

@@ -7,6 +7,7 @@ import pytest
 from client.bundle import verify_manifest
 from client.demo import load_in_clean_process
 from client.sdk import ApiError
+from tests.apis import until
 
 TRAINING = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "max_length": 16}
 
@@ -35,6 +36,17 @@ def assert_delivered(service, job_id, folder, sparsity, tolerance):
     return job
 
 
+def assert_deleted(service, job_id, file_id):
+    """On request the job and its upload are gone, and soon their bytes, too."""
+    storage = service.stack.state_dir / "storage"
+    assert list(storage.glob(f"artifacts/{job_id}/*/model.safetensors"))
+    service.client.delete_job(job_id)
+    service.client.delete_file(file_id)
+    with pytest.raises(ApiError, match="There is no job"):
+        service.client.job(job_id)
+    until(lambda: not list(storage.glob(f"*/{job_id}")) and not list(storage.glob(f"uploads/{file_id}*")))
+
+
 def test_classification_on_an_uploaded_model(stack, upload_model, upload_rows, tmp_path):
     job_id = stack.submit(
         {
@@ -53,6 +65,7 @@ def test_classification_on_an_uploaded_model(stack, upload_model, upload_rows, t
     phases = [event.data["phase"] for event in history if event.type == "phase"]
     assert phases[0] == "loading"
     assert phases[-1] == "uploading"
+    assert_deleted(stack, job_id, job["spec"]["model"]["file"])
 
 
 @pytest.mark.thorough

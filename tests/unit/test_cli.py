@@ -333,6 +333,51 @@ def test_jobs_are_steered_by_verbs(run, service, verb, status):
     assert asked == [("POST", f"/v1/jobs/{JOB_ID}/{verb}")] * 2
 
 
+FILE = {
+    "id": f"file_{'2' * 32}",
+    "object": "file",
+    "filename": "train [1].csv",
+    "purpose": "dataset",
+    "bytes": 1_562_943,
+    "created_at": "2026-01-01T10:20:30.400000Z",
+}
+
+
+def test_files_are_whole_lines_and_the_next_page_is_named_beside_them(run, service):
+    asked = []
+
+    def handler(request):
+        asked.append((request.url.path, dict(request.url.params)))
+        return httpx.Response(200, json={"data": [FILE], "has_more": True, "next_cursor": "next"})
+
+    service(handler)
+    status, out, err = run("files", "--purpose", "dataset", "--limit", "1", "--cursor", "this")
+    assert status == 0
+    assert [line.split("\t") for line in out.splitlines()] == [
+        ["file", "name", "purpose", "size", "created (UTC)"],
+        [FILE["id"], "train [1].csv", "dataset", "1.56 MB", "2026-01-01 10:20:30"],
+    ]
+    assert err == "There are more; for the next page repeat this with --cursor next\n"
+    assert asked == [("/v1/files", {"purpose": "dataset", "limit": "1", "cursor": "this"})]
+    assert json.loads(run("files", "--json")[1])["data"] == [FILE]
+
+
+@pytest.mark.parametrize(("item", "path"), [(JOB_ID, f"/v1/jobs/{JOB_ID}"), (FILE["id"], f"/v1/files/{FILE['id']}")])
+def test_jobs_and_files_are_deleted_by_their_id(run, service, item, path):
+    asked = []
+
+    def handler(request):
+        asked.append((request.method, request.url.path))
+        return httpx.Response(204) if len(asked) == 1 else refusal(409, "It is still to be read.")
+
+    service(handler)
+    assert run("delete", item) == (0, f"{item} is deleted.\n", "")
+    status, out, err = run("delete", item)
+    assert (status, out) == (1, "")
+    assert "still to be read" in err
+    assert asked == [("DELETE", path)] * 2
+
+
 def test_a_verb_that_a_job_does_not_allow_is_one_line(run, service):
     service(lambda _: refusal(409, "It has succeeded."))
     status, out, err = run("pause", JOB_ID)
@@ -425,6 +470,10 @@ PROGRESS = {"fraction": 0.49, "step": 389, "total_steps": 1000, "eta_at": None, 
         (
             ended(status="cancelled", phase="pruning", warnings=["one", "two"]),
             [f"{JOB_ID} is cancelled (pruning).", "warning: one", "warning: two"],
+        ),
+        (
+            ended(status="cancelled", phase=None, expires_at="2026-01-08T11:20:30Z"),
+            [f"{JOB_ID} is cancelled.", "It is kept until 2026-01-08 11:20:30 (UTC)."],
         ),
     ],
 )

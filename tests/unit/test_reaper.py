@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from core.db import jobs, utcnow
-from core.errors import StorageError
+from core.errors import NotFoundError, StorageError
 from core.jobs.state import Status
 from core.progress import Failed, Succeeded
 from core.settings import Settings
@@ -154,6 +154,43 @@ def test_what_the_store_would_not_remove_is_removed_later(reaper, storage, left_
     assert all(place.exists() for place in places)
     reaper.sweep()
     assert not any(place.exists() for place in places)
+
+
+def test_what_was_deleted_leaves_the_store_whatever_else_stays(reaper, store, storage, left_by, monkeypatch):
+    places = {}
+    for _ in range(2):
+        job_id, checkpoint_place = left_by(BROKEN)
+        storage.put(f"artifacts/{job_id}/1/report.json", io.BytesIO(b"{}"))
+        places[job_id] = [checkpoint_place, storage.local_path(f"artifacts/{job_id}")]
+        store.delete_job(job_id)
+    stubborn, _ = places
+    delete = storage.delete_prefix
+
+    def refuse(prefix):
+        unanswered() if stubborn in prefix else delete(prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_prefix", refuse)
+        reaper.sweep()
+    assert {job_id: [place.exists() for place in left] for job_id, left in places.items()} == {
+        job_id: [job_id == stubborn] * 2 for job_id in places
+    }
+    assert store.deletions() == [f"artifacts/{stubborn}", f"checkpoints/{stubborn}"]
+    reaper.sweep()
+    assert store.deletions() == []
+    assert not any(place.exists() for place in places[stubborn])
+
+
+def test_ended_jobs_are_kept_unless_the_settings_limit_it(reaper, store, storage, dispatcher, settings, left_by):
+    job_id, place = left_by(BROKEN)
+    reaper.sweep()
+    assert store.get(job_id).status is Status.FAILED
+    limited = settings.model_copy(update={"retention_seconds": 1e-3})
+    time.sleep(0.01)
+    Reaper(store, storage, dispatcher, limited, worker="w").sweep()
+    with pytest.raises(NotFoundError):
+        store.get(job_id)
+    assert not place.exists()
 
 
 def unanswered(*_):

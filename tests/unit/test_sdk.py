@@ -238,10 +238,17 @@ def test_what_is_no_id_is_not_asked_for(job_id: str, tmp_path: Path) -> None:
     client = client_of(lambda request: pytest.fail(f"{request.url} was asked for"))
     asks: list[Callable[[str], Any]] = [client.job, client.cancel, client.pause, client.resume, client.retry]
     asks += [client.attempts, client.artifacts, lambda job_id: next(client.watch(job_id))]
-    asks += [lambda job_id: client.download(job_id, tmp_path)]
+    asks += [lambda job_id: client.download(job_id, tmp_path), client.delete_job]
     for ask in asks:
         with pytest.raises(InvalidInputError, match=r"^'.*' is no job's id; one looks like job_0"):
             ask(job_id)
+    with pytest.raises(InvalidInputError, match=r"^'.*' is no file's id; one looks like file_3"):
+        client.delete_file(job_id)
+
+
+def test_who_answers_a_deletion_with_something_is_no_service() -> None:
+    with pytest.raises(UnreachableError, match="no NeuroPrune service"):
+        client_of(lambda _: httpx.Response(200, json={})).delete_job("job_1")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Deleting jobs and uploads: from the database at once, from the artifact store as soon as a worker comes to it.
+
+The store may be slow, or away, and must not hold a transaction up. What has to go from it is written down where the
+rows go, and reapers remove it until the store has done so.
+"""
+
+from collections.abc import Collection, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from core.db import deletions, files, job_files, jobs, utcnow
+from core.errors import ConflictError, NotFoundError
+from core.jobs.keys import artifacts_of, checkpoints_of
+from core.jobs.state import TERMINAL, Status
+
+DELETED_AT_ONCE = 100
+"""Most jobs, and most uploads, that one transaction deletes because of their age."""
+
+_NAMED_IN_A_REFUSAL = 3
+
+
+def delete_job(connection: Connection, job_id: str) -> None:
+    """Delete a job that has ended, with its history and its bundle.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: it has not ended.
+    """
+    locked = sa.select(jobs.c.status).where(jobs.c.id == job_id).with_for_update()
+    status = connection.execute(locked).scalar_one_or_none()
+    if status is None:
+        raise NotFoundError(f"There is no job {job_id!r}.")
+    if Status(status) not in TERMINAL:
+        raise ConflictError(f"{job_id} is {status}; cancel it, and delete it once it has ended.")
+    _delete_jobs(connection, [job_id])
+
+
+def delete_file(connection: Connection, file_id: str) -> None:
+    """Delete an upload that no job will read; those that have ended and name it cannot be tried again.
+
+    Raises:
+        NotFoundError: no such file.
+        ConflictError: a job that has not ended reads it.
+    """
+    locked = sa.select(files.c.id).where(files.c.id == file_id).with_for_update()
+    if connection.execute(locked).scalar_one_or_none() is None:
+        raise NotFoundError(f"There is no file {file_id!r}.")
+    # Only now, that no further job can come to name it: see `lock_files`.
+    readers = (
+        sa.select(jobs.c.id)
+        .join_from(jobs, job_files)
+        .where(job_files.c.file_id == file_id, jobs.c.status.not_in(sorted(TERMINAL)))
+        .order_by(jobs.c.id)
+    )
+    found = list(connection.scalars(readers))
+    if found:
+        more = f" and {len(found) - _NAMED_IN_A_REFUSAL} more" if len(found) > _NAMED_IN_A_REFUSAL else ""
+        named = ", ".join(found[:_NAMED_IN_A_REFUSAL])
+        raise ConflictError(f"{file_id} is still to be read by {named}{more}; cancel them, or wait for their end.")
+    _delete_files(connection, [file_id])
+
+
+def delete_old(connection: Connection, older_than_seconds: float) -> list[str]:
+    """Delete jobs that ended longer ago than this, and older uploads that no job names (any more); the ids of both."""
+    ended = (
+        sa.select(jobs.c.id)
+        .where(jobs.c.status.in_(sorted(TERMINAL)), jobs.c.finished_at < utcnow(-older_than_seconds))
+        .limit(DELETED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
+    old_jobs = connection.scalars(ended).all()
+    _delete_jobs(connection, old_jobs)
+    unnamed = sa.select(files.c.id).where(~sa.exists().where(job_files.c.file_id == files.c.id))
+    old = (
+        unnamed.where(files.c.created_at < utcnow(-older_than_seconds))
+        .limit(DELETED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
+    candidates = connection.scalars(old).all()
+    # Once more, now that they are locked: a job may have come to name one of them while this one was waited for.
+    old_files = connection.scalars(unnamed.where(files.c.id.in_(candidates))).all()
+    _delete_files(connection, old_files)
+    return [*old_jobs, *old_files]
+
+
+def lock_files(connection: Connection, file_ids: Collection[str]) -> dict[str, str]:
+    """The purposes of those uploads that exist; until the transaction ends, none of them can be deleted."""
+    statement = sa.select(files.c.id, files.c.purpose).where(files.c.id.in_(file_ids))
+    locked = statement.with_for_update(read=True, key_share=True)
+    return {row.id: row.purpose for row in connection.execute(locked)}
+
+
+def _delete_jobs(connection: Connection, job_ids: Sequence[str]) -> None:
+    _write_down(connection, [prefix for job_id in job_ids for prefix in (artifacts_of(job_id), checkpoints_of(job_id))])
+    connection.execute(sa.delete(jobs).where(jobs.c.id.in_(job_ids)))
+
+
+def _delete_files(connection: Connection, file_ids: Sequence[str]) -> None:
+    _write_down(connection, connection.scalars(sa.select(files.c.key).where(files.c.id.in_(file_ids))).all())
+    connection.execute(sa.delete(files).where(files.c.id.in_(file_ids)))
+
+
+def _write_down(connection: Connection, prefixes: Sequence[str]) -> None:
+    if prefixes:
+        connection.execute(sa.insert(deletions), [{"prefix": prefix} for prefix in prefixes])
