@@ -86,7 +86,7 @@ def get_file(file_id: FileId, store: Store) -> FileObject:
     return FileObject.of(store.get_file(file_id))
 
 
-@router.delete("/{file_id}", status_code=204, responses=problems(404, 409, 422, 503))
+@router.delete("/{file_id}", status_code=204, response_class=Response, responses=problems(404, 409, 422, 503))
 def delete_file(file_id: FileId, store: Store) -> None:
     """Delete an upload that no job will read; ended jobs that name it cannot be tried again.
 

@@ -180,7 +180,7 @@ def retry_job(job_id: JobId, services: Provided, background: BackgroundTasks) ->
     return _present(services, [job])[0]
 
 
-@router.delete("/{job_id}", status_code=204, responses=problems(404, 409, 422, 503))
+@router.delete("/{job_id}", status_code=204, response_class=Response, responses=problems(404, 409, 422, 503))
 def delete_job(job_id: JobId, store: Store) -> None:
     """Delete a job that has ended, with its history and its bundle.
 

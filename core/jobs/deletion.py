@@ -57,7 +57,7 @@ def delete_file(connection: Connection, file_id: str) -> None:
     if found:
         more = f" and {len(found) - _NAMED_IN_A_REFUSAL} more" if len(found) > _NAMED_IN_A_REFUSAL else ""
         named = ", ".join(found[:_NAMED_IN_A_REFUSAL])
-        raise ConflictError(f"{file_id} is still to be read by {named}{more}; cancel them, or wait for their end.")
+        raise ConflictError(f"{file_id} cannot be deleted while jobs that read it have not ended: {named}{more}.")
     _delete_files(connection, [file_id])
 
 

@@ -239,6 +239,7 @@ def test_a_file_is_deleted_unless_a_job_will_read_it(service):
     service.http.post(job["links"]["cancel"])
     answer = service.http.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
+    assert "content-type" not in answer.headers
     assert_problem(service.http.get(path), 404, "not_found")
     assert service.http.get("/v1/files").json()["data"] == []
     assert file["id"] in assert_problem(service.http.post(job["links"]["retry"]), 409, "conflict")["detail"]

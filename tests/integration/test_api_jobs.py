@@ -291,6 +291,7 @@ def test_a_job_is_deleted_once_it_has_ended(service):
     service.succeed(job["id"], {"report.json": b"{}"})
     answer = service.http.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
+    assert "content-type" not in answer.headers
     for link in ("self", "artifacts", "events", "attempts"):
         assert_problem(service.http.get(job["links"][link]), 404, "not_found")
     assert_problem(service.http.get(f"{path}/artifacts/report.json"), 404, "not_found")

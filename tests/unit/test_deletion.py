@@ -119,7 +119,7 @@ def test_an_upload_that_is_still_to_be_read_is_not_deleted(store, upload):
     record = upload()
     made = [store.create(upload_spec(record.id), name=None, labels={})[0].id for _ in range(5)]
     store.request_pause(made[0])
-    with pytest.raises(ConflictError, match=f"by {', '.join(made[:3])} and 2 more; cancel them"):
+    with pytest.raises(ConflictError, match=f"ended: {', '.join(made[:3])} and 2 more"):
         store.delete_file(record.id)
     for job_id in made:
         store.request_cancel(job_id)
