@@ -9,11 +9,12 @@ import pytest
 import sqlalchemy as sa
 
 from core import db
-from core.errors import ConflictError, InvalidInputError, NotFoundError
+from core.errors import ConflictError, InvalidInputError, LeaseLostError, NotFoundError
 from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord
 from core.jobs.state import Status
-from core.progress import Artifact, Failed, Succeeded
+from core.progress import Artifact, Failed, Succeeded, Warned
+from tests.checkpoints import checkpoint
 from tests.specs import demo_spec, upload_spec
 
 BUNDLE = Succeeded(
@@ -95,6 +96,26 @@ def test_a_job_that_has_not_ended_is_not_deleted(store):
             store.delete_job(job_id)
     assert status is Status.CANCELLING
     assert store.deletions() == []
+
+
+def test_a_worker_that_comes_back_late_finds_a_deleted_job_lost(store):
+    job_id = store.create(demo_spec(), name=None, labels={})[0].id
+    late = store.claim(job_id, "late")
+    store.release(late, "it fell silent")
+    store.request_cancel(job_id)
+    store.delete_job(job_id)
+    requests = [
+        lambda: store.start(late),
+        lambda: store.renew(late),
+        lambda: store.record(late, Warned(message="slow")),
+        lambda: store.keep_checkpoint(late, checkpoint("dense", 1)),
+        lambda: store.finish(late, BUNDLE),
+        lambda: store.hand_back(late, "shut down"),
+    ]
+    for ask in requests:
+        with pytest.raises(LeaseLostError):
+            ask()
+    assert store.claim(job_id, "w") is None
 
 
 # ---- uploads -------------------------------------------------------------------------------------------------------
