@@ -163,9 +163,13 @@ CASES = {
         seeds=3,
         more_seeds=1,
     ),
-    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, decoder=True),
-    "gpt2-tinystories": Case("GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, decoder=True),
-    "gpt2-shakespeare": Case("GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, decoder=True),
+    "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, more_seeds=2, decoder=True),
+    "gpt2-tinystories": Case(
+        "GPT-2 2M, TinyStories", decoder("tinystories", 6, 0.5), full_epochs=2, more_seeds=2, decoder=True
+    ),
+    "gpt2-shakespeare": Case(
+        "GPT-2 2M, Shakespeare", decoder("tinyshakespeare", 4, 0.5), full_epochs=2, more_seeds=2, decoder=True
+    ),
     "t5-multi30k": Case(
         "T5 5M, Multi30k de-en",
         encoder_decoder("multi30k_de_en", "translation", "bleu", 5, num_train_epochs=0.25, learning_rate=1e-3),
@@ -178,6 +182,7 @@ CASES = {
         # ROUGE would compare babble: 2,000 rows are too few to learn how to write a summary from nothing.
         encoder_decoder("scitldr", "summarisation", "nats_per_token", 8, num_train_epochs=1, learning_rate=1e-3),
         full_epochs=4,
+        more_seeds=2,
         compensates=False,
     ),
 }
