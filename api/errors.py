@@ -160,7 +160,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
 def _allowed_methods(request: Request) -> list[str]:
     """All that the path takes; the framework itself names those of the first route only."""
     router = request.app.router
-    scopes = {method: {**request.scope, "method": method} for method in ("GET", "HEAD", "POST")}
+    scopes = {method: {**request.scope, "method": method} for method in ("GET", "HEAD", "POST", "DELETE")}
     return [
         method
         for method, scope in scopes.items()

@@ -105,7 +105,7 @@ class JobObject(_Answer):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    expires_at: datetime | None = Field(description="When an ended job is deleted; null: on request only.")
+    kept_until: datetime | None = Field(description="When an ended job may be deleted unasked; null: never.")
     durations: JobDurations
     warnings: list[str]
     error: JobError | None
@@ -125,10 +125,10 @@ class JobObject(_Answer):
             queued_seconds=_seconds(job.created_at, job.started_at),
             run_seconds=_seconds(job.started_at, job.finished_at),
         )
-        expires_at = None
+        kept_until = None
         if job.finished_at is not None and retention_seconds is not None:
-            expires_at = job.finished_at + timedelta(seconds=retention_seconds)
-        ours = {"queue": queue, "links": links, "durations": durations, "expires_at": expires_at}
+            kept_until = job.finished_at + timedelta(seconds=retention_seconds)
+        ours = {"queue": queue, "links": links, "durations": durations, "kept_until": kept_until}
         return cls.model_validate(asdict(job) | ours)
 
 

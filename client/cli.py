@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import httpx
 import typer
+from rich.filesize import decimal
 from rich.markup import escape
 
 from client import catalog
@@ -221,7 +222,7 @@ def files(
         print_json(page)
         return
     rows = [
-        [file["id"], file["filename"], file["purpose"], f"{file['bytes'] / 1e6:.2f} MB", moment(file["created_at"])]
+        [file["id"], file["filename"], file["purpose"], decimal(file["bytes"]), moment(file["created_at"])]
         for file in page["data"]
     ]
     print_table(console, ["file", "name", "purpose", "size", "created (UTC)"], rows, breakable=["name"])
@@ -235,7 +236,8 @@ def delete(
 ) -> None:
     """Delete a job with its history and its bundle, or an upload; nothing brings them back."""
     with NeuroPruneClient(url) as client:
-        client.delete_file(item) if item.startswith("file_") else client.delete_job(item)
+        delete_it = client.delete_file if item.startswith("file_") else client.delete_job
+        delete_it(item)
     say(f"{item} is deleted.")
 
 

@@ -43,7 +43,7 @@ _PROBLEM = "application/problem+json"
 _GATEWAY_ERRORS = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 """What a proxy answers while the service behind it is away."""
 _ID = re.compile(r"\w+", re.ASCII)
-"""Of what is none, a path to something else could come."""
+"""What an id looks like, loosely; anything else could make the path of something else."""
 _EXAMPLE_ID = "job_01a20ada1ce073f39a8afeb4637ec46f"
 _EXAMPLE_FILE_ID = "file_32487e9412d67dcfacc0e6392135584c"
 
@@ -174,7 +174,7 @@ class NeuroPruneClient:
         """Have a job tried again that ended without a bundle.
 
         Raises:
-            ApiError: it has not ended, or it has succeeded.
+            ApiError: it has not ended, or it has succeeded, or an upload that it reads was deleted.
         """
         return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/retry")
 

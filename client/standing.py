@@ -21,8 +21,8 @@ def sentences(job: Json) -> Iterator[str]:
     if job["progress"] and job["status"] == Status.RUNNING:
         yield _progress(job["progress"])
     yield from (f"warning: {warning}" for warning in job["warnings"])
-    if job.get("expires_at"):  # which an older service does not say
-        yield f"It is kept until {moment(job['expires_at'])} (UTC)."
+    if job.get("kept_until"):  # which an older service does not say
+        yield f"It is kept until {moment(job['kept_until'])} (UTC)."
 
 
 def moment(timestamp: str) -> str:

@@ -75,8 +75,9 @@ class Settings(BaseSettings):
     retention_seconds: float | None = Field(
         None,
         gt=0,
-        description="How long ended jobs are kept with their bundles, and uploads that no job names; None: until "
-        "they are deleted.",
+        le=100 * 365.25 * 24 * 3600,
+        description="How long ended jobs are kept with their bundles, and uploads that no job names, a century at "
+        "most; None: until they are deleted.",
     )
     shutdown_grace_seconds: float = Field(
         60.0, ge=0, description="How long a job's process may take to write a checkpoint when its worker stops."

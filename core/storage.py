@@ -114,9 +114,19 @@ class Storage:
             return _copy(source, target)
 
     def delete_prefix(self, prefix: str) -> None:
-        """Delete an object, or all below a prefix; nothing there is fine."""
-        with self._as_storage_error(prefix), suppress(FileNotFoundError):
-            self._files.rm(self._path(prefix), recursive=True)
+        """Delete an object, or all below a prefix; nothing there is fine.
+
+        Raises:
+            StorageError: something stays.
+        """
+        path = self._path(prefix)
+        with self._as_storage_error(prefix):
+            with suppress(FileNotFoundError):
+                self._files.rm(path, recursive=True)
+            # S3 refuses single objects of many, and s3fs does not tell; in a folder two may get into each other's way.
+            stays = self._files.exists(path)
+        if stays:
+            raise StorageError(f"The store did not delete all of {prefix!r}.")
 
     def names(self, prefix: str) -> list[str]:
         """What lies right below a prefix, sorted: the next part of the keys; none where nothing is."""

@@ -69,11 +69,9 @@ class Reaper:
     def sweep(self) -> None:
         """Remove what ended jobs and vanished workers left, and what was deleted or is too old."""
         self._sweep_folders()
-        self._sweep_checkpoints()
-        if self._settings.retention_seconds is not None:
-            for old in self._store.delete_old(self._settings.retention_seconds):
-                logger.info("%s was kept for long enough and is deleted", old)
+        self._delete_old()
         self._sweep_deleted()
+        self._sweep_checkpoints()
 
     def _send_again(self) -> None:
         waiting = self._store.undispatched(self._settings.redispatch_seconds)
@@ -95,29 +93,39 @@ class Reaper:
             if self._store.forget_checkpoints(job_id):
                 self._may_have_strays = True
         if self._may_have_strays:
-            self._sweep_strays()
-            # Only now: where the store fails, the next time begins with all of them.
-            self._may_have_strays = False
+            self._may_have_strays = not self._sweep_strays()
 
-    def _sweep_strays(self) -> None:
-        """Remove checkpoints that no record knows of.
+    def _sweep_strays(self) -> bool:
+        """Remove checkpoints that no record knows of; whether none is left.
 
         They were forgotten, or were never recorded: their writer was killed, and the job has ended since.
         """
-        for job_id in self._storage.names(CHECKPOINTS):
-            if self._is_stray(job_id):
-                self._storage.delete_prefix(checkpoints_of(job_id))
+        strays = [job_id for job_id in self._storage.names(CHECKPOINTS) if self._is_stray(job_id)]
+        staying = [job_id for job_id in strays if not self._is_removed(checkpoints_of(job_id))]
+        return not staying
+
+    def _delete_old(self) -> None:
+        if self._settings.retention_seconds is not None:
+            for old in self._store.delete_old(self._settings.retention_seconds):
+                logger.info("%s was kept for long enough and is deleted", old)
 
     def _sweep_deleted(self) -> None:
-        for prefix in self._store.deletions():
-            try:
-                self._storage.delete_prefix(prefix)
-            except StorageError as error:  # the next time again; it must not keep the others
-                logger.warning("%s is deleted, but still stored: %s", prefix, error)
-            else:
+        prefixes = self._store.deletions()
+        if prefixes:
+            # Nothing is there, either, where the bucket is not.
+            self._storage.check_writable()
+        for prefix in prefixes:
+            if self._is_removed(prefix):
                 self._store.forget_deletion(prefix)
-            if self._stopping.is_set():
-                return
+
+    def _is_removed(self, prefix: str) -> bool:
+        """Remove what lies there; what cannot be removed must not keep the rest, and is tried again another time."""
+        try:
+            self._storage.delete_prefix(prefix)
+        except StorageError as error:
+            logger.warning("%s is needed no more, and still stored: %s", prefix, error)
+            return False
+        return True
 
     def _is_stray(self, job_id: str) -> bool:
         with suppress(NotFoundError):

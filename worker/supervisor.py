@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from structlog.contextvars import bound_contextvars
 
 from core.dispatch import Dispatcher
-from core.errors import IllegalTransitionError, LeaseLostError, StorageError
+from core.errors import IllegalTransitionError, LeaseLostError, NotFoundError, StorageError
 from core.jobs.keys import artifact_prefix, checkpoints_of
 from core.jobs.records import Cancelled, Lease
 from core.jobs.spec import JobSpec
@@ -33,7 +33,6 @@ from worker.child import Child
 from worker.quota import DiskQuota
 
 RUNNER = (sys.executable, "-m", "worker.runner")
-"""Below it, all jobs' checkpoints lie in the store."""
 
 _TICK_SECONDS = 0.2
 _PROGRESS_SECONDS = 1.0
@@ -107,6 +106,7 @@ class Supervisor:
             self._record(lease, outcome)
         except LeaseLostError as error:
             logger.warning("job %s: attempt %d is fenced off: %s", lease.job_id, lease.attempt, error)
+            self._discard_if_deleted(lease)
         finally:
             # Of earlier attempts too: whoever made them may have been killed before he could.
             useless = range(1, lease.attempt + (not isinstance(outcome, Succeeded)))
@@ -127,6 +127,8 @@ class Supervisor:
         except OSError as error:
             logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
             return Lost(f"the worker could not start the job's process ({error.strerror})")
+        except NotFoundError as error:
+            return Failed(code="invalid_input", message=str(error))
         except ValidationError as error:
             fault = error.errors()[0]
             problem = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
@@ -245,6 +247,15 @@ class Supervisor:
         logger.warning("job %s is %s: %s", lease.job_id, status, outcome.reason)
         if status is Status.QUEUED and self._dispatcher.job_ready(lease.job_id):
             self._store.mark_dispatched(lease.job_id)
+
+    def _discard_if_deleted(self, lease: Lease) -> None:
+        """Remove checkpoints that were written since the job was deleted: nobody else would know them for useless."""
+        try:
+            self._store.get(lease.job_id)
+        except NotFoundError:
+            self._discard(lease, checkpoints_of(lease.job_id))
+        except OperationalError as error:
+            logger.warning("job %s: its checkpoints stay, if it was deleted: %s", lease.job_id, error)
 
     def _discard(self, lease: Lease, prefix: str) -> None:
         try:

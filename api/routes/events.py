@@ -18,6 +18,7 @@ from starlette.types import Scope
 from api.deps import JobId, Store
 from api.errors import problems
 from api.schemas import EventObject, EventPage
+from core.errors import NotFoundError
 from core.jobs.state import TERMINAL
 
 POLL_SECONDS = 0.5
@@ -66,9 +67,12 @@ async def stream_events(start: Annotated[_Start, Depends(_start)], store: Store)
     """Events from where the client left off, then as they come; `done` is the last."""
     sent = start.after
     while True:
-        # The job first: a job that has ended makes no events after those that are read next.
-        job = await run_in_threadpool(store.get, start.job_id)
-        events = await run_in_threadpool(store.events, start.job_id, sent, BATCH)
+        try:
+            # The job first: a job that has ended makes no events after those that are read next.
+            job = await run_in_threadpool(store.get, start.job_id)
+            events = await run_in_threadpool(store.events, start.job_id, sent, BATCH)
+        except NotFoundError:  # it has ended and was deleted; who asks again is told so
+            return
         for event in events:
             sent = event.seq
             yield ServerSentEvent(id=str(event.seq), event=event.type, data=EventObject.of(event))

@@ -36,6 +36,7 @@ class _Counted(Collector):
         """All families, also those of which nothing is to be told yet."""
         yield from self._queue()
         yield from self._outcomes()
+        yield from self._store()
         yield from self._workers()
 
     def _queue(self) -> Iterator[Metric]:
@@ -77,6 +78,13 @@ class _Counted(Collector):
         for outcome, durations in known.ran.items():
             runs.add_metric([outcome], count_value=durations.count, sum_value=durations.seconds)
         yield runs
+
+    def _store(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "neuroprune_deletions_pending",
+            "Parts of deleted jobs, and uploads, that are still to be removed from the store.",
+            value=self._statistics.deletions,
+        )
 
     def _workers(self) -> Iterator[Metric]:
         silences = self._statistics.worker_silence_seconds

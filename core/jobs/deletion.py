@@ -14,8 +14,8 @@ from core.errors import ConflictError, NotFoundError
 from core.jobs.keys import artifacts_of, checkpoints_of
 from core.jobs.state import TERMINAL, Status
 
-DELETED_AT_ONCE = 100
-"""Most jobs, and most uploads, that one transaction deletes because of their age."""
+DELETED_AT_ONCE = 10
+"""Most jobs, and most uploads, that one transaction deletes because of their age: a long job has 100,000 events."""
 
 _NAMED_IN_A_REFUSAL = 3
 
@@ -32,7 +32,7 @@ def delete_job(connection: Connection, job_id: str) -> None:
     if status is None:
         raise NotFoundError(f"There is no job {job_id!r}.")
     if Status(status) not in TERMINAL:
-        raise ConflictError(f"{job_id} is {status}; cancel it, and delete it once it has ended.")
+        raise ConflictError(f"{job_id} is {status}; only a job that has ended can be deleted. Cancelling ends it.")
     _delete_jobs(connection, [job_id])
 
 
@@ -78,7 +78,7 @@ def delete_old(connection: Connection, older_than_seconds: float) -> list[str]:
         .with_for_update(skip_locked=True)
     )
     candidates = connection.scalars(old).all()
-    # Once more, now that they are locked: a job may have come to name one of them while this one was waited for.
+    # Once more, now that they are locked: a job may have come to name one of them just before.
     old_files = connection.scalars(unnamed.where(files.c.id.in_(candidates))).all()
     _delete_files(connection, old_files)
     return [*old_jobs, *old_files]

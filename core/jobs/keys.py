@@ -1,6 +1,7 @@
 """Where the artifact store has what belongs to jobs and uploads: keys of `core.storage`, and prefixes of them."""
 
 CHECKPOINTS = "checkpoints"
+"""Below it, all jobs' checkpoints lie in the store."""
 
 
 def artifacts_of(job_id: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from core.db import job_attempts, jobs, seconds_between, utcnow, workers
+from core.db import deletions, job_attempts, jobs, seconds_between, utcnow, workers
 from core.errors import ErrorCode
 from core.jobs.records import AttemptOutcome
 from core.jobs.state import ACTIVE, Status
@@ -40,6 +40,7 @@ class Statistics:
         shortest_lease_seconds: what is left of the lease that ends first, negative once it is over; None without one.
         waited: from when it was queued to its first start, of all jobs that were started.
         ran: from start to end, by outcome, of the attempts that have ended.
+        deletions: what was deleted and is still to be removed from the store, in prefixes.
         worker_silence_seconds: time since each known worker last showed itself.
     """
 
@@ -50,6 +51,7 @@ class Statistics:
     shortest_lease_seconds: float | None
     waited: Durations
     ran: Mapping[AttemptOutcome, Durations]
+    deletions: int
     worker_silence_seconds: Mapping[str, float]
 
 
@@ -79,6 +81,7 @@ def count(connection: Connection) -> Statistics:
         shortest_lease_seconds=_seconds(connection, sa.select(lease).where(jobs.c.status.in_(sorted(ACTIVE)))),
         waited=Durations(waited[0], float(waited[1] or 0)),
         ran=ran,
+        deletions=connection.scalar(sa.select(sa.func.count()).select_from(deletions)) or 0,
         worker_silence_seconds={name: float(seconds) for name, seconds in connection.execute(silence)},
     )
 

@@ -243,8 +243,8 @@ class JobStore(LeaseStore):
         if cursor is not None:
             # The moment is in the cursor, as the file that it names may be deleted by now.
             moment, file_id = FileRecord.place_of(cursor)
-            later_id = (files.c.created_at == moment) & (files.c.id < file_id)
-            statement = statement.where((files.c.created_at < moment) | later_id)
+            place = sa.tuple_(sa.literal(moment, files.c.created_at.type), sa.literal(file_id))
+            statement = statement.where(sa.tuple_(files.c.created_at, files.c.id) < place)
         if purpose is not None:
             statement = statement.where(files.c.purpose == purpose)
         with self._engine.begin() as connection:

@@ -1,5 +1,6 @@
 """What deleting needs: which job reads which upload, what is to go from the store, attempts that outlive their job."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ branch_labels = None
 depends_on = None
 
 _JOBS = sa.table("jobs", sa.column("id"), sa.column("spec", sa.JSON))
-_FILES = sa.table("files", sa.column("id"))
+_FILE_ID = re.compile(r"file_[0-9a-f]{32}")
 _JOB_FILES = sa.table("job_files", sa.column("job_id"), sa.column("file_id"))
 
 
@@ -53,9 +54,10 @@ def downgrade() -> None:
 
 def _find_files_of_jobs() -> None:
     connection = op.get_bind()
-    known = set(connection.scalars(sa.select(_FILES.c.id)))
     for job_id, spec in connection.execute(sa.select(_JOBS.c.id, _JOBS.c.spec)).all():
-        rows = [{"job_id": job_id, "file_id": file_id} for file_id in sorted(known & set(_texts(spec)))]
+        # Also of uploads that are no more: this may be an upgrade after a downgrade.
+        named = {text for text in _texts(spec) if _FILE_ID.fullmatch(text)}
+        rows = [{"job_id": job_id, "file_id": file_id} for file_id in sorted(named)]
         if rows:
             connection.execute(sa.insert(_JOB_FILES), rows)
 

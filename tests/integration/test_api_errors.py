@@ -86,14 +86,26 @@ def test_bad_idempotency_keys_are_refused(service, key):
     assert_nothing_stored(service)
 
 
-@pytest.mark.parametrize("path", ["/", "/v2/jobs", "/v1", "/v1/jobs/", "/v1/jobs/x/y/z", "/../etc/passwd", "/v1/files"])
+@pytest.mark.parametrize("path", ["/", "/v2/jobs", "/v1", "/v1/jobs/", "/v1/jobs/x/y/z", "/../etc/passwd"])
 def test_unknown_paths(service, path):
     answer = service.http.get(path, follow_redirects=False)
-    if path == "/v1/files":
-        assert_problem(answer, 405, "method_not_allowed")
-        assert answer.headers["allow"] == "POST"
-    elif answer.status_code != 307:
+    if answer.status_code != 307:
         assert_problem(answer, 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/files", "GET, POST"),
+        (f"/v1/files/file_{'0' * 32}", "GET, DELETE"),
+        (f"/v1/jobs/job_{'0' * 32}", "GET, DELETE"),
+        (f"/v1/jobs/job_{'0' * 32}/cancel", "POST"),
+    ],
+)
+def test_what_a_path_takes_is_said(service, path, allowed):
+    answer = service.http.put(path)
+    assert f"it takes {allowed}." in assert_problem(answer, 405, "method_not_allowed")["detail"]
+    assert answer.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/files/{}"])

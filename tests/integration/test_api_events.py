@@ -4,7 +4,9 @@ import json
 import threading
 
 import pytest
+import sqlalchemy as sa
 
+from core.db import jobs
 from core.progress import Failed, PhaseStarted, StepDone
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
@@ -76,6 +78,16 @@ def test_finished_stream_is_not_started_again(service, job_id):
     work(service.store, job_id)
     answer = service.http.get(f"/v1/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": "6"})
     assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_a_stream_ends_where_its_job_is_deleted(service, job_id, monkeypatch):
+    monkeypatch.setattr("api.routes.events.POLL_SECONDS", 0.1)
+    with service.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=STREAM) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: status"
+        with service.store._writer.begin() as connection:
+            connection.execute(sa.delete(jobs))
+        assert not [line for line in lines if line.startswith("event: ")]
 
 
 def test_stream_of_no_job_is_a_problem(service):

@@ -287,7 +287,9 @@ def test_a_queued_job_is_not_queued_again(service, action):
 def test_a_job_is_deleted_once_it_has_ended(service):
     job = submit(service)
     path = job["links"]["self"]
-    assert "is queued; cancel it" in assert_problem(service.http.delete(path), 409, "conflict")["detail"]
+    assert (
+        "is queued; only a job that has ended" in assert_problem(service.http.delete(path), 409, "conflict")["detail"]
+    )
     service.succeed(job["id"], {"report.json": b"{}"})
     answer = service.http.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
@@ -302,13 +304,13 @@ def test_a_job_tells_when_it_will_be_deleted(service, monkeypatch):
     job_id = submit(service)["id"]
     limited = service.settings.model_copy(update={"retention_seconds": 3600.0})
     monkeypatch.setattr("api.deps.Services.settings", limited)
-    assert service.http.get(f"/v1/jobs/{job_id}").json()["expires_at"] is None
+    assert service.http.get(f"/v1/jobs/{job_id}").json()["kept_until"] is None
     service.succeed(job_id, {})
     job = service.http.get(f"/v1/jobs/{job_id}").json()
-    kept = datetime.fromisoformat(job["expires_at"]) - datetime.fromisoformat(job["finished_at"])
+    kept = datetime.fromisoformat(job["kept_until"]) - datetime.fromisoformat(job["finished_at"])
     assert kept.total_seconds() == 3600
     monkeypatch.undo()
-    assert service.http.get(f"/v1/jobs/{job_id}").json()["expires_at"] is None
+    assert service.http.get(f"/v1/jobs/{job_id}").json()["kept_until"] is None
 
 
 def test_attempts_tell_whose_they_were_and_how_they_ended(service):

@@ -29,6 +29,7 @@ def test_a_service_without_jobs_has_figures_too(scrape):
     assert figures["neuroprune_attempts_total",] == 0
     assert figures["neuroprune_queue_oldest_age_seconds",] == 0
     assert figures["neuroprune_workers",] == 0
+    assert figures["neuroprune_deletions_pending",] == 0
     assert ("neuroprune_lease_shortest_seconds",) not in figures
 
 
@@ -96,6 +97,7 @@ def test_counters_never_fall(service, scrape):
     fail()
     store.delete_job(job_id)
     none_has_fallen()
+    assert scrape()["neuroprune_deletions_pending",] == 2
     assert seen["neuroprune_failures_total", "numerical_failure"] == 2
     assert seen["neuroprune_attempt_run_seconds_count", "failed"] == 2
     assert seen["neuroprune_job_wait_seconds_count",] == 1

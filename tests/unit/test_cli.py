@@ -355,7 +355,7 @@ def test_files_are_whole_lines_and_the_next_page_is_named_beside_them(run, servi
     assert status == 0
     assert [line.split("\t") for line in out.splitlines()] == [
         ["file", "name", "purpose", "size", "created (UTC)"],
-        [FILE["id"], "train [1].csv", "dataset", "1.56 MB", "2026-01-01 10:20:30"],
+        [FILE["id"], "train [1].csv", "dataset", "1.6 MB", "2026-01-01 10:20:30"],
     ]
     assert err == "There are more; for the next page repeat this with --cursor next\n"
     assert asked == [("/v1/files", {"purpose": "dataset", "limit": "1", "cursor": "this"})]
@@ -472,7 +472,7 @@ PROGRESS = {"fraction": 0.49, "step": 389, "total_steps": 1000, "eta_at": None, 
             [f"{JOB_ID} is cancelled (pruning).", "warning: one", "warning: two"],
         ),
         (
-            ended(status="cancelled", phase=None, expires_at="2026-01-08T11:20:30Z"),
+            ended(status="cancelled", phase=None, kept_until="2026-01-08T11:20:30Z"),
             [f"{JOB_ID} is cancelled.", "It is kept until 2026-01-08 11:20:30 (UTC)."],
         ),
     ],

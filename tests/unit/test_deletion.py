@@ -87,12 +87,21 @@ def test_what_only_grows_does_not_fall_with_a_deletion(store, ended, outcome):
     )  # fmt: skip
 
 
+def test_the_key_of_a_deleted_job_makes_a_new_one(store, ended):
+    job_id = store.create(demo_spec(), name=None, labels={}, idempotency_key="k")[0].id
+    store.request_cancel(job_id)
+    store.delete_job(job_id)
+    job, replayed = store.create(demo_spec(), name=None, labels={}, idempotency_key="k")
+    assert job.id != job_id
+    assert not replayed
+
+
 def test_a_job_that_has_not_ended_is_not_deleted(store):
     job_id = store.create(demo_spec(), name=None, labels={})[0].id
     for move in (lambda: None, lambda: store.claim(job_id, "w"), lambda: store.request_cancel(job_id)):
         move()
         status = store.get(job_id).status
-        with pytest.raises(ConflictError, match=f"{job_id} is {status}; cancel it"):
+        with pytest.raises(ConflictError, match=f"{job_id} is {status}; only a job that has ended"):
             store.delete_job(job_id)
     assert status is Status.CANCELLING
     assert store.deletions() == []
@@ -162,19 +171,30 @@ def test_jobs_of_an_earlier_schema_keep_their_uploads(database, engine, store, u
     store.delete_file(unused.id)
 
 
+def test_a_schema_that_goes_down_and_up_forgets_no_deleted_upload(database, engine, store, upload, ended):
+    record = upload()
+    job_id = ended(BROKEN, upload_spec(record.id))
+    store.delete_file(record.id)
+    engine.dispose()
+    db.downgrade(database, "0002")
+    db.upgrade(database)
+    with pytest.raises(ConflictError, match="deleted since"):
+        store.retry(job_id)
+
+
 def test_a_job_and_the_deletion_of_its_upload_do_not_pass_each_other(store, upload, ended):
     """Whichever comes first, no job waits for what is gone."""
     with ThreadPoolExecutor(2) as pool:
-        for number in range(12):
-            record = upload()
+        for number in range(16):
+            record = upload(days_ago=8)
             spec = upload_spec(record.id)
             tried_again = ended(BROKEN, spec) if number % 2 else None
             together = threading.Barrier(2)
 
-            def delete(file_id=record.id, together=together):
+            def delete(file_id=record.id, together=together, by_age=number > 7):
                 together.wait()
                 with suppress(ConflictError):
-                    store.delete_file(file_id)
+                    store.delete_old(7 * DAY) if by_age else store.delete_file(file_id)
 
             def ask(spec=spec, job_id=tried_again, together=together):
                 together.wait()
@@ -188,6 +208,8 @@ def test_a_job_and_the_deletion_of_its_upload_do_not_pass_each_other(store, uplo
                     store.get_file(record.id)
             else:
                 assert store.get_file(record.id) == record
+            for job in store.page(99, None, Status.QUEUED)[0]:
+                store.request_cancel(job.id)
 
 
 def test_pages_of_uploads_are_newest_first_and_survive_a_deletion(store, upload):

@@ -149,8 +149,7 @@ def test_what_the_store_would_not_remove_is_removed_later(reaper, storage, left_
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete_prefix", unanswered)
         for _ in range(2):
-            with pytest.raises(StorageError):
-                reaper.sweep()
+            reaper.sweep()
     assert all(place.exists() for place in places)
     reaper.sweep()
     assert not any(place.exists() for place in places)
@@ -179,6 +178,33 @@ def test_what_was_deleted_leaves_the_store_whatever_else_stays(reaper, store, st
     reaper.sweep()
     assert store.deletions() == []
     assert not any(place.exists() for place in places[stubborn])
+
+
+def test_a_checkpoint_that_stays_keeps_nothing_else(reaper, store, storage, left_by, monkeypatch):
+    _, stubborn = left_by(SUCCEEDED)
+    other, place = left_by(BROKEN)
+    delete = storage.delete_prefix
+
+    def refuse(prefix):
+        delete(prefix) if other in prefix else unanswered()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_prefix", refuse)
+        reaper.sweep()
+        store.delete_job(other)
+        reaper.sweep()
+    assert (stubborn.exists(), place.exists(), store.deletions()) == (True, False, [])
+    reaper.sweep()
+    assert not stubborn.exists()
+
+
+def test_what_was_deleted_is_not_forgotten_while_the_store_is_not_there(reaper, store, storage, left_by, monkeypatch):
+    job_id, _ = left_by(BROKEN)
+    store.delete_job(job_id)
+    monkeypatch.setattr(storage, "check_writable", unanswered)
+    with pytest.raises(StorageError):
+        reaper.sweep()
+    assert len(store.deletions()) == 2
 
 
 def test_ended_jobs_are_kept_unless_the_settings_limit_it(reaper, store, storage, dispatcher, settings, left_by):

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from core.db import jobs, utcnow
-from core.errors import ConflictError, LeaseLostError
+from core.errors import ConflictError, LeaseLostError, NotFoundError
 from core.jobs.records import Cancelled, Lease
 from core.jobs.state import ACTIVE, TERMINAL, TRANSITIONS, Status
 from core.jobs.store import JobStore
@@ -97,6 +97,8 @@ class Seen:
     transitions: set[tuple[Status, Status]] = field(default_factory=set)
     reaped: set[Status] = field(default_factory=set)
     """What became of jobs whose worker fell silent."""
+    deleted: set[Status] = field(default_factory=set)
+    """How jobs had ended that were deleted while an earlier worker could come back."""
     fenced_off: set[tuple[str, Status]] = field(default_factory=set)
     """What an earlier worker asked when he came back, and where the job stood then."""
 
@@ -135,7 +137,9 @@ class Service:
         if job.status in ACTIVE:
             work = [self.worker_goes_on, self.worker_ends, self.worker_ends]
             return [self.user_asks, self.nobody_answers, self.is_lost_and_taken_again, *work]
-        return [] if job.status is Status.SUCCEEDED else [self.user_asks]
+        if job.status is Status.PAUSED:
+            return [self.user_asks]
+        return [self.is_deleted] if job.status is Status.SUCCEEDED else 3 * [self.user_asks] + [self.is_deleted]
 
     def happens(self) -> bool:
         return self.random.random() < 0.5
@@ -158,6 +162,18 @@ class Service:
         job.moves(TARGETS[request][job.status])
         if request == "retry":
             job.losses = 0
+
+    def is_deleted(self, job: Twin) -> None:
+        self.store.delete_job(job.id)
+        self.jobs.remove(job)
+        with pytest.raises(NotFoundError):
+            self.store.get(job.id)
+        assert self.store.claim(job.id, "third") is None
+        if job.earlier_lease:
+            for request in self.of_workers(job.earlier_lease).values():
+                with pytest.raises(LeaseLostError):
+                    request()
+            self.seen.deleted.add(job.status)
 
     # ---- workers ---------------------------------------------------------------------------------------------------
 
@@ -267,6 +283,9 @@ class Service:
 
     def refuses(self, job: Twin) -> None:
         """Some of what is not allowed now."""
+        if job.status not in TERMINAL:
+            with pytest.raises(ConflictError):
+                self.store.delete_job(job.id)
         if job.status is not Status.QUEUED:
             assert self.store.claim(job.id, "third") is None, "its message came twice, or late"
         requests = self.of_users(job) | (self.of_workers(job.lease) if job.lease else {})
@@ -292,5 +311,6 @@ def test_the_store_does_what_its_model_does(engine, capsys):
         Service(engine, seen, Random(seed)).run()
     assert seen.transitions == {(before, after) for before, following in TRANSITIONS.items() for after in following}
     assert seen.reaped == {Status.QUEUED, Status.PAUSED, Status.CANCELLED, Status.FAILED}
+    assert seen.deleted == TERMINAL
     assert {status for _, status in seen.fenced_off} >= ACTIVE
     assert {request for request, status in seen.fenced_off if status in ACTIVE} == OF_WORKERS

@@ -160,6 +160,22 @@ def test_prefixes_are_deleted_whole(storage):
     storage.open("a/2/y").close()
 
 
+def test_what_the_bucket_does_not_let_go_is_not_taken_for_deleted(s3_url, object_store):
+    storage = Storage(s3_url)
+    for name in ("x", "y"):
+        storage.put(f"a/{name}", io.BytesIO(b"x"))
+    address = f"{object_store['AWS_ENDPOINT_URL']}/{BUCKET}?policy"
+    denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
+    policy = {"Version": "2012-10-17", "Statement": [denied]}
+    httpx.put(address, json=policy, trust_env=False).raise_for_status()
+    try:
+        with pytest.raises(StorageError, match="did not delete all of 'a'"):
+            storage.delete_prefix("a")
+    finally:
+        httpx.delete(address, trust_env=False).raise_for_status()
+    storage.delete_prefix("a")
+
+
 @pytest.mark.parametrize(
     "key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/.hidden", "a\\b", "a/b\n", "a b", "-rf"]
 )

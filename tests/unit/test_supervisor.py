@@ -433,6 +433,30 @@ def test_a_fenced_attempt_removes_no_checkpoint_but_its_own_newest(
     assert [folder.name for folder in kept] == ["pruning-1"]
 
 
+def test_what_was_written_for_a_job_since_its_deletion_is_discarded(bench: Bench) -> None:
+    job_id = bench.create()
+    running = bench.folder / "running"
+
+    def delete() -> None:
+        engine = create_engine(f"sqlite:///{bench.folder}/jobs.db")
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM jobs")
+        engine.dispose()
+
+    when(running.exists, delete)
+    with pytest.raises(NotFoundError):
+        bench.supervise(job_id, f"keep(1); time.sleep(1); Path({str(running)!r}).touch(); time.sleep(60)")
+    assert list((bench.folder / "storage").glob("checkpoints/*")) == []
+
+
+def test_an_upload_that_is_gone_fails_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = bench.create()
+    monkeypatch.setattr(JobSpec, "file_ids", lambda _: {"/task/data/train": "file_gone"})
+    job = bench.supervise(job_id, "succeed()")
+    assert job.error is not None
+    assert (job.error.code, job.error.message) == ("invalid_input", "There is no file 'file_gone'.")
+
+
 def test_a_fenced_attempt_changes_nothing(bench: Bench) -> None:
     job_id = bench.create()
     running = bench.folder / "running"
