@@ -103,6 +103,12 @@ def test_a_job_from_the_command_line(tmp_path, environment):
         assert "README.md" in run(["download", job_id, "bundle"], tmp_path, environment, status=1)
         assert (tmp_path / "bundle" / "README.md").read_text() == "mine"
         assert "every sha256 is right" in run(["download", job_id, "bundle", "--force"], tmp_path, environment)
+        assert f"\n{train}\trows.jsonl.gz\tdataset\t" in run(["files"], tmp_path, environment)
+        for item in (job_id, train):
+            assert run(["delete", item], tmp_path, environment) == f"{item} is deleted.\n"
+        assert job_id not in run(["jobs"], tmp_path, environment)
+        assert "There is no job" in run(["show", job_id], tmp_path, environment, status=1)
+        assert model in run(["files"], tmp_path, environment)
         service.send_signal(signal.SIGINT)
         assert service.wait(30) == 130
     loaded = subprocess.run(
