@@ -72,16 +72,17 @@ def _introduction() -> str:
         all train with 0.5. That layers of a T5 keep at least half of their even share, and not 0.8 of it, in all
         methods that have this floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others stayed at 0.8 after a
         look at CoLA, the Llama and Shakespeare as well."""
-    doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean nothing,
-        least of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B, Multi30k
-        and SST-2 got three seeds after their first was seen; CoLA, STS-B and RTE, quickest to run, got two, two and
-        one more of NeuroPrune, SMART and importance, as many as there was time for, as three did not tell which is
-        ahead at 70 %; at the last, the decoders and SciTLDR, until then of one seed, got two more of these methods, as
-        decided before any of those runs. Multi30k's BLEU, of 300 rows, goes up and down between methods whose nats per token, in
-        brackets, are alike, and on CoLA SMART's lead at 70 % is one in Matthews and accuracy, not in the area under the
-        ROC curve ([of three seeds](decisions/0005-exact-targets-by-saliency.md#alternatives), by hand). The T5 of
-        SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the
-        first runs were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that
+    doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean nothing, least
+        of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B,
+        Multi30k and SST-2 got three seeds after their first was seen; CoLA, STS-B and RTE, quickest to run, got
+        two, two and one more of NeuroPrune, SMART and importance, as many as there was time for, as three did
+        not tell which is ahead at 70 %; at the last, the decoders and SciTLDR, until then of one seed, got two
+        more of these methods, as decided before any of those runs. Multi30k's BLEU, of 300 rows, goes up and
+        down between methods whose nats per token, in brackets, are alike, and on CoLA SMART's lead at 70 % is
+        one in Matthews and accuracy, not in the area under the ROC curve ([of three
+        seeds](decisions/0005-exact-targets-by-saliency.md#alternatives), by hand). The T5 of SciTLDR learns too
+        little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs
+        were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that
         trained) and seconds were measured while other runs kept the machine busy, and compare only roughly."""
     paragraphs = (fill(" ".join(text.split()), 120, break_on_hyphens=False) for text in (what, chosen, doubts))
     return "\n\n".join(paragraphs)

@@ -129,10 +129,12 @@ def about_case(found: list[Result]) -> str:
     """What the runs of one case have in common."""
     first = found[0]
     dense = [quality(r, "dense") for r in {r["seed"]: r for r in found}.values()]
-    return (
+    return fill(
         f"{first['train_rows']:,} training examples, {max(r['steps'] for r in found)} steps of pruning, "
         f"{len({r['seed'] for r in found})} seed(s); dense {cell(dense)} {first['headline'].replace('_', ' ')}, "
-        f"{first['encoder_parameters']['dense']:,} encoder parameters."
+        f"{first['encoder_parameters']['dense']:,} encoder parameters.",
+        120,
+        break_on_hyphens=False,
     )
 
 
