@@ -1,7 +1,7 @@
 """Every answer that is not a success is a problem detail (RFC 9457), whoever noticed the problem."""
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -160,7 +160,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
 def _allowed_methods(request: Request) -> list[str]:
     """All that the path takes; the framework itself names those of the first route only."""
     router = request.app.router
-    scopes = {method: {**request.scope, "method": method} for method in ("GET", "HEAD", "POST", "DELETE")}
+    scopes = {method: {**request.scope, "method": method} for method in HTTPMethod}
     return [
         method
         for method, scope in scopes.items()

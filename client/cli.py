@@ -199,12 +199,8 @@ def jobs(
     """List jobs, newest first."""
     with NeuroPruneClient(url) as client:
         page = client.jobs(limit=limit, cursor=cursor, status=status)
-    if as_json:
-        print_json(page)
-        return
     rows = [[job["id"], job["name"] or "", standing(job), moment(job["created_at"])] for job in page["data"]]
-    print_table(console, ["job", "name", "status", "created (UTC)"], rows, breakable=["name"])
-    _note_next_page(page)
+    _print_page(page, ["job", "name", "status", "created (UTC)"], rows, as_json=as_json)
 
 
 @app.command()
@@ -218,15 +214,11 @@ def files(
     """List uploads, newest first."""
     with NeuroPruneClient(url) as client:
         page = client.files(limit=limit, cursor=cursor, purpose=purpose)
-    if as_json:
-        print_json(page)
-        return
     rows = [
         [file["id"], file["filename"], file["purpose"], decimal(file["bytes"]), moment(file["created_at"])]
         for file in page["data"]
     ]
-    print_table(console, ["file", "name", "purpose", "size", "created (UTC)"], rows, breakable=["name"])
-    _note_next_page(page)
+    _print_page(page, ["file", "name", "purpose", "size", "created (UTC)"], rows, as_json=as_json)
 
 
 @app.command()
@@ -326,7 +318,11 @@ def _culprit(error: UnicodeEncodeError) -> str:
     return shown(error.object[error.start : error.end])
 
 
-def _note_next_page(page: Json) -> None:
+def _print_page(page: Json, headings: list[str], rows: list[list[str]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(page)
+        return
+    print_table(console, headings, rows, breakable=["name"])
     if page["has_more"]:
         note(f"There are more; for the next page repeat this with --cursor {page['next_cursor']}")
 

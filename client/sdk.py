@@ -10,7 +10,6 @@ Jobs, files and artifacts are the JSON objects of the API as dictionaries: a new
 client knows.
 """
 
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from client import answers
 from client.answers import Json
 from client.bundle import MANIFEST, digest_of, make_way, partial_of, place, verify_manifest
 from client.events import Event, parse_events
+from client.paths import file_path, job_path
 from core.errors import ConfigurationError, InvalidInputError, NeuroPruneError, StorageError, shown
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -42,10 +42,6 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROBLEM = "application/problem+json"
 _GATEWAY_ERRORS = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 """What a proxy answers while the service behind it is away."""
-_ID = re.compile(r"\w+", re.ASCII)
-"""What an id looks like, loosely; anything else could make the path of something else."""
-_EXAMPLE_ID = "job_01a20ada1ce073f39a8afeb4637ec46f"
-_EXAMPLE_FILE_ID = "file_32487e9412d67dcfacc0e6392135584c"
 
 
 class ApiError(NeuroPruneError):
@@ -140,7 +136,7 @@ class NeuroPruneClient:
 
     def job(self, job_id: str) -> Json:
         """The job as it stands."""
-        return self._json(answers.is_job, "GET", _path_of(job_id))
+        return self._json(answers.is_job, "GET", job_path(job_id))
 
     def jobs(self, *, limit: int = 20, cursor: str | None = None, status: str | None = None) -> Json:
         """One page of jobs, newest first: `data`, `has_more`, `next_cursor`."""
@@ -152,7 +148,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has ended already.
         """
-        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/cancel")
+        return self._json(answers.is_job, "POST", f"{job_path(job_id)}/cancel")
 
     def pause(self, job_id: str) -> Json:
         """Ask for a job to be held back, at a checkpoint where it is running.
@@ -160,7 +156,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has ended already.
         """
-        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/pause")
+        return self._json(answers.is_job, "POST", f"{job_path(job_id)}/pause")
 
     def resume(self, job_id: str) -> Json:
         """Let a paused job go on.
@@ -168,7 +164,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it is not paused.
         """
-        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/resume")
+        return self._json(answers.is_job, "POST", f"{job_path(job_id)}/resume")
 
     def retry(self, job_id: str) -> Json:
         """Have a job tried again that ended without a bundle.
@@ -176,7 +172,7 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has not ended, or it has succeeded, or an upload that it reads was deleted.
         """
-        return self._json(answers.is_job, "POST", f"{_path_of(job_id)}/retry")
+        return self._json(answers.is_job, "POST", f"{job_path(job_id)}/retry")
 
     def delete_job(self, job_id: str) -> None:
         """Delete a job that has ended, with its history and its bundle, for good.
@@ -184,11 +180,11 @@ class NeuroPruneClient:
         Raises:
             ApiError: it has not ended.
         """
-        self._delete(_path_of(job_id))
+        self._delete(job_path(job_id))
 
     def attempts(self, job_id: str) -> list[Json]:
         """Who worked at a job, when, and how each attempt ended."""
-        return self._list(f"{_path_of(job_id)}/attempts", answers.is_object)
+        return self._list(f"{job_path(job_id)}/attempts", answers.is_object)
 
     def watch(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """The job's events from number `after` + 1 to its end, as they happen; survives lost connections.
@@ -213,7 +209,7 @@ class NeuroPruneClient:
         """One stream, to where it ends or breaks."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
         timeout = httpx.Timeout(30.0, read=_SILENCE_SECONDS)
-        with self._http.stream("GET", f"{_path_of(job_id)}/events", headers=headers, timeout=timeout) as response:
+        with self._http.stream("GET", f"{job_path(job_id)}/events", headers=headers, timeout=timeout) as response:
             self._raise_for_refusal(response)
             for event in parse_events(response.iter_lines()):
                 if event.type == "done":
@@ -243,13 +239,11 @@ class NeuroPruneClient:
         Raises:
             ApiError: a job that has not ended reads it.
         """
-        if not _ID.fullmatch(file_id):
-            raise InvalidInputError(f"{shown(file_id)} is no file's id; one looks like {_EXAMPLE_FILE_ID}.")
-        self._delete(f"/v1/files/{file_id}")
+        self._delete(file_path(file_id))
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a finished job's bundle: name, bytes, sha256, media_type, url."""
-        return self._list(f"{_path_of(job_id)}/artifacts", answers.is_artifact)
+        return self._list(f"{job_path(job_id)}/artifacts", answers.is_artifact)
 
     def download(self, job_id: str, folder: Path, *, overwrite: bool = False) -> list[Path]:
         """Fetch a job's bundle and check every byte of it; goes on where an earlier attempt stopped.
@@ -400,14 +394,3 @@ class _Patience:
             raise UnreachableError(f"{self._url} has not answered for {self._seconds:g} s: {error}") from error
         time.sleep(_PAUSE_SECONDS)
         return True
-
-
-def _path_of(job_id: str) -> str:
-    """Where the service has the job.
-
-    Raises:
-        InvalidInputError: it is no id, and would make the path of something else.
-    """
-    if not _ID.fullmatch(job_id):
-        raise InvalidInputError(f"{shown(job_id)} is no job's id; one looks like {_EXAMPLE_ID}.")
-    return f"/v1/jobs/{job_id}"

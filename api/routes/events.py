@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from api.deps import JobId, Store
 from api.errors import problems
+from api.pages import link_to_next
 from api.schemas import EventObject, EventPage
 from core.errors import NotFoundError
 from core.jobs.state import TERMINAL
@@ -117,5 +118,5 @@ def list_events(
     page = [EventObject.of(event) for event in found[:limit]]
     has_more = len(found) > limit
     if has_more:
-        response.headers["Link"] = f'</v1/jobs/{job_id}/events?after={page[-1].seq}&limit={limit}>; rel="next"'
+        link_to_next(response, f"/v1/jobs/{job_id}/events", after=page[-1].seq, limit=limit)
     return EventPage(data=page, has_more=has_more)

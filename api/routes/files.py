@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Annotated
-from urllib.parse import urlencode
 
 import structlog
 from fastapi import APIRouter, File, Form, HTTPException, Query, Response, UploadFile
 
 from api.deps import FileId, Provided, Services, Store
 from api.errors import problems
+from api.pages import link_to_next
 from api.schemas import FileObject, FilePage
 from core.errors import InvalidInputError, StorageError, StorageFullError
 from core.jobs.ids import new_file_id
@@ -73,8 +73,7 @@ def list_files(
     """Uploads, newest first."""
     found, next_cursor = store.file_page(limit, cursor, purpose)
     if next_cursor is not None:
-        query = {"limit": limit, "cursor": next_cursor} | ({"purpose": purpose} if purpose else {})
-        response.headers["Link"] = f'</v1/files?{urlencode(query)}>; rel="next"'
+        link_to_next(response, "/v1/files", limit=limit, cursor=next_cursor, purpose=purpose)
     return FilePage(
         data=[FileObject.of(record) for record in found], has_more=next_cursor is not None, next_cursor=next_cursor
     )

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Sequence
 from typing import Annotated
-from urllib.parse import urlencode
 
 import structlog
 from fastapi import APIRouter, BackgroundTasks, Body, Header, Query, Request
@@ -16,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from api.conditional import is_named
 from api.deps import JobDispatcher, JobId, Provided, Services, Store
 from api.errors import problems
+from api.pages import link_to_next
 from api.schemas import AttemptList, AttemptObject, JobObject, JobPage, JobQueue, JobRequest
 from core.jobs.records import Job
 from core.jobs.state import TERMINAL, Status
@@ -98,8 +98,7 @@ def list_jobs(
     """Jobs, newest first."""
     found, next_cursor = services.store.page(limit, cursor, status)
     if next_cursor is not None:
-        query = {"limit": limit, "cursor": next_cursor} | ({"status": status} if status else {})
-        response.headers["Link"] = f'</v1/jobs?{urlencode(query)}>; rel="next"'
+        link_to_next(response, "/v1/jobs", limit=limit, cursor=next_cursor, status=status)
     return JobPage(data=_present(services, found), has_more=next_cursor is not None, next_cursor=next_cursor)
 
 

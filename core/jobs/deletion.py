@@ -10,43 +10,34 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from core.db import deletions, files, job_files, jobs, utcnow
-from core.errors import ConflictError, NotFoundError
+from core.errors import ConflictError
 from core.jobs.keys import artifacts_of, checkpoints_of
-from core.jobs.state import TERMINAL, Status
+from core.jobs.records import Job
+from core.jobs.state import TERMINAL
 
 DELETED_AT_ONCE = 10
-"""Most jobs, and most uploads, that one transaction deletes because of their age: a long job has 100,000 events."""
+"""Most jobs, and most uploads, that one transaction deletes because of their age: a job has about an event a second."""
 
 _NAMED_IN_A_REFUSAL = 3
 
 
-def delete_job(connection: Connection, job_id: str) -> None:
-    """Delete a job that has ended, with its history and its bundle.
+def delete_job(connection: Connection, job: Job) -> None:
+    """Delete a job whose row is locked, with its history and its bundle.
 
     Raises:
-        NotFoundError: no such job.
         ConflictError: it has not ended.
     """
-    locked = sa.select(jobs.c.status).where(jobs.c.id == job_id).with_for_update()
-    status = connection.execute(locked).scalar_one_or_none()
-    if status is None:
-        raise NotFoundError(f"There is no job {job_id!r}.")
-    if Status(status) not in TERMINAL:
-        raise ConflictError(f"{job_id} is {status}; only a job that has ended can be deleted. Cancelling ends it.")
-    _delete_jobs(connection, [job_id])
+    if job.status not in TERMINAL:
+        raise ConflictError(f"{job.id} is {job.status}; only a job that has ended can be deleted. Cancelling ends it.")
+    _delete_jobs(connection, [job.id])
 
 
 def delete_file(connection: Connection, file_id: str) -> None:
-    """Delete an upload that no job will read; those that have ended and name it cannot be tried again.
+    """Delete an upload whose row is locked, so that no further job can come to name it: see `lock_files`.
 
     Raises:
-        NotFoundError: no such file.
         ConflictError: a job that has not ended reads it.
     """
-    locked = sa.select(files.c.id).where(files.c.id == file_id).with_for_update()
-    if connection.execute(locked).scalar_one_or_none() is None:
-        raise NotFoundError(f"There is no file {file_id!r}.")
-    # Only now, that no further job can come to name it: see `lock_files`.
     readers = (
         sa.select(jobs.c.id)
         .join_from(jobs, job_files)

@@ -215,7 +215,7 @@ class JobStore(LeaseStore):
             ConflictError: it has not ended.
         """
         with self._writer.begin() as connection:
-            deletion.delete_job(connection, job_id)
+            deletion.delete_job(connection, _get(connection, job_id, lock=True))
 
     # ---- files and artifacts ---------------------------------------------------------------------------------------
 
@@ -232,10 +232,7 @@ class JobStore(LeaseStore):
             NotFoundError: no such file.
         """
         with self._engine.begin() as connection:
-            row = connection.execute(sa.select(files).where(files.c.id == file_id)).mappings().one_or_none()
-        if row is None:
-            raise NotFoundError(f"There is no file {file_id!r}.")
-        return FileRecord(**row)
+            return _get_file(connection, file_id)
 
     def file_page(self, limit: int, cursor: str | None, purpose: Purpose | None) -> tuple[list[FileRecord], str | None]:
         """Uploads, newest first, after the cursor; and the cursor of the next page, None on the last."""
@@ -259,7 +256,7 @@ class JobStore(LeaseStore):
             ConflictError: a job that has not ended reads it.
         """
         with self._writer.begin() as connection:
-            deletion.delete_file(connection, file_id)
+            deletion.delete_file(connection, _get_file(connection, file_id, lock=True).id)
 
     def artifacts(self, job_id: str) -> list[ArtifactRecord]:
         """The files of the job's bundle by name; none unless it has succeeded.
@@ -313,6 +310,14 @@ def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
     if row is None:
         raise NotFoundError(f"There is no job {job_id!r}.")
     return Job.of(row)
+
+
+def _get_file(connection: Connection, file_id: str, *, lock: bool = False) -> FileRecord:
+    statement = sa.select(files).where(files.c.id == file_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no file {file_id!r}.")
+    return FileRecord(**row)
 
 
 def _earlier(connection: Connection, idempotency_key: str) -> Any:

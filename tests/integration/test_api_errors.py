@@ -97,8 +97,8 @@ def test_unknown_paths(service, path):
     ("path", "allowed"),
     [
         ("/v1/files", "GET, POST"),
-        (f"/v1/files/file_{'0' * 32}", "GET, DELETE"),
-        (f"/v1/jobs/job_{'0' * 32}", "GET, DELETE"),
+        (f"/v1/files/file_{'0' * 32}", "DELETE, GET"),
+        (f"/v1/jobs/job_{'0' * 32}", "DELETE, GET"),
         (f"/v1/jobs/job_{'0' * 32}/cancel", "POST"),
     ],
 )

@@ -84,6 +84,13 @@ class Bench:
         assert not list(self.settings.work_dir.glob("*")), "the work folder is not empty"
         return self.store.get(job_id)
 
+    def execute(self, statement: str) -> None:
+        """As another process does, on a connection of its own."""
+        engine = create_engine(f"sqlite:///{self.folder}/jobs.db")
+        with engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        engine.dispose()
+
     def reasons(self, job_id: str) -> list[str]:
         events = self.store.events(job_id, 0, 100)
         return [e.data["reason"] for e in events if e.type == "status"]
@@ -407,10 +414,7 @@ def test_a_fenced_attempt_removes_no_checkpoint_but_its_own_newest(
     running = bench.folder / "running"
 
     def take_over() -> None:
-        engine = create_engine(f"sqlite:///{bench.folder}/jobs.db")
-        with engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE jobs SET owner = 'another'")
-        engine.dispose()
+        bench.execute("UPDATE jobs SET owner = 'another'")
         (bench.folder / "fenced").touch()
 
     thread = when(running.exists, take_over)
@@ -437,13 +441,7 @@ def test_what_was_written_for_a_job_since_its_deletion_is_discarded(bench: Bench
     job_id = bench.create()
     running = bench.folder / "running"
 
-    def delete() -> None:
-        engine = create_engine(f"sqlite:///{bench.folder}/jobs.db")
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DELETE FROM jobs")
-        engine.dispose()
-
-    when(running.exists, delete)
+    when(running.exists, lambda: bench.execute("DELETE FROM jobs"))
     with pytest.raises(NotFoundError):
         bench.supervise(job_id, f"keep(1); time.sleep(1); Path({str(running)!r}).touch(); time.sleep(60)")
     assert list((bench.folder / "storage").glob("checkpoints/*")) == []
@@ -461,13 +459,7 @@ def test_a_fenced_attempt_changes_nothing(bench: Bench) -> None:
     job_id = bench.create()
     running = bench.folder / "running"
 
-    def take_over() -> None:
-        engine = create_engine(f"sqlite:///{bench.folder}/jobs.db")
-        with engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE jobs SET attempt = 9, owner = 'another'")
-        engine.dispose()
-
-    when(running.exists, take_over)
+    when(running.exists, lambda: bench.execute("UPDATE jobs SET attempt = 9, owner = 'another'"))
     job = bench.supervise(job_id, f"Path({str(running)!r}).touch(); time.sleep(2.5); succeed()")
     assert (job.status, job.attempt) == (Status.RUNNING, 9)
     assert bench.reasons(job_id)[-1] == "process started"
