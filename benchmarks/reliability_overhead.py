@@ -133,7 +133,7 @@ def measure(data: Path, folder: Path) -> dict[str, Any]:
         runner=(sys.executable, "-m", "benchmarks.reliability_overhead"),
     )
     begun, cpu_begun = time.monotonic(), time.process_time()
-    supervisor.run(job_id)
+    supervisor.run_next()
     seconds, supervisor_seconds = time.monotonic() - begun, time.process_time() - cpu_begun
     job = store.get(job_id)
     if job.status is not Status.SUCCEEDED:

@@ -23,7 +23,16 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from core.errors import ConfigurationError
 
 BUSY_SECONDS = 30
-"""How long a writer waits for another one (SQLite), or for the server to answer at all (PostgreSQL)."""
+"""How long a writer waits for another one (SQLite), or for the server to take a connection (PostgreSQL)."""
+
+POSTGRESQL_CONNECTION = {
+    "connect_timeout": BUSY_SECONDS,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""Seconds, the last milliseconds: a server behind a cut line is given up well within a lease, not after hours."""
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
@@ -229,7 +238,7 @@ def create_engine(url: str) -> Engine:
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if parsed.drivername == "postgresql+psycopg":
-        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_SECONDS})
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=POSTGRESQL_CONNECTION)
     raise ConfigurationError(
         f"NEUROPRUNE_DATABASE_URL names {parsed.drivername!r}; use sqlite:///path or postgresql+psycopg://host/name."
     )

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,10 @@ _TICK_SECONDS = 0.2
 _PROGRESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 1.0
 """At most this between two looks at the job's status; a shorter lease is renewed six times while it lasts."""
+_UNFIT_SECONDS = 2.0
+"""Between two looks at whether a worker that cannot do a job can by now."""
+_LEAST_ROOM_BYTES = 2**20
+"""Room in the work folder without which not even a job's start is worth a try."""
 _EXIT_SECONDS = 10.0
 """How long a process may take to exit after its last message, if the lease is not short."""
 
@@ -66,7 +71,7 @@ class Supervisor:
 
     Args:
         owner: Names this worker process in the leases it takes.
-        should_stop: Asked a few times a second; once it says yes, the running job is given back.
+        should_stop: Asked a few times a second; once it says yes, the running job is given back, and none is taken.
         runner: Command line of the child, to which `--work-dir` and `--progress-fd` are added.
     """
 
@@ -89,14 +94,38 @@ class Supervisor:
         self._should_stop = should_stop
         self._runner = runner
 
-    def run(self, job_id: str) -> None:
-        """Do the job if it is still to be done; every ending is recorded, none is raised."""
-        lease = self._store.claim(job_id, self._owner)
-        if lease is None:
-            logger.info("job %s is not waiting any more", job_id)
+    def run_next(self) -> None:
+        """Do the job that has waited longest, if one waits; every ending is recorded, none is raised."""
+        if not self._becomes_fit():
             return
-        with bound_contextvars(job_id=job_id, attempt=lease.attempt):
+        lease = self._store.claim_next(self._owner)
+        if lease is None:
+            logger.info("no job is waiting")
+            return
+        with bound_contextvars(job_id=lease.job_id, attempt=lease.attempt):
             self._run(lease)
+
+    def _becomes_fit(self) -> bool:
+        """Wait until this worker can do a job; False where it is told to stop before.
+
+        Without a disk or a store it would take job after job and lose each at once, however many workers are well.
+        """
+        while not self._should_stop():
+            try:
+                self._check_fit()
+            except (OSError, StorageError) as error:
+                logger.warning("this worker takes no job until it can do one: %s", error)
+                time.sleep(_UNFIT_SECONDS)
+            else:
+                return True
+        return False
+
+    def _check_fit(self) -> None:
+        """Raise what keeps a job from being done here: no room to work in, or no store to put its bundle in."""
+        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._settings.work_dir) as probe:
+            probe.write(bytes(_LEAST_ROOM_BYTES))
+        self._storage.check_writable()
 
     def _run(self, lease: Lease) -> None:
         logger.info("job %s: attempt %d begins", lease.job_id, lease.attempt)
@@ -127,6 +156,9 @@ class Supervisor:
         except OSError as error:
             logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
             return Lost(f"the worker could not start the job's process ({error.strerror})")
+        except OperationalError as error:
+            logger.warning("job %s: the database did not answer before it was started: %s", lease.job_id, error)
+            return HandedBack("the database did not answer when it was to be started")
         except NotFoundError as error:
             return Failed(code="invalid_input", message=str(error))
         except ValidationError as error:
@@ -204,15 +236,14 @@ class Supervisor:
         return message
 
     def _keep(self, lease: Lease, checkpoint: Checkpointed) -> None:
-        """Record a checkpoint, then remove what it takes the place of; one that is not recorded does not count."""
-        useless: str | None = checkpoint.key
+        """Record a checkpoint; one that is not recorded does not count, and goes with the others when the job ends.
+
+        Nothing is removed here: a slow store would keep the lease from being renewed.
+        """
         try:
-            useless = self._store.keep_checkpoint(lease, checkpoint)
+            self._store.keep_checkpoint(lease, checkpoint)
         except OperationalError as error:
             logger.warning("job %s: a checkpoint could not be recorded: %s", lease.job_id, error)
-        finally:
-            if useless is not None:
-                self._discard(lease, useless)
 
     def _verdict(self, lease: Lease, child: Child) -> Outcome:
         """On a child that ended without a last message."""

@@ -1,5 +1,6 @@
 """The one Celery task: supervise a job. It brings no torch into the worker's process."""
 
+import logging
 import os
 import socket
 import threading
@@ -16,6 +17,8 @@ from core.storage import Storage
 from worker.app import app
 from worker.supervisor import Supervisor
 
+logger = logging.getLogger(__name__)
+
 _stopping = threading.Event()
 
 
@@ -29,7 +32,12 @@ worker_shutting_down.connect(_stop, weak=False)
 
 @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Run the job to its end, or give it back when the worker is told to stop."""
+    """Run the job that has waited longest to its end, or give it back when the worker is told to stop.
+
+    Args:
+        job_id: The one that this message was sent for, which is ready unless another message was faster.
+    """
+    logger.info("woken for job %s", job_id)
     settings = get_settings()
     supervisor = Supervisor(
         open_store(settings),
@@ -40,7 +48,7 @@ def run_job(job_id: str) -> None:
         owner=f"{socket.gethostname()}:{os.getpid()}",
         should_stop=_stopping.is_set,
     )
-    supervisor.run(job_id)
+    supervisor.run_next()
 
 
 @lru_cache

@@ -83,15 +83,16 @@ def lock_files(connection: Connection, file_ids: Collection[str]) -> dict[str, s
 
 
 def _delete_jobs(connection: Connection, job_ids: Sequence[str]) -> None:
-    _write_down(connection, [prefix for job_id in job_ids for prefix in (artifacts_of(job_id), checkpoints_of(job_id))])
+    write_down(connection, [prefix for job_id in job_ids for prefix in (artifacts_of(job_id), checkpoints_of(job_id))])
     connection.execute(sa.delete(jobs).where(jobs.c.id.in_(job_ids)))
 
 
 def _delete_files(connection: Connection, file_ids: Sequence[str]) -> None:
-    _write_down(connection, connection.scalars(sa.select(files.c.key).where(files.c.id.in_(file_ids))).all())
+    write_down(connection, connection.scalars(sa.select(files.c.key).where(files.c.id.in_(file_ids))).all())
     connection.execute(sa.delete(files).where(files.c.id.in_(file_ids)))
 
 
-def _write_down(connection: Connection, prefixes: Sequence[str]) -> None:
+def write_down(connection: Connection, prefixes: Sequence[str]) -> None:
+    """Have reapers remove from the artifact store what lies there."""
     if prefixes:
         connection.execute(sa.insert(deletions), [{"prefix": prefix} for prefix in prefixes])

@@ -34,6 +34,23 @@ class LeaseStore:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
 
+    def claim_next(self, owner: str) -> Lease | None:
+        """Take the job that has waited longest; None where none waits.
+
+        Whichever job a message was sent for: one whose own message was lost must not wait until the queue is empty.
+        """
+        longest = (
+            sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED).order_by(jobs.c.queued_at, jobs.c.id).limit(1)
+        )
+        while True:
+            with self._engine.begin() as connection:
+                job_id = connection.scalar(longest)
+            if job_id is None:
+                return None
+            lease = self.claim(job_id, owner)
+            if lease is not None:
+                return lease
+
     def claim(self, job_id: str, owner: str) -> Lease | None:
         """Take a queued job; None where it is not queued (any more): of two claimers one gets it."""
         values = {
@@ -112,8 +129,8 @@ class LeaseStore:
             found = connection.execute(sa.select(jobs.c.checkpoints).where(jobs.c.id == job_id)).scalar_one_or_none()
         return {stage: Checkpointed.model_validate(data) for stage, data in (found or {}).items()}
 
-    def keep_checkpoint(self, lease: Lease, checkpoint: Checkpointed) -> str | None:
-        """Let the next attempt go on from here; the key of the checkpoint that this one takes the place of.
+    def keep_checkpoint(self, lease: Lease, checkpoint: Checkpointed) -> None:
+        """Let the next attempt go on from here; a checkpoint that this one takes the place of is to be removed.
 
         Raises:
             LeaseLostError: another attempt owns the job, or it has ended; the checkpoint does not count.
@@ -125,7 +142,8 @@ class LeaseStore:
             data = checkpoint.model_dump(include={"stage", "step", "finished"})
             if note(connection, lease.job_id, "checkpoint", data, values=values, guard=_owned(lease)) is None:
                 raise _lost(lease)
-        return kept[stage]["key"] if stage in kept else None
+            if stage in kept:
+                deletion.write_down(connection, [kept[stage]["key"]])
 
     def finish(self, lease: Lease, outcome: Succeeded | Failed | Cancelled) -> None:
         """End the job; a bundle's files become visible here and nowhere else.

@@ -112,9 +112,9 @@ def test_attempts_say_who_when_and_how(store, job_id):
 
 def test_the_newest_checkpoint_of_each_stage_counts(store, job_id):
     lease = running(store, job_id)
-    assert store.keep_checkpoint(lease, checkpoint("dense", 5)) is None
-    assert store.keep_checkpoint(lease, checkpoint("pruning", 3)) is None
-    assert store.keep_checkpoint(lease, checkpoint("pruning", 9)) == checkpoint("pruning", 3).key
+    for stage, step in (("dense", 5), ("pruning", 3), ("pruning", 9)):
+        store.keep_checkpoint(lease, checkpoint(stage, step))
+    assert store.deletions() == [checkpoint("pruning", 3).key]
     assert store.checkpoints(job_id) == {"dense": checkpoint("dense", 5), "pruning": checkpoint("pruning", 9)}
     told = [event.data for event in store.events(job_id, 0, 99) if event.type == "checkpoint"]
     assert told[-1] == {"stage": "pruning", "step": 9, "finished": False}

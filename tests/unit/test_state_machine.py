@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from core.db import jobs, utcnow
+from core.db import deletions, jobs, utcnow
 from core.errors import ConflictError, LeaseLostError, NotFoundError
 from core.jobs.records import Cancelled, Lease
 from core.jobs.state import ACTIVE, TERMINAL, TRANSITIONS, Status
@@ -115,8 +115,13 @@ class Service:
         self.random = random
         self.store = JobStore(engine, lease_seconds=LONG_SECONDS, max_attempts=MAX_LOSSES)
         self.jobs: list[Twin] = []
+        self.kept = 0
+        """Checkpoints."""
+        self.replaced: set[str] = set()
+        """Keys of checkpoints that newer ones took the place of."""
         with engine.begin() as connection:
             connection.execute(sa.delete(jobs))
+            connection.execute(sa.delete(deletions))
 
     def run(self) -> None:
         for _ in range(OPERATIONS):
@@ -184,13 +189,16 @@ class Service:
             "start": partial(store.start, lease),
             "renew": partial(store.renew, lease),
             "record": partial(store.record, lease, StepDone(fraction=0.5)),
-            "keep": partial(store.keep_checkpoint, lease, checkpoint("dense", 1, lease.attempt)),
+            "keep": partial(store.keep_checkpoint, lease, self.next_checkpoint(lease)),
             "succeed": partial(store.finish, lease, Succeeded(metrics_summary={}, artifacts=[artifact])),
             "fail": partial(store.finish, lease, Failed(code="internal", message="broken")),
             "stop": partial(store.finish, lease, Cancelled()),
             "hand back": partial(store.hand_back, lease, "worker shut down"),
             "release": partial(store.release, lease, "process killed"),
         }
+
+    def next_checkpoint(self, lease: Lease) -> Checkpointed:
+        return checkpoint("dense", self.kept, lease.attempt, lease.job_id)
 
     def is_taken(self, job: Twin) -> None:
         worker = self.random.choice(["first", "second"])
@@ -213,8 +221,11 @@ class Service:
         job.is_overdue = False
         self.reaper_comes()
         requests["record"]()
-        assert requests["keep"]() == (job.checkpoint and job.checkpoint.key)
-        job.checkpoint = checkpoint("dense", 1, job.lease.attempt)
+        requests["keep"]()
+        if job.checkpoint:
+            self.replaced.add(job.checkpoint.key)
+        job.checkpoint = self.next_checkpoint(job.lease)
+        self.kept += 1
 
     def worker_ends(self, job: Twin) -> None:
         requests = self.of_workers(job.lease)
@@ -271,6 +282,7 @@ class Service:
         attempts = [(attempt.number, attempt.outcome) for attempt in self.store.attempts(job.id)]
         assert attempts == list(enumerate(twin.outcomes, start=1))
         assert self.store.checkpoints(job.id) == ({"dense": twin.checkpoint} if twin.checkpoint else {})
+        assert self.replaced <= set(self.store.deletions())
         bundles = [artifact.attempt for artifact in self.store.artifacts(job.id)]
         assert bundles == ([job.attempt] if job.status is Status.SUCCEEDED else [])
         events = self.store.events(job.id, 0, 1000)

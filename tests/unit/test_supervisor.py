@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -69,6 +70,7 @@ class Bench:
         return self.store.create(SPEC, name=None, labels={})[0].id
 
     def supervise(self, job_id: str, script: str, **settings: Any) -> Job:
+        """Do the job that has waited longest; what became of this one."""
         child = self.folder / "child.py"
         child.write_text(PREAMBLE + dedent(script))
         supervisor = Supervisor(
@@ -80,7 +82,7 @@ class Bench:
             should_stop=self.stop.is_set,
             runner=(sys.executable, str(child)),
         )
-        supervisor.run(job_id)
+        supervisor.run_next()
         assert not list(self.settings.work_dir.glob("*")), "the work folder is not empty"
         return self.store.get(job_id)
 
@@ -399,15 +401,11 @@ def test_only_the_newest_checkpoint_is_kept(bench: Bench) -> None:
     job_id = bench.create()
     bench.supervise(job_id, "keep(1); keep(2); os.kill(os.getpid(), signal.SIGKILL)")
     bench.supervise(job_id, "keep(3); succeed()")
-    kept = sorted((bench.folder / "storage").glob("checkpoints/*/*/*"))
-    assert [str(folder.relative_to(bench.folder / "storage")) for folder in kept] == [
-        f"checkpoints/{job_id}/2/pruning-3"
-    ]
+    assert bench.store.checkpoints(job_id)["pruning"].key == f"checkpoints/{job_id}/2/pruning-3"
+    assert bench.store.deletions() == [f"checkpoints/{job_id}/1/pruning-{step}" for step in (1, 2)]
 
 
-def test_a_fenced_attempt_removes_no_checkpoint_but_its_own_newest(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fenced_attempts_checkpoint_does_not_count(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     # The checkpoint is to find it out, and not the heartbeat, which comes first where the machine is busy.
     monkeypatch.setattr("worker.supervisor._HEARTBEAT_SECONDS", 60)
     job_id = bench.create()
@@ -433,8 +431,8 @@ def test_a_fenced_attempt_removes_no_checkpoint_but_its_own_newest(
         lease_seconds=600,
     )
     thread.join()
-    kept = list((bench.folder / "storage").glob("checkpoints/*/*/*"))
-    assert [folder.name for folder in kept] == ["pruning-1"]
+    assert bench.store.checkpoints(job_id)["pruning"].step == 1
+    assert bench.store.deletions() == []
 
 
 def test_what_was_written_for_a_job_since_its_deletion_is_discarded(bench: Bench) -> None:
@@ -556,7 +554,46 @@ def test_a_job_that_is_not_waiting_is_left_alone(bench: Bench) -> None:
     job_id = bench.create()
     bench.store.request_cancel(job_id)
     assert bench.supervise(job_id, "succeed()").status is Status.CANCELLED
-    assert not bench.settings.work_dir.exists()
+    assert bench.store.attempts(job_id) == []
+
+
+def test_the_job_that_has_waited_longest_goes_first(bench: Bench) -> None:
+    first, second = bench.create(), bench.create()
+    assert bench.supervise(second, "succeed()").status is Status.QUEUED
+    assert bench.supervise(first, "succeed()").status is Status.SUCCEEDED
+    assert bench.store.get(second).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("missing", ["disk", "store"])
+def test_a_worker_that_cannot_work_loses_no_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, missing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("worker.supervisor._UNFIT_SECONDS", 0.05)
+    broken = bench.settings.work_dir if missing == "disk" else bench.folder / "storage"
+    broken.write_text("not a folder")
+    job_id = bench.create()
+    thread = when(lambda: "takes no job" in caplog.text, broken.unlink)
+    assert bench.supervise(job_id, "succeed()").status is Status.SUCCEEDED
+    thread.join()
+    assert len(bench.store.attempts(job_id)) == 1
+
+
+def test_a_worker_that_cannot_work_stops_when_it_is_told_to(bench: Bench) -> None:
+    bench.stop.set()
+    assert bench.supervise(bench.create(), "succeed()").status is Status.QUEUED
+
+
+@pytest.mark.parametrize("name", ["get", "checkpoints", "start"])
+def test_a_job_that_could_not_be_started_for_the_database_is_handed_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    job_id = bench.create()
+    with monkeypatch.context() as silence:
+        silence.setattr(bench.store, name, silent_database)
+        with suppress(OperationalError):  # the bench's own look at the job
+            bench.supervise(job_id, "time.sleep(60)")
+    job = bench.store.get(job_id)
+    assert (job.status, bench.store.attempts(job_id)[0].outcome) == (Status.QUEUED, "handed_back")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
