@@ -81,6 +81,22 @@ def test_images_have_folders_that_their_user_may_write(file: Path) -> None:
     assert folders == set(made.replace("\\", " ").split())
 
 
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker/compose.gpu.yml"])
+def test_no_two_services_build_one_image(file: str) -> None:
+    # Compose builds them at once, and the second cannot be stored: its image exists already.
+    shown = yaml.safe_load(re.sub("^  # ", "  ", (ROOT / file).read_text(), flags=re.MULTILINE))["services"]
+    images = [service["image"] for service in shown.values() if "build" in service]
+    assert len(set(images)) == len(images)
+
+
+def test_an_image_of_ours_is_built_here_or_by_who_comes_first(services: dict[str, Any]) -> None:
+    for service in services.values():
+        if service["image"].startswith("neuroprune-") and "build" not in service:
+            first = [services[name] for name in service["depends_on"]]
+            assert [other["image"] for other in first if "build" in other] == [service["image"]]
+            assert service["pull_policy"] == "never"  # what a registry has under this name is not ours
+
+
 def gpu_services(text: str) -> dict[str, Any]:
     return yaml.safe_load(text)["services"]
 
