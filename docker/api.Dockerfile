@@ -31,4 +31,6 @@ VOLUME /var/lib/neuroprune/storage
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000"]
+# A stream of events lasts as long as its job; without a limit, an API that is told to stop would wait for that.
+CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", \
+    "--timeout-graceful-shutdown", "5"]

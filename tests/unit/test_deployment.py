@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def test_images_run_without_root_and_say_how_they_are(file: Path) -> None:
     last_stage = file.read_text().rpartition("\nFROM ")[2]
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", last_stage, re.MULTILINE)
     assert "\nHEALTHCHECK " in last_stage
+
+
+def test_an_open_stream_of_events_does_not_keep_the_api_from_stopping() -> None:
+    text = (ROOT / "docker" / "api.Dockerfile").read_text()
+    options = json.loads(text.rpartition("\nCMD ")[2].replace("\\\n", ""))
+    assert 0 < int(options[options.index("--timeout-graceful-shutdown") + 1]) < 10  # after which Docker kills
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
