@@ -118,6 +118,10 @@ def submit(
     spec: Annotated[str, typer.Argument(help="A file with the job's spec as JSON, or - for standard input.")],
     name: Annotated[str | None, typer.Option(help="Any title; goes before that of the spec.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Repeated with the same KEY within a day, this makes no second job."),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print JSON, for programs; with --watch a line for the job, then one an event."),
@@ -126,7 +130,7 @@ def submit(
 ) -> None:
     """Queue a pruning job."""
     with NeuroPruneClient(url) as client:
-        job = _submit(client, spec, name)
+        job = _submit(client, spec, name, idempotency_key)
         if not as_json:
             say(f"{job['id']} is {job['status']}.")
         elif watch:
@@ -305,9 +309,9 @@ def _print_event(event: Any) -> None:
     print_json_line({"seq": event.seq, "type": event.type, "data": event.data})
 
 
-def _submit(client: NeuroPruneClient, source: str, name: str | None) -> Json:
+def _submit(client: NeuroPruneClient, source: str, name: str | None, key: str | None) -> Json:
     try:
-        return client.submit(read_spec(source), name=name)
+        return client.submit(read_spec(source), name=name, idempotency_key=key)
     except RecursionError as error:
         raise InvalidInputError(f"{source} is nested too deeply for a job's spec.") from error
     except UnicodeEncodeError as error:

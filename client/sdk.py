@@ -10,8 +10,6 @@ Jobs, files and artifacts are the JSON objects of the API as dictionaries: a new
 client knows.
 """
 
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -24,9 +22,12 @@ import httpx
 from client import answers
 from client.answers import Json
 from client.bundle import MANIFEST, digest_of, make_way, partial_of, place, verify_manifest
+from client.errors import ApiError, UnreachableError, may_be_done
 from client.events import Event, parse_events
+from client.keys import key_of
 from client.paths import file_path, job_path
-from core.errors import ConfigurationError, InvalidInputError, NeuroPruneError, StorageError, shown
+from client.patience import Patience
+from core.errors import ConfigurationError, InvalidInputError, StorageError, shown
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -37,29 +38,10 @@ back through to check them, unpacked.
 """
 _SILENCE_SECONDS = 45.0
 """The service pings every 15 s; a stream that is silent for longer is dead."""
-_PAUSE_SECONDS = 0.5
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROBLEM = "application/problem+json"
 _GATEWAY_ERRORS = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 """What a proxy answers while the service behind it is away."""
-
-
-class ApiError(NeuroPruneError):
-    """The service refused a request; `problem` is its answer (RFC 9457)."""
-
-    def __init__(self, status: int, problem: Json) -> None:
-        faults = problem.get("errors") or []
-        if len(faults) > 1:
-            lines = [f"{f.get('pointer') or f.get('parameter') or 'request'}: {f.get('detail')}" for f in faults]
-        else:
-            lines = [str(problem.get("detail") or problem.get("title") or f"The service answered {status}.")]
-        super().__init__("\n".join(lines))
-        self.status = status
-        self.problem = problem
-
-
-class UnreachableError(NeuroPruneError):
-    """No service answers at the URL, or what does is none of ours."""
 
 
 class NeuroPruneClient:
@@ -108,7 +90,12 @@ class NeuroPruneClient:
     # ---- jobs ------------------------------------------------------------------------------------------------------
 
     def submit(
-        self, spec: Mapping[str, Any], *, name: str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        spec: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Json:
         """Queue a job. A request whose answer got lost is sent once more, under a key that makes no second job.
 
@@ -116,23 +103,30 @@ class NeuroPruneClient:
             spec: It may hold a name and labels, too.
             name: Goes before that of the spec.
             labels: Go before those of the spec.
+            idempotency_key: Whoever submits the same once more under the same key, within a day, gets the job that
+                there is; by default each call has a key of its own.
 
         Raises:
-            ApiError: the spec is not valid; the message names each field and what is allowed.
+            ApiError: the spec is not valid, and the message names each field and what is allowed; or the key was used
+                for another.
+            InvalidInputError: the key is none.
         """
         body = dict(spec)
         if name is not None:
             body["name"] = name
         if labels is not None:
             body["labels"] = dict(labels)
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        headers = {"Idempotency-Key": key_of(idempotency_key)}
+
+        def post() -> Json:
+            return self._json(answers.is_job, "POST", "/v1/jobs", json=body, headers=headers)
+
         try:
-            return self._json(answers.is_job, "POST", "/v1/jobs", json=body, headers=headers)
-        except UnreachableError as error:
-            cause = error.__cause__
-            if cause is None or isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
+            return post()
+        except (ApiError, UnreachableError) as error:
+            if not may_be_done(error):
                 raise
-            return self._json(answers.is_job, "POST", "/v1/jobs", json=body, headers=headers)
+            return post()
 
     def job(self, job_id: str) -> Json:
         """The job as it stands."""
@@ -203,7 +197,7 @@ class NeuroPruneClient:
                     yield event
                 if self.job(job_id)["finished_at"] is not None:
                     return
-                time.sleep(_PAUSE_SECONDS)
+                patience.pause()
 
     def _events(self, job_id: str, after: int) -> Iterator[Event]:
         """One stream, to where it ends or breaks."""
@@ -291,7 +285,7 @@ class NeuroPruneClient:
             raise StorageError(f"{artifact['name']} arrived damaged: its sha256 is not the one that the service lists.")
         self._fetch(artifact, path)  # what was there may have been the beginning of another bundle's file
 
-    def _append(self, artifact: Json, partial: Path, patience: "_Patience") -> None:
+    def _append(self, artifact: Json, partial: Path, patience: Patience) -> None:
         """Fetch what is missing; from the start, if the service does not continue."""
         have = partial.stat().st_size if partial.exists() else 0
         headers = {"Range": f"bytes={have}-", "If-Range": f'"{artifact["sha256"]}"'} if have else {}
@@ -354,43 +348,14 @@ class NeuroPruneClient:
         problem = answers.parsed(response) if response.headers.get("content-type", "").startswith(_PROBLEM) else None
         if answers.is_problem(problem):
             raise ApiError(response.status_code, problem)
-        status = f"{response.status_code} {response.reason_phrase}"
-        raise self._away(status) if response.status_code in _GATEWAY_ERRORS else self._no_service(f" ({status})")
+        code, reason = response.status_code, f"{response.status_code} {response.reason_phrase}"
+        raise self._away(reason, code) if code in _GATEWAY_ERRORS else self._no_service(f" ({reason})", code)
 
-    def _away(self, reason: object) -> UnreachableError:
-        return UnreachableError(f"No NeuroPrune service answers at {self._http.base_url} ({reason}).")
+    def _away(self, reason: object, status: int | None = None) -> UnreachableError:
+        return UnreachableError(f"No NeuroPrune service answers at {self._http.base_url} ({reason}).", status)
 
-    def _no_service(self, reason: str = "") -> UnreachableError:
-        return UnreachableError(f"What answers at {self._http.base_url} is no NeuroPrune service{reason}.")
+    def _no_service(self, reason: str = "", status: int | None = None) -> UnreachableError:
+        return UnreachableError(f"What answers at {self._http.base_url} is no NeuroPrune service{reason}.", status)
 
-    def _patience(self) -> "_Patience":
-        return _Patience(self._patience_seconds, str(self._http.base_url))
-
-
-class _Patience:
-    """As a context manager, swallows a lost connection, after a pause, until it has lasted too long."""
-
-    def __init__(self, seconds: float, url: str) -> None:
-        self._seconds = seconds
-        self._url = url
-        self.renew()
-
-    def renew(self) -> None:
-        """The service answers."""
-        self._ends_at = time.monotonic() + self._seconds
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        is_passing = isinstance(error, httpx.TransportError | UnreachableError) or (
-            isinstance(error, ApiError) and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        )
-        if not is_passing:
-            return False
-        if time.monotonic() > self._ends_at:
-            raise UnreachableError(f"{self._url} has not answered for {self._seconds:g} s: {error}") from error
-        time.sleep(_PAUSE_SECONDS)
-        return True
+    def _patience(self) -> Patience:
+        return Patience(self._patience_seconds, str(self._http.base_url))

@@ -279,6 +279,23 @@ def test_a_submitted_job_that_is_watched_by_a_program_comes_first(run, service, 
     assert run("submit", str(tmp_path / "spec.json"))[1] == f"{JOB_ID} is queued.\n"
 
 
+def test_a_job_is_submitted_under_a_key_of_ones_own(run, service, tmp_path):
+    (tmp_path / "job.json").write_text("{}")
+    keys = []
+
+    def handler(request):
+        keys.append(request.headers["idempotency-key"])
+        return httpx.Response(202, json=job())
+
+    service(handler)
+    for options in ([], [], ["--idempotency-key", "order-7"]):
+        assert run("submit", str(tmp_path / "job.json"), *options)[0] == 0
+    assert len(set(keys)) == 3
+    assert keys[2] == "order-7"
+    status, _, err = run("submit", str(tmp_path / "job.json"), "--idempotency-key", "two words")
+    assert (status, err) == (1, "Error: 'two words' is no idempotency key: 1 to 255 visible ASCII characters.\n")
+
+
 def test_jobs_are_whole_lines_and_the_next_page_is_named_beside_them(run, service):
     asked = []
     found = [

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from client import sdk
+from client import patience
+from client.errors import ApiError, UnreachableError
 from client.events import parse_events
-from client.sdk import ApiError, NeuroPruneClient, UnreachableError
+from client.sdk import NeuroPruneClient
 from core.errors import ConfigurationError, InvalidInputError, StorageError, VerificationError
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -73,7 +74,7 @@ class _Stream(httpx.SyncByteStream):
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdk, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(patience, "_PAUSE_SECONDS", 0)
 
 
 def test_events_are_parsed() -> None:
@@ -287,17 +288,65 @@ def test_an_upload_waits_for_the_service_to_store_and_check_the_file(tmp_path: P
     assert upload["read"] >= 600 > other["read"]
 
 
-def test_submit_repeats_a_request_whose_answer_got_lost_under_the_same_key() -> None:
-    keys = []
+LOST: dict[str, Callable[[], httpx.Response]] = {
+    "502": lambda: httpx.Response(502, html="<h1>Bad gateway</h1>"),
+    "503": lambda: httpx.Response(503, json={"detail": "The database does not answer."}, headers=PROBLEM),
+    "504": lambda: httpx.Response(504, html="<h1>Gateway timeout</h1>"),
+    "520": lambda: httpx.Response(520, html="<h1>The server returned an unknown error</h1>"),
+    "lost": lambda: raise_(httpx.ReadError("lost")),
+}
+
+
+def raise_(error: Exception) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize("answer", LOST.values(), ids=LOST)
+@pytest.mark.parametrize("key", [None, "order-7"])
+def test_submit_repeats_a_request_whose_answer_got_lost_under_the_same_key(
+    answer: Callable[[], httpx.Response], key: str | None
+) -> None:
+    keys: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         keys.append(request.headers["idempotency-key"])
-        if len(keys) == 1:
-            raise httpx.ReadError("lost")
-        return httpx.Response(202, json=JOB)
+        return answer() if len(keys) == 1 else httpx.Response(202, json=JOB)
 
-    assert client_of(handler).submit({"a": 1}, name="x")["id"] == "j"
-    assert keys[0] == keys[1]
+    assert client_of(handler).submit({"a": 1}, name="x", idempotency_key=key)["id"] == "j"
+    assert keys == [key or keys[0]] * 2
+
+
+@pytest.mark.parametrize("answer", LOST.values(), ids=LOST)
+def test_submit_repeats_a_request_once(answer: Callable[[], httpx.Response]) -> None:
+    asked = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return answer()
+
+    with pytest.raises((ApiError, UnreachableError)):
+        client_of(handler).submit({})
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("status", [409, 422])
+def test_submit_does_not_repeat_what_was_refused(status: int) -> None:
+    asked = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(status, json={"detail": "No."}, headers=PROBLEM)
+
+    with pytest.raises(ApiError, match="No"):
+        client_of(handler).submit({})
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("key", ["", "two words", "schlüssel", "a\n", "\ud800", "k" * 256])
+def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    client = client_of(lambda request: pytest.fail("it was sent"))
+    with pytest.raises(InvalidInputError, match=r"^'.*' is no idempotency key: 1 to 255 visible ASCII characters\.$"):
+        client.submit({}, idempotency_key=key)
 
 
 def test_submit_does_not_wait_for_a_service_that_is_not_there() -> None:
