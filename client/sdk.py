@@ -27,7 +27,8 @@ from client.events import Event, parse_events
 from client.keys import key_of
 from client.paths import file_path, job_path
 from client.patience import Patience
-from core.errors import ConfigurationError, InvalidInputError, StorageError, shown
+from client.urls import host_of, without_userinfo
+from core.errors import ConfigurationError, StorageError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -65,15 +66,13 @@ class NeuroPruneClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._patience_seconds = patience_seconds
-        try:
-            is_local = httpx.URL(base_url).host in _LOOPBACK
-        except httpx.InvalidURL as error:
-            raise InvalidInputError(f"{shown(base_url)} is no URL: {error}.") from error
+        is_local = host_of(base_url) in _LOOPBACK
         # A proxy from the environment cannot reach this machine's own services.
         try:
             self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=not is_local)
         except (ImportError, ValueError) as error:
             raise ConfigurationError(f"A proxy that the environment names cannot be used: {error}") from error
+        self._shown_url = without_userinfo(str(self._http.base_url))
 
     def __enter__(self) -> Self:
         return self
@@ -352,10 +351,10 @@ class NeuroPruneClient:
         raise self._away(reason, code) if code in _GATEWAY_ERRORS else self._no_service(f" ({reason})", code)
 
     def _away(self, reason: object, status: int | None = None) -> UnreachableError:
-        return UnreachableError(f"No NeuroPrune service answers at {self._http.base_url} ({reason}).", status)
+        return UnreachableError(f"No NeuroPrune service answers at {self._shown_url} ({reason}).", status)
 
     def _no_service(self, reason: str = "", status: int | None = None) -> UnreachableError:
-        return UnreachableError(f"What answers at {self._http.base_url} is no NeuroPrune service{reason}.", status)
+        return UnreachableError(f"What answers at {self._shown_url} is no NeuroPrune service{reason}.", status)
 
     def _patience(self) -> Patience:
-        return Patience(self._patience_seconds, str(self._http.base_url))
+        return Patience(self._patience_seconds, self._shown_url)

@@ -30,6 +30,10 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def raise_(error: Exception) -> Any:
+    raise error
+
+
 class Service:
     """Serves one bundle, with Range, and breaks connections on demand."""
 
@@ -173,6 +177,36 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "start", ["http://user:secret@", "http://user:1/secret@", "http://user:@secret@", "user:secret@"]
+)
+@pytest.mark.parametrize("handler", [lambda _: raise_(httpx.ConnectError("refused")), lambda _: httpx.Response(404)])
+def test_no_message_holds_a_password(start: str, handler: Handler) -> None:
+    with pytest.raises(UnreachableError, match=r" at (http://)?prune\.example/? ") as caught:
+        NeuroPruneClient(f"{start}prune.example", transport=httpx.MockTransport(handler)).job("j")
+    assert "secret" not in str(caught.value)
+
+
+def test_running_out_of_patience_tells_no_password() -> None:
+    answers = iter([httpx.Response(200, json=JOB)])
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["authorization"] == "Basic dXNlcjpzZWNyZXQ="
+        return next(answers, None) or raise_(httpx.ConnectError("refused"))
+
+    url, transport = "http://user:secret@prune.example/pruning", httpx.MockTransport(handler)
+    with pytest.raises(UnreachableError, match=r"^http://prune\.example/pruning/ has not answered for 0 s: "):
+        list(NeuroPruneClient(url, patience_seconds=0, transport=transport).watch("j"))
+
+
+@pytest.mark.parametrize("url", ["http://user:sec/ret@prune.example", "http://user:secret@prune.example:port"])
+def test_a_url_that_is_none_may_hold_a_password_too(url: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"^'http://prune\.example\S*' is no URL, ") as caught:
+        NeuroPruneClient(url)
+    assert "sec" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
     "response",
     [
         httpx.Response(200, html="<h1>It works!</h1>"),
@@ -295,10 +329,6 @@ LOST: dict[str, Callable[[], httpx.Response]] = {
     "520": lambda: httpx.Response(520, html="<h1>The server returned an unknown error</h1>"),
     "lost": lambda: raise_(httpx.ReadError("lost")),
 }
-
-
-def raise_(error: Exception) -> Any:
-    raise error
 
 
 @pytest.mark.parametrize("answer", LOST.values(), ids=LOST)
