@@ -26,6 +26,8 @@ SPEC: Json = {
     "target": {"sparsity": 0.5},
 }
 NAME = "demo"
+LABELS = {"made-by": "neuroprune-demo"}
+"""What tells a demo's jobs from others: a user's may have the name, too."""
 
 _DELIVERED = "demo-bundles"
 """File in the state folder: the sha256 of the manifest of each bundle that a demo has delivered, a line each."""
@@ -71,7 +73,7 @@ def do_job(console: Console, stack: EmbeddedStack, client: NeuroPruneClient) -> 
         NeuroPruneError: it did not succeed.
     """
     _cancel_unfinished(client)
-    job = client.submit(SPEC, name=NAME)
+    job = client.submit(SPEC, name=NAME, labels=LABELS)
     events = client.watch(job["id"])
     try:
         with progress_display(console) as show:
@@ -138,7 +140,7 @@ def _way_to_load(folder: Path) -> str:
 
 
 def _cancel_unfinished(client: NeuroPruneClient) -> None:
-    """Cancel the demo's jobs, this one's or an interrupted one's, and give their worker a moment to stop."""
+    """Cancel demos' jobs, this one's or an interrupted one's, and give their worker a moment to stop."""
     deadline = time.monotonic() + _CANCEL_SECONDS
     with suppress(NeuroPruneError):
         while time.monotonic() < deadline:
@@ -146,7 +148,7 @@ def _cancel_unfinished(client: NeuroPruneClient) -> None:
                 job
                 for status in _UNFINISHED
                 for job in client.jobs(status=status, limit=100)["data"]
-                if job["name"] == NAME
+                if job["labels"] == LABELS
             ]
             if not unfinished:
                 return

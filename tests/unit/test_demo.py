@@ -139,6 +139,30 @@ def test_the_demo_restarts_what_dies_while_it_waits(tmp_path, monkeypatch):
     worker.stop()
 
 
+def test_the_demo_cancels_what_an_earlier_one_left_and_nothing_else(tmp_path):
+    mine = {"object": "job", "id": "mine", "name": "demo", "labels": {"team": "search"}}
+    unfinished, submitted = {"mine": mine}, []
+
+    def handler(request):
+        path = request.url.path
+        if path.endswith("/events"):
+            return httpx.Response(204)
+        if path.endswith("/cancel"):
+            unfinished.pop(path.split("/")[3])
+        elif request.method == "POST":
+            submitted.append(json.loads(request.content))
+        elif path == "/v1/jobs":
+            found = list(unfinished.values()) if request.url.params["status"] == "running" else []
+            return httpx.Response(200, json={"data": found})
+        return httpx.Response(200, json=JOB)
+
+    with sdk.NeuroPruneClient("http://service", transport=httpx.MockTransport(handler)) as client:
+        for _ in range(2):
+            demo.do_job(Console(file=io.StringIO()), local.EmbeddedStack(tmp_path), client)
+            assert unfinished == {"mine": mine}
+            unfinished["old"] = JOB | {"id": "old", "labels": submitted[-1]["labels"]}
+
+
 @pytest.mark.parametrize(
     "files",
     [
