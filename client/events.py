@@ -1,7 +1,7 @@
 """A job's history as the service sends it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from client.answers import Json
@@ -16,10 +16,10 @@ class Event:
     data: Json
 
 
-def parse_events(lines: Iterator[str]) -> Iterator[Event]:
+def parse_events(chunks: Iterable[str]) -> Iterator[Event]:
     """Server-sent events: fields up to an empty line make one; comments are pings."""
     fields: dict[str, list[str]] = {}
-    for line in lines:
+    for line in _lines(chunks):
         if line.startswith(":"):
             continue
         if line:
@@ -30,3 +30,11 @@ def parse_events(lines: Iterator[str]) -> Iterator[Event]:
                 data = json.loads("\n".join(fields["data"]))
                 yield Event(int(fields.get("id", ["0"])[-1]), fields.get("event", ["message"])[-1], data)
             fields = {}
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """The lines that are whole. Only \\n ends one: JSON may hold whatever else does so in Unicode."""
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        yield from lines

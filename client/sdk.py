@@ -204,7 +204,7 @@ class NeuroPruneClient:
         timeout = httpx.Timeout(30.0, read=_SILENCE_SECONDS)
         with self._http.stream("GET", f"{job_path(job_id)}/events", headers=headers, timeout=timeout) as response:
             self._raise_for_refusal(response)
-            for event in parse_events(response.iter_lines()):
+            for event in parse_events(response.iter_text()):
                 if event.type == "done":
                     return
                 yield replace(event, data=event.data["data"])

@@ -82,21 +82,27 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_events_are_parsed() -> None:
-    lines = [
-        "id: 3",
-        "event: phase",
-        'data: {"phase":',
-        'data: "loading"}',
-        "",
-        ": ping",
-        "",
-        "event: done",
-        "data: {}",
-        "",
-    ]
-    first, last = parse_events(iter(lines))
-    assert (first.seq, first.type, first.data) == (3, "phase", {"phase": "loading"})
-    assert last.type == "done"
+    text = 'id: 3\nevent: phase\ndata: {"phase":\ndata: "loading"}\n\n: ping\n\nevent: done\ndata: {}\n\n'
+    for size in (1, 7, len(text)):
+        first, last = parse_events(text[i : i + size] for i in range(0, len(text), size))
+        assert (first.seq, first.type, first.data) == (3, "phase", {"phase": "loading"})
+        assert last.type == "done"
+
+
+def test_an_event_may_hold_what_unicode_ends_a_line_with() -> None:
+    message = "a\u2028b\u2029c\u0085d\x7fe"
+    data = json.dumps({"data": {"message": message}}, ensure_ascii=False)
+    stream = f"id: 1\nevent: warning\ndata: {data}\n\nevent: done\ndata: {{}}\n\n".encode()
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return (
+            httpx.Response(200, content=stream)
+            if request.url.path.endswith("/events")
+            else httpx.Response(200, json=JOB)
+        )
+
+    [event] = client_of(handler).watch("j")
+    assert event.data == {"message": message}
 
 
 def test_watch_resumes_after_the_last_event_it_saw() -> None:
