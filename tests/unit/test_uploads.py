@@ -12,7 +12,7 @@ import pytest
 from core.errors import InvalidDataError, InvalidInputError, InvalidModelError
 from core.uploads import suffix_of
 from core.uploads.archives import check_model_archive, unpack_model_archive
-from core.uploads.datasets import check_dataset
+from core.uploads.datasets import BYTES_CHECKED, MAX_ROW_BYTES, check_dataset
 from tests.archives import model_files, safetensors, write_tar, write_zip
 
 LIMIT = 10**7
@@ -327,7 +327,27 @@ def test_data_bombs_are_refused(tmp_path):
         check_dataset(path, LIMIT)
 
 
-def test_one_endless_line_is_refused(tmp_path):
-    path = dataset(tmp_path, "a.jsonl.gz", b'{"a": "' + b"a" * (17 * 2**20))
-    with pytest.raises(InvalidDataError, match="Line 1 is longer than"):
+@pytest.mark.parametrize(
+    ("name", "content", "number"),
+    [
+        ("a.jsonl.gz", b'{"a": "' + b"a" * MAX_ROW_BYTES, 1),
+        ("a.csv.gz", b"a,b\n1,2\n" + b'"a\n",' * (MAX_ROW_BYTES // 5 + 1), 3),
+    ],
+    ids=["one line", "one row of many lines"],
+)
+def test_one_endless_row_is_refused(tmp_path, name, content, number):
+    path = dataset(tmp_path, name, content)
+    with pytest.raises(InvalidDataError, match=f"The row in line {number} is longer than {MAX_ROW_BYTES} bytes"):
         check_dataset(path, 10**9)
+
+
+def test_rows_of_many_lines_may_together_be_longer_than_one(tmp_path):
+    row = b'"' + b"a\n" * (MAX_ROW_BYTES // 5) + b'",1\n'
+    check_dataset(dataset(tmp_path, "a.csv", b"text,label\n" + row * 4), 10**9)
+
+
+def test_rows_that_are_large_are_not_all_parsed(tmp_path):
+    content = b'{"text": "' + b"a" * (BYTES_CHECKED // 2) + b'"}\n'
+    check_dataset(dataset(tmp_path, "a.jsonl", content * 3 + b"not JSON"), 10**9)
+    with pytest.raises(InvalidDataError, match="Line 2 is not JSON"):
+        check_dataset(dataset(tmp_path, "a.jsonl", content + b"not JSON"), 10**9)
