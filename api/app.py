@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | 
         store=JobStore(engine, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts),
         storage=Storage(settings.storage_url, attempts=STORAGE_ATTEMPTS),
         dispatcher=broker,
+        upload_slots=CapacityLimiter(files.UPLOADS_AT_ONCE),
     )
 
     @asynccontextmanager

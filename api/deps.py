@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from core.errors import NotFoundError, shown
@@ -43,6 +44,7 @@ class Services:
     store: JobStore
     storage: Storage
     dispatcher: JobDispatcher
+    upload_slots: CapacityLimiter
 
 
 def _services(request: Request) -> Services:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import structlog
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, File, Form, HTTPException, Query, Response, UploadFile
 
 from api.deps import FileId, Provided, Services, Store
@@ -28,6 +29,9 @@ from core.uploads.datasets import check_dataset
 logger = structlog.get_logger(__name__)
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
+UPLOADS_AT_ONCE = 8
+"""Others wait: one takes a thread for minutes, of the 40 that all requests share, and to be checked some memory."""
+
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """What a multipart body holds beside the file."""
 
@@ -41,7 +45,7 @@ _ACCEPTED = " ".join(f"{purpose}: {', '.join(suffixes)}." for purpose, suffixes 
     responses=problems(400, 413, 422, 503, 507),
     form_limits={"max_files": 1, "max_fields": 1, "max_part_size": 1024},
 )
-def upload_file(
+async def upload_file(
     file: Annotated[UploadFile, File(description=_ACCEPTED)],
     purpose: Annotated[Purpose, Form(description="What jobs may use it for.")],
     services: Provided,
@@ -52,7 +56,7 @@ def upload_file(
     if file.size is not None and file.size > limit:
         raise HTTPException(413, f"The file is larger than {limit} bytes, the most that is accepted.")
     try:
-        record = _accept(file, purpose, services)
+        record = await run_sync(_accept, file, purpose, services, limiter=services.upload_slots)
     except InvalidInputError as error:
         error.param = "/file"
         raise

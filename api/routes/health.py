@@ -20,7 +20,7 @@ class NotReadyError(NeuroPruneError):
 
 
 @router.get("/healthz")
-def healthz() -> Health:
+async def healthz() -> Health:  # waits for no thread, as those may all wait for the database
     """The process answers."""
     return Health()
 

@@ -4,12 +4,15 @@ import errno
 import gzip
 import hashlib
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from api.routes.files import UPLOADS_AT_ONCE
 from core.errors import StorageError
 from core.storage import Storage
-from tests.apis import MAX_UPLOAD_BYTES, on_every_store, on_remote_store
+from tests.apis import MAX_UPLOAD_BYTES, PATIENCE_SECONDS, on_every_store, on_remote_store, until
 from tests.archives import model_files, write_tar, write_zip
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
@@ -133,6 +136,25 @@ def test_broken_files_are_refused_and_gone(service, name, content, purpose, mess
     problem = assert_problem(upload(service, name, content, purpose), 422, "invalid_input", "/file")
     assert message in problem["detail"]
     assert_nothing_kept(service)
+
+
+def test_uploads_hold_up_nothing_else(service, monkeypatch):
+    arrived, answer = [], threading.Event()
+
+    def hang(path, limit):
+        arrived.append(path)
+        answer.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr("api.routes.files.check_dataset", hang)
+    with ThreadPoolExecutor(60) as pool:
+        try:
+            waiters = [pool.submit(upload, service, "t.csv", b"text\none\n") for _ in range(60)]
+            until(lambda: len(arrived) >= UPLOADS_AT_ONCE)
+            assert service.http.get("/v1/files", timeout=5).status_code == 200
+            assert len(arrived) == UPLOADS_AT_ONCE
+        finally:
+            answer.set()
+    assert {waiter.result().status_code for waiter in waiters} == {201}
 
 
 @pytest.mark.parametrize("hostile", ["../../etc/passwd.csv", "C:\\data\\x.csv", "a\nb\x00.csv", "ü" * 400 + ".csv"])

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,37 @@ from core.families import FAMILIES
 from core.jobs.spec import JobSpec
 from core.jobs.store import JobStore
 from core.uploads import SUFFIXES
-from tests.apis import LIVE_SECONDS, SILENT_SECONDS
+from tests.apis import LIVE_SECONDS, PATIENCE_SECONDS, SILENT_SECONDS, until
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
 
 pytestmark = SQLITE_ONLY
 
+THREADS = 40
+"""In which the framework runs what is not async, all requests together."""
+
 
 def test_process_is_healthy(service):
     assert service.http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_process_is_healthy_while_every_thread_waits_for_the_database(service, monkeypatch):
+    arrived, answer = [], threading.Event()
+
+    def hang(self, limit, cursor, status):
+        arrived.append(limit)
+        answer.wait(PATIENCE_SECONDS)
+        return [], None
+
+    monkeypatch.setattr(JobStore, "page", hang)
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            waiters = [pool.submit(service.http.get, "/v1/jobs") for _ in range(THREADS)]
+            until(lambda: len(arrived) == THREADS)
+            assert service.http.get("/healthz", timeout=5).json() == {"status": "ok"}
+        finally:
+            answer.set()
+    assert {waiter.result().status_code for waiter in waiters} == {200}
 
 
 def test_the_broker_is_connected_to_before_the_first_job(service):
