@@ -22,8 +22,8 @@ from core.storage import Storage
 VERSION = "1.0.0"
 """Of the HTTP contract."""
 
-MAX_BODY_BYTES = 2**20
-"""Of everything but uploads."""
+MAX_BODY_BYTES = 64 * 1024
+"""Of everything but uploads. A list shows up to a hundred jobs, each with its spec twice."""
 
 STORAGE_ATTEMPTS = 2
 """Times a request to a remote store is sent; somebody waits for the answer."""

@@ -58,8 +58,8 @@ def _start(
         NotFoundError: no such job.
         HTTPException: 204, which tells an EventSource not to come back: the job has ended and all was sent.
     """
-    job = store.get(job_id)
-    if last_event_id >= job.version and job.status in TERMINAL:
+    status, version = store.standing(job_id)
+    if last_event_id >= version and status in TERMINAL:
         raise HTTPException(204)
     return _Start(job_id, max(after, last_event_id))
 
@@ -70,15 +70,15 @@ async def stream_events(start: Annotated[_Start, Depends(_start)], store: Store)
     while True:
         try:
             # The job first: a job that has ended makes no events after those that are read next.
-            job = await run_in_threadpool(store.get, start.job_id)
+            status, version = await run_in_threadpool(store.standing, start.job_id)
             events = await run_in_threadpool(store.events, start.job_id, sent, BATCH)
         except NotFoundError:  # it has ended and was deleted; who asks again is told so
             return
         for event in events:
             sent = event.seq
             yield ServerSentEvent(id=str(event.seq), event=event.type, data=EventObject.of(event))
-        if job.status in TERMINAL and sent >= job.version:
-            yield ServerSentEvent(event="done", data={"status": job.status})
+        if status in TERMINAL and sent >= version:
+            yield ServerSentEvent(event="done", data={"status": status})
             return
         if len(events) < BATCH:
             await asyncio.sleep(POLL_SECONDS)

@@ -126,9 +126,8 @@ async def get_job(
         etag = f'W/"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
         unchanged = is_named(etag, if_none_match)
         pending = unchanged if if_none_match else job.status not in TERMINAL
-        if not pending or time.monotonic() >= deadline or await request.is_disconnected():
+        if not pending or not await _may_have_changed(services.store, job, request, deadline):
             break
-        await asyncio.sleep(POLL_SECONDS)
     headers = {"ETag": etag} | ({} if wait is None else {"Preference-Applied": f"wait={wait}"})
     if unchanged:
         return Response(status_code=304, headers=headers)
@@ -197,6 +196,16 @@ def list_attempts(job_id: JobId, store: Store) -> AttemptList:
 def _dispatch(dispatcher: JobDispatcher, store: JobStore, job_id: str) -> None:
     if dispatcher.job_ready(job_id):
         store.mark_dispatched(job_id)
+
+
+async def _may_have_changed(store: JobStore, job: Job, request: Request, deadline: float) -> bool:
+    """Wait until it is worth while to look at the job again; False once nobody waits any more."""
+    while time.monotonic() < deadline and not await request.is_disconnected():
+        await asyncio.sleep(POLL_SECONDS)
+        # A place in the queue changes without its job.
+        if job.status is Status.QUEUED or await run_in_threadpool(store.standing, job.id) != (job.status, job.version):
+            return True
+    return False
 
 
 def _present(services: Services, found: Sequence[Job]) -> list[JobObject]:

@@ -57,7 +57,8 @@ class _Classification(Spec):
     ) = Field(
         None,
         description="Names of the classes 0, 1, …, in this order; the labels are these numbers or names. Default: what "
-        "the data says of itself (Parquet and hub data with class labels), else the labels as they are, sorted.",
+        "the data says of itself (Parquet and hub data with class labels), else the labels as they are, sorted. Where "
+        "they do not fit into the 64 KiB that a request may have, let the data or the labels say them.",
     )
 
 

@@ -91,6 +91,15 @@ class JobStore(LeaseStore):
         with self._engine.begin() as connection:
             return _get(connection, job_id)
 
+    def standing(self, job_id: str) -> tuple[Status, int]:
+        """The job's status and version: whether it is worth while to ask for all of it again.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        with self._engine.begin() as connection:
+            return _standing(connection, job_id)
+
     def page(self, limit: int, cursor: str | None, status: Status | None) -> tuple[list[Job], str | None]:
         """Jobs, newest first, after the cursor; and the cursor of the next page, None on the last."""
         statement = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
@@ -117,7 +126,7 @@ class JobStore(LeaseStore):
         with self._engine.begin() as connection:
             found = [Event(**row) for row in connection.execute(statement).mappings()]
             if not found:
-                _get(connection, job_id)
+                _standing(connection, job_id)
         return found
 
     def queue_positions(self, job_ids: Collection[str]) -> dict[str, int]:
@@ -204,7 +213,7 @@ class JobStore(LeaseStore):
         columns = [job_attempts.c[field.name] for field in fields(Attempt)]
         statement = sa.select(*columns).where(job_attempts.c.job_id == job_id).order_by(job_attempts.c.number)
         with self._engine.begin() as connection:
-            _get(connection, job_id)
+            _standing(connection, job_id)
             return [Attempt(**row) for row in connection.execute(statement).mappings()]
 
     def delete_job(self, job_id: str) -> None:
@@ -266,7 +275,7 @@ class JobStore(LeaseStore):
         """
         statement = sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name)
         with self._engine.begin() as connection:
-            _get(connection, job_id)
+            _standing(connection, job_id)
             return [ArtifactRecord(**row) for row in connection.execute(statement).mappings()]
 
     # ---- workers ---------------------------------------------------------------------------------------------------
@@ -310,6 +319,13 @@ def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
     if row is None:
         raise NotFoundError(f"There is no job {job_id!r}.")
     return Job.of(row)
+
+
+def _standing(connection: Connection, job_id: str) -> tuple[Status, int]:
+    row = connection.execute(sa.select(jobs.c.status, jobs.c.last_seq).where(jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"There is no job {job_id!r}.")
+    return Status(row.status), row.last_seq
 
 
 def _get_file(connection: Connection, file_id: str, *, lock: bool = False) -> FileRecord:

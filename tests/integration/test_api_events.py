@@ -2,11 +2,13 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 
 from core.db import jobs
+from core.jobs.records import Job
 from core.progress import Failed, PhaseStarted, StepDone
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
@@ -88,6 +90,23 @@ def test_a_stream_ends_where_its_job_is_deleted(service, job_id, monkeypatch):
         with service.store._writer.begin() as connection:
             connection.execute(sa.delete(jobs))
         assert not [line for line in lines if line.startswith("event: ")]
+
+
+def test_a_job_that_is_watched_is_not_read_again_and_again(service, job_id, monkeypatch):
+    reads = []
+
+    def count(row):
+        reads.append(row["id"])
+        return Job.of(row)
+
+    monkeypatch.setattr("api.routes.events.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("api.routes.jobs.POLL_SECONDS", 0.05)
+    lease = service.store.claim(job_id, "worker")
+    monkeypatch.setattr("core.jobs.store.Job", SimpleNamespace(of=count))
+    assert service.http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=1"}).json()["status"] == "starting"
+    threading.Timer(1, service.store.finish, (lease, Failed(code="internal", message="broken"))).start()
+    assert "event: done" in service.http.get(f"/v1/jobs/{job_id}/events", headers=STREAM).text
+    assert len(reads) <= 3
 
 
 def test_stream_of_no_job_is_a_problem(service):
