@@ -113,7 +113,7 @@ async def get_job(
     services: Provided,
     if_none_match: Annotated[str | None, Header()] = None,
     prefer: Annotated[
-        str | None, Header(description="`wait=N`: answer when the job changed (If-None-Match) or ended; N ≤ 60 s.")
+        str | None, Header(description="`wait=N`: answer when the job changed (If-None-Match) or has ended; N ≤ 60 s.")
     ] = None,
 ) -> Response:
     """A job as it stands."""
@@ -125,7 +125,7 @@ async def get_job(
         body = shown.model_dump_json()
         etag = f'W/"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
         unchanged = is_named(etag, if_none_match)
-        pending = unchanged if if_none_match else job.status not in TERMINAL
+        pending = job.status not in TERMINAL and (unchanged or not if_none_match)
         if not pending or not await _may_have_changed(services.store, job, request, deadline):
             break
     headers = {"ETag": etag} | ({} if wait is None else {"Preference-Applied": f"wait={wait}"})

@@ -145,6 +145,14 @@ def test_waiting_ends_when_the_time_is_up(service):
     assert time.monotonic() - began >= 1
 
 
+def test_nobody_waits_for_a_job_that_has_ended(service):
+    job_id = submit(service)["id"]
+    service.store.request_cancel(job_id)
+    etag = service.http.get(f"/v1/jobs/{job_id}").headers["etag"]
+    headers = {"If-None-Match": etag, "Prefer": "wait=60"}
+    assert service.http.get(f"/v1/jobs/{job_id}", headers=headers, timeout=5).status_code == 304
+
+
 def test_waits_are_capped_and_nonsense_is_ignored(service):
     job_id = submit(service)["id"]
     service.store.request_cancel(job_id)
