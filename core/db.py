@@ -192,6 +192,7 @@ deletions = sa.Table(
     "deletions",
     metadata,
     sa.Column("prefix", sa.String(300), primary_key=True),
+    sa.Column("not_before", UtcDateTime),
 )
 
 artifacts = sa.Table(

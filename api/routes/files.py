@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import sqlalchemy as sa
 import structlog
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, File, Form, HTTPException, Query, Response, UploadFile
@@ -99,31 +100,40 @@ def delete_file(file_id: FileId, store: Store) -> None:
 
 
 def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecord:
-    """Store, check, and register the file; what is refused leaves nothing behind."""
+    """Store, check, and register the file; what is refused leaves nothing behind.
+
+    What is cut off is removed a day later: by a crash, or by a database that may have registered it after all.
+    """
     filename = _plain_name(file.filename or "")
     suffix = suffix_of(filename, purpose)
     file_id = new_file_id()
     key = upload_key(file_id, suffix)
-    stored = services.storage.put(key, file.file)
+    services.store.expect_file(key)
     try:
+        stored = services.storage.put(key, file.file)
         _check(services.storage, key, purpose, services.settings)
-        record = FileRecord(
-            id=file_id,
-            filename=filename,
-            purpose=purpose,
-            size=stored.size,
-            sha256=stored.sha256,
-            key=key,
-            created_at=datetime.now(UTC),
-        )
-        services.store.add_file(record)
     except BaseException:
-        try:
-            services.storage.delete_prefix(key)
-        except StorageError as error:  # which is not what the user has to know
-            logger.warning("a refused upload stays in the store", key=key, error=str(error))
+        _discard(key, services)
         raise
+    record = FileRecord(
+        id=file_id,
+        filename=filename,
+        purpose=purpose,
+        size=stored.size,
+        sha256=stored.sha256,
+        key=key,
+        created_at=datetime.now(UTC),
+    )
+    services.store.add_file(record)
     return record
+
+
+def _discard(key: str, services: Services) -> None:
+    try:
+        services.storage.delete_prefix(key)
+        services.store.forget_deletion(key)
+    except (StorageError, sa.exc.SQLAlchemyError) as error:  # which is not what the user has to know
+        logger.warning("a refused upload is removed in a day", key=key, error=str(error))
 
 
 def _plain_name(name: str) -> str:

@@ -18,6 +18,9 @@ from core.jobs.state import TERMINAL
 DELETED_AT_ONCE = 10
 """Most jobs, and most uploads, that one transaction deletes because of their age: a job has about an event a second."""
 
+UPLOAD_SECONDS = 24 * 3600
+"""Within this, the row of an upload follows the note that its bytes may come to be stored; or it was cut off."""
+
 _NAMED_IN_A_REFUSAL = 3
 
 
@@ -73,6 +76,22 @@ def delete_old(connection: Connection, older_than_seconds: float) -> list[str]:
     old_files = connection.scalars(unnamed.where(files.c.id.in_(candidates))).all()
     _delete_files(connection, old_files)
     return [*old_jobs, *old_files]
+
+
+def expect_file(connection: Connection, key: str) -> None:
+    """Write down that an upload's bytes are to go, in case its row does not follow."""
+    connection.execute(sa.insert(deletions).values(prefix=key, not_before=utcnow(UPLOAD_SECONDS)))
+
+
+def keep_file(connection: Connection, key: str) -> bool:
+    """An upload's bytes are to stay; False where it is too late for that."""
+    expected = sa.delete(deletions).where(deletions.c.prefix == key, ~is_due())
+    return connection.execute(expected).rowcount == 1
+
+
+def is_due() -> sa.ColumnElement[bool]:
+    """Of what is written down: that it may go now."""
+    return deletions.c.not_before.is_(None) | (deletions.c.not_before <= utcnow())
 
 
 def lock_files(connection: Connection, file_ids: Collection[str]) -> dict[str, str]:

@@ -228,12 +228,13 @@ class LeaseStore:
             return deletion.delete_old(connection, older_than_seconds)
 
     def deletions(self) -> list[str]:
-        """What has to go from the artifact store, as prefixes of its keys."""
+        """What has to go from the artifact store now, as prefixes of its keys."""
+        statement = sa.select(deletions.c.prefix).where(deletion.is_due()).order_by(deletions.c.prefix)
         with self._engine.begin() as connection:
-            return list(connection.scalars(sa.select(deletions.c.prefix).order_by(deletions.c.prefix)))
+            return list(connection.scalars(statement))
 
     def forget_deletion(self, prefix: str) -> None:
-        """It has gone."""
+        """It has gone, or was never there."""
         with self._writer.begin() as connection:
             connection.execute(sa.delete(deletions).where(deletions.c.prefix == prefix))
 

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from core.db import deletions, job_attempts, jobs, seconds_between, utcnow, workers
 from core.errors import ErrorCode
+from core.jobs.deletion import is_due
 from core.jobs.records import AttemptOutcome
 from core.jobs.state import ACTIVE, Status
 
@@ -40,7 +41,7 @@ class Statistics:
         shortest_lease_seconds: what is left of the lease that ends first, negative once it is over; None without one.
         waited: from when it was queued to its first start, of all jobs that were started.
         ran: from start to end, by outcome, of the attempts that have ended.
-        deletions: what was deleted and is still to be removed from the store, in prefixes.
+        deletions: what is to be removed from the store by now, in prefixes.
         worker_silence_seconds: time since each known worker last showed itself.
     """
 
@@ -81,7 +82,7 @@ def count(connection: Connection) -> Statistics:
         shortest_lease_seconds=_seconds(connection, sa.select(lease).where(jobs.c.status.in_(sorted(ACTIVE)))),
         waited=Durations(waited[0], float(waited[1] or 0)),
         ran=ran,
-        deletions=connection.scalar(sa.select(sa.func.count()).select_from(deletions)) or 0,
+        deletions=connection.scalar(sa.select(sa.func.count()).select_from(deletions).where(is_due())) or 0,
         worker_silence_seconds={name: float(seconds) for name, seconds in connection.execute(silence)},
     )
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from core.db import artifacts, files, is_migrated, job_attempts, job_events, job_files, jobs, utcnow, workers
-from core.errors import ConflictError, InvalidInputError, NotFoundError
+from core.errors import ConflictError, InvalidInputError, NotFoundError, StorageError
 from core.jobs import deletion, statistics
 from core.jobs.defaults import resolve
 from core.jobs.ids import new_job_id
@@ -228,10 +228,21 @@ class JobStore(LeaseStore):
 
     # ---- files and artifacts ---------------------------------------------------------------------------------------
 
+    def expect_file(self, key: str) -> None:
+        """Bytes will be stored under this key, and are to be removed unless `add_file` follows within a day."""
+        with self._writer.begin() as connection:
+            deletion.expect_file(connection, key)
+
     def add_file(self, record: FileRecord) -> None:
-        """Make an upload usable by jobs; its bytes are stored already."""
+        """Make an upload usable by jobs; it was expected, and its bytes are stored already.
+
+        Raises:
+            StorageError: that was longer than a day ago, or never.
+        """
         row = {column.name: getattr(record, column.name) for column in files.c}
         with self._writer.begin() as connection:
+            if not deletion.keep_file(connection, record.key):
+                raise StorageError("The upload took longer than a day; send it again.")
             connection.execute(sa.insert(files).values(row))
 
     def get_file(self, file_id: str) -> FileRecord:

@@ -8,9 +8,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from api.routes.files import UPLOADS_AT_ONCE
+from core.db import deletions
 from core.errors import StorageError
+from core.jobs.store import JobStore
 from core.storage import Storage
 from tests.apis import MAX_UPLOAD_BYTES, PATIENCE_SECONDS, on_every_store, on_remote_store, until
 from tests.archives import model_files, write_tar, write_zip
@@ -27,8 +30,15 @@ def upload(service, name, content, purpose="dataset"):
     return service.http.post("/v1/files", files={"file": (name, content)}, data={"purpose": purpose})
 
 
+def notes(service):
+    """What is to leave the store, now or later."""
+    with service.store._engine.begin() as connection:
+        return list(connection.scalars(sa.select(deletions.c.prefix)))
+
+
 def assert_nothing_kept(service):
     assert service.storage.names("uploads") == []
+    assert notes(service) == []
     assert_no_copy_kept(service)
 
 
@@ -51,6 +61,7 @@ def test_dataset_is_stored_and_usable(service, name, content):
     with service.storage.open(service.store.get_file(file["id"]).key) as stored:
         assert stored.read() == content
     assert_no_copy_kept(service)
+    assert notes(service) == []
     job = service.http.post("/v1/jobs", json=upload_spec(file["id"]).model_dump(mode="json"))
     assert job.status_code == 202
 
@@ -92,6 +103,33 @@ def test_why_a_file_is_refused_is_said_even_if_it_cannot_be_deleted(service, mon
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "delete_prefix", refuse)
         assert_problem(upload(service, "t.csv", b""), 422, "invalid_input", "/file")
+    [left] = service.storage.names("uploads")
+    assert notes(service) == [f"uploads/{left}"]
+
+
+@pytest.mark.parametrize("step", ["put", "add_file"])
+def test_an_upload_that_is_cut_off_is_not_forgotten(service, monkeypatch, step):
+    """Whatever it is that ends it: a process that is killed comes no further than where an exception is raised here."""
+    seen = []
+
+    def cut_off(*_args, **_options):
+        seen.extend(notes(service))
+        raise sa.exc.OperationalError("INSERT", {}, Exception("connection lost"))
+
+    monkeypatch.setattr(*((Storage, "put") if step == "put" else (JobStore, "add_file")), cut_off)
+    upload(service, "t.csv", b"text\none\n")
+    assert len(seen) == 1
+    if step == "add_file":  # its row may be there after all
+        assert [f"uploads/{name}" for name in service.storage.names("uploads")] == notes(service) == seen
+
+
+def test_without_a_database_nothing_is_stored(service, monkeypatch):
+    def refuse(*_args):
+        raise sa.exc.OperationalError("INSERT", {}, Exception("refused"))
+
+    monkeypatch.setattr(JobStore, "expect_file", refuse)
+    assert_problem(upload(service, "t.csv", b"text\none\n"), 503, "service_unavailable")
+    assert_nothing_kept(service)
 
 
 @on_remote_store

@@ -3,13 +3,14 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from core import db
-from core.errors import ConflictError, InvalidInputError, LeaseLostError, NotFoundError
+from core.errors import ConflictError, InvalidInputError, LeaseLostError, NotFoundError, StorageError
 from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord
 from core.jobs.state import Status
@@ -33,6 +34,7 @@ def upload(store):
         file_id = new_file_id()
         moment = moment or datetime.now(UTC) - timedelta(days=days_ago)
         record = FileRecord(file_id, "rows.jsonl", purpose, 10, "00", f"uploads/{file_id}.jsonl", moment)
+        store.expect_file(record.key)
         store.add_file(record)
         return record
 
@@ -51,6 +53,11 @@ def ended(store):
         return job_id
 
     return make
+
+
+def a_day_passes(engine):
+    with engine.begin() as connection:
+        connection.execute(sa.update(db.deletions).values(not_before=db.utcnow(-1)))
 
 
 def finished_days_ago(engine, job_id, days):
@@ -154,6 +161,32 @@ def test_an_upload_that_is_still_to_be_read_is_not_deleted(store, upload):
     for job_id in made:
         store.request_cancel(job_id)
     store.delete_file(record.id)
+
+
+def test_an_upload_that_was_cut_off_is_to_be_removed_a_day_later(store, engine, upload):
+    record = upload()
+    cut_off = replace(record, id=new_file_id(), key="uploads/cut_off.jsonl")
+    store.expect_file(cut_off.key)
+    assert (store.deletions(), store.statistics().deletions) == ([], 0)
+    a_day_passes(engine)
+    assert (store.deletions(), store.statistics().deletions) == ([cut_off.key], 1)
+    with pytest.raises(StorageError, match="longer than a day"):
+        store.add_file(cut_off)
+    assert store.file_page(9, None, None)[0] == [record]
+
+
+def test_a_note_without_a_time_is_due_and_one_with_a_time_is_kept_through_an_earlier_schema(
+    database, engine, store, upload
+):
+    deleted = upload()
+    store.delete_file(deleted.id)
+    store.expect_file("uploads/cut_off.jsonl")
+    assert store.deletions() == [deleted.key]
+    engine.dispose()
+    db.downgrade(database, "0003")
+    db.upgrade(database)
+    # No upload is under way while the schema changes.
+    assert sorted(store.deletions()) == sorted([deleted.key, "uploads/cut_off.jsonl"])
 
 
 def test_jobs_of_an_earlier_schema_keep_their_uploads(database, engine, store, upload):

@@ -7,7 +7,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from core.db import jobs, utcnow
+from core.db import deletions, jobs, utcnow
 from core.errors import NotFoundError, StorageError
 from core.jobs.state import Status
 from core.progress import Failed, Succeeded
@@ -196,6 +196,18 @@ def test_a_checkpoint_that_stays_keeps_nothing_else(reaper, store, storage, left
     assert (stubborn.exists(), place.exists(), store.deletions()) == (True, False, [])
     reaper.sweep()
     assert not stubborn.exists()
+
+
+def test_an_upload_that_was_cut_off_is_removed_a_day_later(reaper, store, engine, storage):
+    key = "uploads/file_1.csv"
+    store.expect_file(key)
+    storage.put(key, io.BytesIO(b"text\none\n"))
+    reaper.sweep()
+    assert storage.names("uploads") == ["file_1.csv"]
+    with engine.begin() as connection:
+        connection.execute(sa.update(deletions).values(not_before=utcnow(-1)))
+    reaper.sweep()
+    assert (storage.names("uploads"), store.deletions()) == ([], [])
 
 
 def test_what_was_deleted_is_not_forgotten_while_the_store_is_not_there(reaper, store, storage, left_by, monkeypatch):

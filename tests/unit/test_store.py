@@ -52,6 +52,7 @@ def created_hours_ago(store, hours):
 
 def add_file(store, purpose="dataset"):
     record = FileRecord("file_" + "a" * 32, "train.jsonl", purpose, 10, "00", "uploads/x", datetime.now(UTC))
+    store.expect_file(record.key)
     store.add_file(record)
     return record
 
