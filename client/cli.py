@@ -24,7 +24,7 @@ from client.local import EmbeddedStack
 from client.output import complain, console, note, print_json, print_json_line, say
 from client.sdk import DEFAULT_URL, NeuroPruneClient
 from client.spec_file import read_spec
-from client.standing import moment, sentences, standing
+from client.standing import moment, place_in_queue, sentences, standing
 from client.tables import print_blocks, print_table
 from core.errors import InvalidInputError, NeuroPruneError, shown
 from core.version import VERSION
@@ -290,9 +290,16 @@ def _steer(request: Callable[[NeuroPruneClient, str], Json], job_id: str, *, as_
 
 
 def _follow(client: NeuroPruneClient, job_id: str, *, as_json: bool) -> None:
-    with nullcontext(_print_event) if as_json else progress_display(console) as show:
-        for event in client.watch(job_id):
-            show(event)
+    try:
+        if not as_json:
+            for sentence in place_in_queue(client.job(job_id)):
+                say(sentence)
+        with nullcontext(_print_event) if as_json else progress_display(console) as show:
+            for event in client.watch(job_id):
+                show(event)
+    except KeyboardInterrupt:
+        note(f"The job goes on. Follow it: neuroprune watch {job_id}; end it: neuroprune cancel {job_id}")
+        raise
     job = client.job(job_id)
     if job["status"] != "succeeded":
         raise typer.Exit(1)

@@ -85,7 +85,7 @@ class _TimeLeft(ProgressColumn):
     """Counts down to the job's end between two events."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.finished else time_left(task.fields["eta_at"]) or "-:-- left", style="cyan")
+        return Text("" if task.finished else time_left(task.fields["eta_at"]), style="cyan")
 
 
 def sentence(event: Event) -> str:

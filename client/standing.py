@@ -15,14 +15,19 @@ def standing(job: Json) -> str:
 def sentences(job: Json) -> Iterator[str]:
     """A line for each thing that a job says about itself."""
     yield f"{job['id']} is {standing(job)}{': ' + job['error']['message'] if job['error'] else '.'}"
-    if job["queue"]:
-        yield f"Number {job['queue']['position']} in the queue. {job['queue']['reason']}"
+    yield from place_in_queue(job)
     # Otherwise it is that of an attempt which is over.
     if job["progress"] and job["status"] == Status.RUNNING:
         yield _progress(job["progress"])
     yield from (f"warning: {warning}" for warning in job["warnings"])
     if job.get("kept_until"):  # which an older service does not say
         yield f"It is kept until {moment(job['kept_until'])} (UTC)."
+
+
+def place_in_queue(job: Json) -> Iterator[str]:
+    """Where a job waits, and why; nothing of one that does not."""
+    if job["queue"]:
+        yield f"Number {job['queue']['position']} in the queue. {job['queue']['reason']}"
 
 
 def moment(timestamp: str) -> str:

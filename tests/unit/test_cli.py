@@ -262,6 +262,21 @@ def test_watch_ends_with_what_came_of_the_job(run, service):
     assert run("watch", JOB_ID, "--json")[:2] == (0, "")
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_who_stops_watching_is_told_that_the_job_goes_on(run, service, monkeypatch, tmp_path):
+    service(lambda _: httpx.Response(200, json=job(queue={"position": 2, "reason": "No worker is running."})))
+    monkeypatch.setattr(sdk.NeuroPruneClient, "watch", interrupt)
+    (tmp_path / "spec.json").write_text("{}")
+    advice = f"The job goes on. Follow it: neuroprune watch {JOB_ID}; end it: neuroprune cancel {JOB_ID}\n"
+    for command in (["watch", JOB_ID], ["watch", JOB_ID, "--json"], ["submit", str(tmp_path / "spec.json"), "--watch"]):
+        status, out, err = run(*command)
+        assert (status, err.lstrip("\n")) == (130, advice)
+        assert ("Number 2 in the queue. No worker is running.\n" in out) is ("--json" not in command)
+
+
 def test_a_submitted_job_that_is_watched_by_a_program_comes_first(run, service, tmp_path):
     def handler(request):
         if request.url.path.endswith("/events"):
@@ -412,6 +427,7 @@ def test_events_are_shown_on_terminals_and_in_logs(is_terminal):
     shown = console.file.getvalue()
     for text in ("queued: accepted", "pruning", "50%", "step 1/2, loss 0.25", "mind [the] gap", "no such column"):
         assert text in shown
+    assert "left" not in shown, "no time is told that is not known"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
