@@ -94,6 +94,7 @@ def up(
         if stack.url != DEFAULT_URL:
             say(f"The other commands look at {DEFAULT_URL}; where they are to look here, first say:")
             say(f"  export NEUROPRUNE_URL={stack.url}")
+        say(f"The worker's log is {stack.state_dir / 'logs' / 'worker.log'}, the API's lies beside it.")
         console.print("Ctrl-C stops it; what it stored stays.")
         while True:
             time.sleep(_TEND_SECONDS)

@@ -161,6 +161,7 @@ class _Started:
     """Stands for the embedded service, and ends at once."""
 
     def __init__(self, state_dir, *, port):
+        self.state_dir = state_dir
         self.url = f"http://127.0.0.1:{port or 8000}"
 
     def __enter__(self):
@@ -176,12 +177,13 @@ class _Started:
 @pytest.mark.parametrize(
     ("arguments", "is_told"), [([], False), (["--port", "8000"], False), (["--port", "8001"], True)]
 )
-def test_up_tells_how_the_commands_find_another_port(run, monkeypatch, arguments, is_told):
+def test_up_tells_where_the_log_is_and_how_the_commands_find_another_port(run, monkeypatch, arguments, is_told):
     monkeypatch.setattr(cli, "_exit_on_termination", lambda: None)
     monkeypatch.setattr(cli, "_TEND_SECONDS", 0)
     monkeypatch.setattr(cli, "EmbeddedStack", _Started)
     status, out, _ = run("up", *arguments)
     assert status == 130
+    assert f"The worker's log is {Path('.neuroprune/logs/worker.log')}, " in out
     assert ("  export NEUROPRUNE_URL=http://127.0.0.1:8001" in out.splitlines()) is is_told
     assert ("NEUROPRUNE_URL" in out) is is_told
 
