@@ -90,8 +90,11 @@ def make_way(artifacts: Mapping[Path, Any], folder: Path, *, overwrite: bool) ->
     """See to it that what there is of these files is right.
 
     Raises:
-        InvalidInputError: something else has a name of theirs, and is not to be overwritten.
+        InvalidInputError: something else has a name of theirs, and is not to be overwritten; or a file has a folder's.
     """
+    for place_of_files in sorted({folder, *(path.parent for path in artifacts)}):
+        if place_of_files.exists() and not place_of_files.is_dir():
+            raise InvalidInputError(f"{place_of_files} is a file, not a folder.")
     others = {path for path, artifact in artifacts.items() if os.path.lexists(path) and not _is_right(path, artifact)}
     if folders := sorted(str(path) for path in others if path.is_dir()):
         raise InvalidInputError(f"There are folders where the bundle has files: {some_of(folders)}. Move them away.")

@@ -1,6 +1,9 @@
 """What all parts of the contract have in common."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class MisfitError(ValueError):
@@ -21,3 +24,14 @@ class Spec(BaseModel):
     """Base of all parts of the contract. NaN and infinity are no JSON, and no option means anything with them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def an_object(example: str) -> BeforeValidator:
+    """Refuse what is no object by showing one, as JSON; of itself pydantic would speak of dictionaries."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, Mapping | BaseModel):
+            raise ValueError(f"Must be an object, such as {example}")
+        return value
+
+    return BeforeValidator(check)

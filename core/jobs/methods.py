@@ -1,17 +1,27 @@
 """The contract's pruning methods: what each is called and which options it takes."""
 
+import re
 from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, Field, model_validator
 
-from core.jobs.base import MisfitError, Spec
+from core.jobs.base import MisfitError, Spec, an_object
+
+_N_OF_M = "[1-9][0-9]?:[1-9][0-9]?"
 
 
-def _pattern_leaves_and_takes(granularity: str) -> str:
-    pattern = pattern_of(granularity)
-    if pattern is not None and pattern[0] >= pattern[1]:
-        raise ValueError(f"in a pattern N:M, N weights of each M stay, so N must be below M; {granularity} is not")
-    return granularity
+def _granular(*names: str) -> AfterValidator:
+    """Take these names, and patterns N:M that leave some weights and take some; refuse others in words, not a regex."""
+
+    def check(granularity: str) -> str:
+        if granularity not in names and not re.fullmatch(_N_OF_M, granularity):
+            raise ValueError(f"Must be {', '.join(names)} or a pattern such as 2:4")
+        pattern = pattern_of(granularity)
+        if pattern is not None and pattern[0] >= pattern[1]:
+            raise ValueError(f"in a pattern N:M, N weights of each M stay, so N must be below M; {granularity} is not")
+        return granularity
+
+    return AfterValidator(check)
 
 
 def pattern_of(granularity: str) -> tuple[int, int] | None:
@@ -24,15 +34,15 @@ def pattern_of(granularity: str) -> tuple[int, int] | None:
 
 WeightGranularity = Annotated[
     str,
-    Field(pattern=r"^(unstructured|[1-9][0-9]?:[1-9][0-9]?)$"),
-    AfterValidator(_pattern_leaves_and_takes),
+    Field(json_schema_extra={"pattern": f"^(unstructured|{_N_OF_M})$"}),
+    _granular("unstructured"),
 ]
 """Single weights, freely or by a pattern N:M."""
 
 Granularity = Annotated[
     str,
-    Field(pattern=r"^(structured|unstructured|[1-9][0-9]?:[1-9][0-9]?)$"),
-    AfterValidator(_pattern_leaves_and_takes),
+    Field(json_schema_extra={"pattern": f"^(structured|unstructured|{_N_OF_M})$"}),
+    _granular("structured", "unstructured"),
 ]
 """Whole units, or single weights."""
 
@@ -272,7 +282,9 @@ class SparseGPT(_OneShot):
 
 
 Method = Annotated[
-    NeuroPrune | Importance | Smart | Magnitude | L1 | Random | Wanda | SparseGPT, Field(discriminator="name")
+    NeuroPrune | Importance | Smart | Magnitude | L1 | Random | Wanda | SparseGPT,
+    Field(discriminator="name"),
+    an_object('{"name": "wanda"}'),
 ]
 
 

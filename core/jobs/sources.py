@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from core.jobs.base import Spec
+from core.jobs.base import Spec, an_object
 
 DiskPath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """A path on the service's own disk; NUL ends a path in the system's calls, and they take no longer ones."""
@@ -63,7 +63,11 @@ class HubModel(Spec):
     revision: Revision = Field("main", description="Branch, tag or commit hash; name a commit to repeat the job.")
 
 
-Model = Annotated[BuiltinModel | UploadedModel | PathModel | HubModel, Field(discriminator="source")]
+Model = Annotated[
+    BuiltinModel | UploadedModel | PathModel | HubModel,
+    Field(discriminator="source"),
+    an_object('{"source": "builtin", "name": "all-MiniLM-L6-v2"}'),
+]
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 
@@ -172,5 +176,6 @@ class HubData(_HeldOut):
     )
 
 
-LabelledData = Annotated[UploadedData | PathData | HubData, Field(discriminator="source")]
-Data = Annotated[BuiltinData | UploadedData | PathData | HubData, Field(discriminator="source")]
+_UPLOAD = an_object('{"source": "upload", "train": "file_32487e9412d67dcfacc0e6392135584c"}')
+LabelledData = Annotated[UploadedData | PathData | HubData, Field(discriminator="source"), _UPLOAD]
+Data = Annotated[BuiltinData | UploadedData | PathData | HubData, Field(discriminator="source"), _UPLOAD]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from core.errors import shown
-from core.jobs.base import MisfitError, Spec
+from core.jobs.base import MisfitError, Spec, an_object
 from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, takes_target, trains
 from core.jobs.sources import Data, LabelledData, Model, UploadedData, UploadedModel
 from core.jobs.targets import Target, check_target
@@ -181,6 +181,7 @@ class ImageClassification(_Classification):
 Task = Annotated[
     SentenceEmbedding | SequenceClassification | Regression | CausalLM | MaskedLM | Seq2Seq | ImageClassification,
     Field(discriminator="name"),
+    an_object('{"name": "sentence-embedding", "data": {"source": "builtin", "name": "python-docs"}}'),
 ]
 
 # ---- structure, training, export -----------------------------------------------------------------------------------
@@ -321,8 +322,8 @@ class JobSpec(Spec):
         "/v1/families says for which architectures, and whether heads can go. masked: what was pruned is zero and "
         "stays, loads in the stock class, and is offered compressed as well.",
     )
-    training: Training = Field(default_factory=Training)
-    export: Export = Field(default_factory=Export)
+    training: Annotated[Training, an_object('{"num_train_epochs": 3}')] = Field(default_factory=Training)
+    export: Annotated[Export, an_object('{"formats": ["onnx"]}')] = Field(default_factory=Export)
 
     @model_validator(mode="after")
     def _embeddings_have_no_labels(self) -> "JobSpec":
@@ -338,7 +339,7 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _target_fits_method(self) -> "JobSpec":
         if takes_target(self.method) and self.target is None:
-            raise MisfitError(f"method {self.method.name} needs one, such as {{'sparsity': 0.5}}", "/target")
+            raise MisfitError(f'method {self.method.name} needs one, such as {{"sparsity": 0.5}}', "/target")
         if not takes_target(self.method) and self.target is not None:
             raise MisfitError(
                 f"must be left out: with these options of {self.method.name} it follows from them", "/target"

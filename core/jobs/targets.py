@@ -14,6 +14,7 @@ Sparsity = Annotated[float, Field(ge=0, le=MOST_SPARSITY)]
 
 LEAST_STEP = 0.01
 """Between two levels of a frontier."""
+LEAST_LEVELS, MOST_LEVELS = 2, 8
 
 
 class SparsityTarget(Spec):
@@ -83,12 +84,20 @@ class FrontierTarget(Spec):
     """Deliver a model at each of several sparsities, all from one training run, and compare them."""
 
     frontier: tuple[Sparsity, ...] = Field(
-        min_length=2,
-        max_length=8,
+        min_length=LEAST_LEVELS,
+        max_length=MOST_LEVELS,
         description="Sparsities, as in `sparsity`, at least 0.01 apart. The first takes num_train_epochs; each of the"
         " others goes on from the one before and takes the share of num_train_epochs that it removes of "
         "what is left, at least half. Each is a bundle in a folder of its own, such as `sparsity-0.5`.",
     )
+
+    @field_validator("frontier", mode="before")
+    @classmethod
+    def _counts(cls, levels: Any) -> Any:
+        """In our words: pydantic's speak of tuples."""
+        if not isinstance(levels, list | tuple) or not LEAST_LEVELS <= len(levels) <= MOST_LEVELS:
+            raise ValueError(f"Name {LEAST_LEVELS} to {MOST_LEVELS} sparsities, such as [0.5, 0.7]")
+        return levels
 
     @field_validator("frontier")
     @classmethod
