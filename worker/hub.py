@@ -19,6 +19,11 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja"
 COMMIT = re.compile("[0-9a-f]{40}")
 REASON_CHARACTERS = 300
 
+_OFFLINE_ADVICE = (
+    "start the service with NEUROPRUNE_HUB_OFFLINE=false, or upload it, a model as an archive of its folder, data as "
+    "files of rows."
+)
+
 
 def fetch_model(model: HubModel) -> Path:
     """The folder of a model, in the cache.
@@ -97,7 +102,12 @@ def _check_commit(loaded: Any, data: HubData, commit: str | None) -> None:
 def _explained(what: str, error: type[InvalidInputError], param: str) -> Iterator[None]:
     """Says of the many errors of the Hub's libraries what a user can do."""
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
@@ -112,9 +122,10 @@ def _explained(what: str, error: type[InvalidInputError], param: str) -> Iterato
         problem = "is not on the Hub, or private and the worker's HF_TOKEN does not open it."
         raise error(f"{what} {problem}", param=param) from cause
     except Exception as cause:  # files of strangers, and the network: nearly anything
+        problem, reason = "cannot be fetched", " ".join(str(cause).split())[:REASON_CHARACTERS] or type(cause).__name__
         if is_offline_mode():
-            problem = "is not in the worker's cache, and the worker is offline (NEUROPRUNE_HUB_OFFLINE)"
-        else:
-            problem = "cannot be fetched"
-        reason = " ".join(str(cause).split())[:REASON_CHARACTERS] or type(cause).__name__
+            problem = "is not in the worker's cache, and the worker is offline"
+            # What they advise of it themselves, HF_HUB_OFFLINE=0, cannot help: the worker sets that.
+            if isinstance(cause, LocalEntryNotFoundError | ConnectionError):
+                reason = _OFFLINE_ADVICE
         raise error(f"{what} {problem}: {reason}", param=param) from cause

@@ -58,7 +58,7 @@ def test_rows_come_with_the_names_of_their_classes(home, tmp_path, revision):
             "no split 'validation'; it has train, dev.*null holds",
         ),
         ({"test_split": "test"}, "test_split", "no split 'test'; it has train, dev"),
-        ({"id": "owner/absent"}, "id", "not in the worker's cache, and the worker is offline"),
+        ({"id": "owner/absent"}, "id", "worker is offline: .*NEUROPRUNE_HUB_OFFLINE=false, or upload it"),
         ({"config": "absent"}, "id", "Available configs.*small"),
         ({"config": None}, "id", "multiple"),
         ({"revision": "main"}, "revision", "offline.*40 hexadecimal"),
@@ -89,8 +89,9 @@ def test_a_model_is_found_in_the_cache(home, tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"id": "absent"}, {"revision": "v2"}, {"id": "a--b/c..d"}])
 def test_an_absent_model_is_not_found(home, changes):
-    with pytest.raises(ModelNotFoundError, match="not in the worker's cache") as caught:
+    with pytest.raises(ModelNotFoundError, match="not in the worker's cache, and the worker is offline: ") as caught:
         fetch_model(hub_model(**changes))
+    assert "HF_HUB_OFFLINE" not in caught.value.message, "which the worker sets itself"
     assert (caught.value.code, caught.value.param) == ("model_not_found", "/model/id")
 
 
