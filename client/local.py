@@ -132,9 +132,9 @@ class EmbeddedStack:
     """
 
     def __init__(
-        self, state_dir: Path, *, port: int | None = None, environment: Mapping[str, str] | None = None
+        self, state_dir: str | Path, *, port: int | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.state_dir = state_dir.absolute()
+        self.state_dir = Path(state_dir).absolute()
         self._port = port
         self._overrides = environment or {}
         self._socket: socket.socket | None = None

@@ -4,7 +4,7 @@
         job = client.submit({"model": …, "task": …, "target": {"sparsity": 0.5}})
         for event in client.watch(job["id"]):
             print(event.type, event.data)
-        client.download(job["id"], Path("bundle"))
+        client.download(job["id"], "bundle")
 
 Jobs, files and artifacts are the JSON objects of the API as dictionaries: a newer service may say more than this
 client knows.
@@ -211,12 +211,13 @@ class NeuroPruneClient:
 
     # ---- files and artifacts ---------------------------------------------------------------------------------------
 
-    def upload_file(self, path: Path, purpose: str) -> Json:
+    def upload_file(self, path: str | Path, purpose: str) -> Json:
         """Upload a model archive (`purpose` model) or rows (`purpose` dataset).
 
         Raises:
             ApiError: the service finds something wrong with the file.
         """
+        path = Path(path)
         with path.open("rb") as source:
             files = {"file": (path.name, source, "application/octet-stream")}
             form = {"purpose": purpose}
@@ -238,7 +239,7 @@ class NeuroPruneClient:
         """The files of a finished job's bundle: name, bytes, sha256, media_type, url."""
         return self._list(f"{job_path(job_id)}/artifacts", answers.is_artifact)
 
-    def download(self, job_id: str, folder: Path, *, overwrite: bool = False) -> list[Path]:
+    def download(self, job_id: str, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Fetch a job's bundle and check every byte of it; goes on where an earlier attempt stopped.
 
         A frontier has a bundle for each level, each in a folder of its own below. What the folder holds under other
@@ -255,6 +256,7 @@ class NeuroPruneClient:
             StorageError: a file is not what the service says it is.
             VerificationError: a file is not what the bundle's manifest says it is.
         """
+        folder = Path(folder)
         artifacts = {place(artifact["name"], folder): artifact for artifact in self.artifacts(job_id)}
         if not artifacts:
             raise ApiError(HTTPStatus.NOT_FOUND, {"detail": f"{job_id} has no bundle: it has not succeeded."})

@@ -61,6 +61,10 @@ def test_the_sockets_folder_is_private_and_its_path_short(tmp_path):
     assert not folder.exists()
 
 
+def test_the_state_folder_may_be_a_string(tmp_path):
+    assert EmbeddedStack(str(tmp_path)).state_dir == tmp_path
+
+
 def test_one_stack_a_state_folder(tmp_path):
     (tmp_path / "logs").mkdir()
     with local._instance_lock(tmp_path / "lock"), pytest.raises(ConfigurationError, match="already runs"):

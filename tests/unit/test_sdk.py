@@ -402,6 +402,21 @@ def test_a_download_resumes_and_is_checked(tmp_path: Path) -> None:
     assert content_of(tmp_path / "bundle") == service.files, "no partial file is left"
 
 
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            assert b'filename="rows.csv"' in request.read()
+            return httpx.Response(200, json={"object": "file", "id": "f"})
+        return service(request)
+
+    service = Service({"a.bin": b"01"})
+    (tmp_path / "rows.csv").touch()
+    client = client_of(handler)
+    assert client.upload_file(str(tmp_path / "rows.csv"), "dataset")["id"] == "f"
+    client.download("j", str(tmp_path / "bundle"))
+    assert content_of(tmp_path / "bundle") == service.files
+
+
 def test_a_download_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None:
     service = Service({"a.bin": b"0123456789"})
     (tmp_path / ".a.bin.partial").write_bytes(b"01234")
@@ -509,6 +524,17 @@ def test_a_folder_with_the_name_of_a_file_stays(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match=r"folders where the bundle has files: \S+/config\.json\. "):
             client_of(service).download("j", tmp_path, overwrite=overwrite)
     assert content_of(tmp_path) == {"config.json/mine": b"", "manifest.json": b"mine"}
+
+
+@pytest.mark.parametrize("taken", ["bundle", "bundle/sparsity-0.5"])
+def test_a_file_with_the_name_of_a_folder_stays(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_bytes(b"mine")
+    service = Service({"a.bin": b"01", "sparsity-0.5/a.bin": b"01"})
+    for overwrite in (False, True):
+        with pytest.raises(InvalidInputError, match=rf"/{taken} is a file, not a folder\."):
+            client_of(service).download("j", tmp_path / "bundle", overwrite=overwrite)
+    assert content_of(tmp_path) == {taken: b"mine"}
 
 
 def test_a_link_that_leads_nowhere_is_not_overwritten(tmp_path: Path) -> None:
