@@ -104,9 +104,11 @@ def metrics_line(data: dict[str, Any]) -> str:
 
 
 def time_left(eta_at: str | None) -> str:
-    """From now to a time, in minutes and seconds; empty if that is not known."""
+    """From now to a time, in minutes and seconds; empty if that is not known, or past, as where a job has ended."""
     if eta_at is None:
         return ""
-    seconds = max(0, round((datetime.fromisoformat(eta_at) - datetime.now(UTC)).total_seconds()))
+    seconds = round((datetime.fromisoformat(eta_at) - datetime.now(UTC)).total_seconds())
+    if seconds <= 0:
+        return ""
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours}:{minutes:02}:{seconds % 60:02} left" if hours else f"{minutes}:{seconds % 60:02} left"

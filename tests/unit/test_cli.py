@@ -445,8 +445,8 @@ def test_the_time_left_is_minutes_and_seconds():
     def in_seconds(seconds):
         return (datetime.now(UTC) + timedelta(seconds=seconds, milliseconds=200)).isoformat()
 
-    assert [time_left(in_seconds(s)) for s in (-5, 61, 3723)] == ["0:00 left", "1:01 left", "1:02:03 left"]
-    assert time_left(None) == ""
+    assert [time_left(in_seconds(s)) for s in (5, 61, 3723)] == ["0:05 left", "1:01 left", "1:02:03 left"]
+    assert [time_left(eta) for eta in (None, in_seconds(-5))] == ["", ""]
 
 
 def test_a_summary_sets_dense_beside_pruned():
