@@ -8,7 +8,7 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from api import errors
+from api import access, errors
 from api.deps import JobDispatcher, Services
 from api.middleware import BodyLimit, RequestContext
 from api.routes import artifacts, catalog, events, files, health, jobs, metrics
@@ -64,17 +64,19 @@ def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | 
     app = FastAPI(title="NeuroPrune", version=VERSION, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services
     errors.install(app)
-    for routes in (jobs, events, artifacts, files, catalog, health, metrics):
-        app.include_router(routes.router)
+    for routes in (jobs, events, artifacts, files, catalog, metrics):
+        app.include_router(routes.router, dependencies=[access.DOCUMENTED], responses=errors.problems(401, 421))
+    app.include_router(health.router)
     upload_limit = settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES
     app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES, larger={"/v1/files": upload_limit})
+    app.add_middleware(access.Access, hosts=settings.allowed_hosts, keys=settings.api_keys)
     app.add_middleware(RequestContext)
     _document_problems(app)
     return app
 
 
 def _document_problems(app: FastAPI) -> None:
-    """Add to the OpenAPI document the one schema that no route returns as a model."""
+    """Add to the OpenAPI document the one schema that no route returns as a model, and what pages are answered."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -82,6 +84,9 @@ def _document_problems(app: FastAPI) -> None:
         schema = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         definitions = schema.pop("$defs")
         document["components"]["schemas"] |= {"Problem": schema | {"examples": [errors.EXAMPLE]}, **definitions}
+        for operations in document["paths"].values():
+            for method in operations.keys() - {"get"}:
+                operations[method]["responses"]["403"] = errors.problems(403)[403]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

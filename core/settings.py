@@ -1,23 +1,28 @@
 """Settings of every process, read from environment variables with the prefix `NEUROPRUNE_`."""
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, shown
 
 PREFIX = "NEUROPRUNE_"
+
+_KEY = re.compile(r"[\x21-\x7e]{16,}")
+_HOST = re.compile(r"\*|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
 
 class Settings(BaseSettings):
     """One deployment. Relative paths are taken from the working directory of the process."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    # What is wrong may be a secret, and a server prints the error that keeps it from starting.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(
         "sqlite:///.neuroprune/neuroprune.db",
@@ -82,6 +87,15 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(
         60.0, ge=0, description="How long a job's process may take to write a checkpoint when its worker stops."
     )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys of which a request to the API needs one, separated by commas or spaces, of 16 visible ASCII "
+        "characters or more; none by default: the API is open to whoever reaches it.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("localhost", "127.0.0.1", "[::1]"),
+        description="Names and addresses that the API goes by, without port, separated by commas or spaces; * for any.",
+    )
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of a job's process; by default OMP_NUM_THREADS, else all."
@@ -94,6 +108,31 @@ class Settings(BaseSettings):
             return value
         # An empty part would be the working directory, and allow all that lies there.
         return from_json(value) if value.startswith("[") else [part for part in value.split(os.pathsep) if part]
+
+    @field_validator("api_keys", "allowed_hosts", mode="before")
+    @classmethod
+    def _as_words(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        words = value.replace(",", " ").split()
+        if not words:  # a secret that was not found must not open the service
+            raise ValueError("it is empty; unset it for the default")
+        return words
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_KEY.fullmatch(key.get_secret_value()) for key in keys):
+            raise ValueError("each key has to have 16 characters or more, all of them visible ASCII")
+        return keys
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{shown(host)} is no name or address without port, such as prune.example or [::1]")
+        return hosts
 
 
 @lru_cache

@@ -365,12 +365,12 @@ class Heartbeat:
 
 
 def child_environment(environment: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """What the child gets: no way to the database or the broker, nor to the Hub unless that is configured.
+    """What the child gets: no way to the database, the broker or the API, nor to the Hub unless that is configured.
 
     A token for the Hub (HF_TOKEN) stays in the environment, where its library finds it.
     """
     # Settings are read from names in any case.
-    secret = {"NEUROPRUNE_DATABASE_URL", "NEUROPRUNE_BROKER_URL"}
+    secret = {f"NEUROPRUNE_{name}" for name in ("DATABASE_URL", "BROKER_URL", "API_KEYS", "API_KEY")}
     kept = {name: value for name, value in environment.items() if name.upper() not in secret}
     defaults = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     kept["HF_HUB_OFFLINE"] = str(int(settings.hub_offline))

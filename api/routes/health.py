@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import sqlalchemy as sa
+import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -12,6 +13,7 @@ from api.routes.jobs import WORKER_SILENT_SECONDS
 from api.schemas import Health, Readiness
 from core.errors import NeuroPruneError
 
+logger = structlog.get_logger(__name__)
 router = APIRouter(tags=["health"])
 
 
@@ -38,7 +40,13 @@ def readyz(services: Provided, request: Request) -> Readiness | Response:
         try:
             check(services)
         except (NeuroPruneError, sa.exc.SQLAlchemyError) as error:
-            detail = error.message if isinstance(error, NeuroPruneError) else "It does not answer."
+            # What a store or a database says names accounts and addresses, and this is asked without a key.
+            logger.warning("not ready", part=name, error=str(error))
+            detail = (
+                error.message
+                if isinstance(error, NotReadyError)
+                else "It does not answer, or refuses; the log says why."
+            )
             faults.append(Fault(parameter=name, detail=detail))
     if faults:
         missing = "; ".join(f"{fault.parameter}: {fault.detail}" for fault in faults)

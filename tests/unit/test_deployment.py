@@ -40,12 +40,22 @@ def test_the_api_and_the_workers_share_the_artifact_store(services: dict[str, An
 def test_every_setting_can_be_given_to_compose(services: dict[str, Any]) -> None:
     # And the time for a last checkpoint, which must stay within `stop_grace_period`.
     of_the_image = {"WORK_DIR", "HUB_HOME", "STORAGE_URL", "SHUTDOWN_GRACE_SECONDS"}
+    of_the_api = {"API_KEYS", "ALLOWED_HOSTS"}
     for name in ("api", "worker", "migrate"):
         passed = {key.removeprefix("NEUROPRUNE_"): value for key, value in services[name]["environment"].items()}
-        assert {setting.upper() for setting in Settings.model_fields} - of_the_image <= passed.keys()
+        wanted = {setting.upper() for setting in Settings.model_fields} - of_the_image
+        assert (wanted if name == "api" else wanted - of_the_api) <= passed.keys()
+        # Workers run models of others, to whom keys are nothing to find.
+        assert ("API_KEYS" in passed) == (name == "api")
         # Without a value in the shell, Compose takes away even what the image says.
         assert passed["LOG_FORMAT"]
         assert ("HF_TOKEN" in passed) == (name == "worker")
+
+
+def test_the_api_goes_by_its_name_in_the_network_and_by_those_of_this_machine(services: dict[str, Any]) -> None:
+    given = services["api"]["environment"]["NEUROPRUNE_ALLOWED_HOSTS"]
+    hosts = given.removeprefix("${NEUROPRUNE_ALLOWED_HOSTS:-").removesuffix("}").split(",")
+    assert hosts == [*Settings.model_fields["allowed_hosts"].default, "api"]
 
 
 @pytest.mark.parametrize("file", DEPLOYMENT, ids=lambda file: file.name)

@@ -614,11 +614,13 @@ def test_the_child_dies_with_its_supervisor(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["NEUROPRUNE_", "neuroprune_"])
-def test_the_child_is_told_of_neither_database_nor_broker(
+def test_the_child_is_told_of_neither_database_nor_broker_nor_keys(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     monkeypatch.setenv(f"{prefix}DATABASE_URL", "postgresql+psycopg://database/neuroprune")
     monkeypatch.setenv(f"{prefix}BROKER_URL", "redis://broker/0")
+    monkeypatch.setenv(f"{prefix}API_KEYS", "the-key-of-today,the-key-of-tomorrow")
+    monkeypatch.setenv(f"{prefix}API_KEY", "the-key-of-today")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     job = bench.supervise(
         bench.create(), 'say(type="succeeded", metrics_summary={"told": sorted(os.environ)}, artifacts=[])'
@@ -626,7 +628,7 @@ def test_the_child_is_told_of_neither_database_nor_broker(
     assert job.metrics_summary is not None
     told = job.metrics_summary["told"]
     assert "HF_TOKEN" in told
-    assert not {f"{prefix}DATABASE_URL", f"{prefix}BROKER_URL"} & set(told)
+    assert not {f"{prefix}{name}" for name in ("DATABASE_URL", "BROKER_URL", "API_KEYS", "API_KEY")} & set(told)
 
 
 @pytest.mark.parametrize(("threads", "given"), [(2, "2"), (None, "8")])
