@@ -19,6 +19,7 @@ from client import catalog
 from client import demo as demo_job
 from client.answers import Json
 from client.comparison import comparison
+from client.connection import KEY_VARIABLE
 from client.display import progress_display
 from client.local import EmbeddedStack
 from client.output import complain, console, note, print_json, print_json_line, say
@@ -27,10 +28,12 @@ from client.spec_file import read_spec
 from client.standing import moment, place_in_queue, sentences, standing
 from client.tables import print_blocks, print_table
 from core.errors import InvalidInputError, NeuroPruneError, shown
+from core.settings import get_settings
 from core.version import VERSION
 
 app = typer.Typer(
     help="Prune transformers: post a job, follow it, fetch the smaller model and the proof.",
+    epilog=f"{KEY_VARIABLE} in the environment holds the key, where the service asks for one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -91,6 +94,8 @@ def up(
             f"NeuroPrune is at [bold]{stack.url}[/], its documentation at {stack.url}/docs. Try:", soft_wrap=True
         )
         say(_first_request(stack.url))
+        if get_settings().api_keys:
+            say(f"It asks for a key: {KEY_VARIABLE} has to hold one, there and for the other commands.")
         if stack.url != DEFAULT_URL:
             say(f"The other commands look at {DEFAULT_URL}; where they are to look here, first say:")
             say(f"  export NEUROPRUNE_URL={stack.url}")
@@ -341,7 +346,8 @@ def _print_page(page: Json, headings: list[str], rows: list[list[str]], *, as_js
 
 def _first_request(url: str) -> str:
     body = json.dumps(demo_job.SPEC)
-    return f"  curl -s {url}/v1/jobs -H 'Content-Type: application/json' \\\n    -d '{body}'"
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if get_settings().api_keys else ""
+    return f"  curl -s {url}/v1/jobs{key} -H 'Content-Type: application/json' \\\n    -d '{body}'"
 
 
 def _exit_on_termination() -> None:

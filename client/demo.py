@@ -18,6 +18,7 @@ from client.display import progress_display
 from client.local import EmbeddedStack
 from client.sdk import NeuroPruneClient
 from core.errors import InvalidInputError, NeuroPruneError, VerificationError
+from core.settings import get_settings
 from core.wording import some_of
 
 SPEC: Json = {
@@ -44,7 +45,7 @@ def run(console: Console, state_dir: Path, output: Path) -> None:
     """
     _check_room(output, state_dir)
     console.print("Starting broker, API and worker …")
-    with EmbeddedStack(state_dir) as stack, NeuroPruneClient(stack.url) as client:
+    with EmbeddedStack(state_dir) as stack, NeuroPruneClient(stack.url, api_key=_own_key()) as client:
         console.print(
             f"The API is at {stack.url}/docs. Pruning half of the encoder of all-MiniLM-L6-v2 (22.7M parameters)."
         )
@@ -101,6 +102,12 @@ def load_in_clean_process(folder: Path) -> dict[str, Any]:
         raise VerificationError(f"{folder} could not be loaded: {answer.stderr.strip()[-2000:]}")
     loaded: dict[str, Any] = json.loads(answer.stdout)
     return loaded
+
+
+def _own_key() -> str | None:
+    """The demo's service has the keys of this environment, if any; the client's may be for another service."""
+    keys = get_settings().api_keys
+    return keys[0].get_secret_value() if keys else None
 
 
 def _deliver(client: NeuroPruneClient, job_id: str, output: Path, state_dir: Path) -> None:

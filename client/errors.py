@@ -5,6 +5,7 @@ from http import HTTPStatus
 import httpx
 
 from client.answers import Json
+from client.connection import KEY_VARIABLE
 from core.errors import NeuroPruneError
 
 
@@ -17,6 +18,8 @@ class ApiError(NeuroPruneError):
             lines = [f"{f.get('pointer') or f.get('parameter') or 'request'}: {f.get('detail')}" for f in faults]
         else:
             lines = [str(problem.get("detail") or problem.get("title") or f"The service answered {status}.")]
+        if status == HTTPStatus.UNAUTHORIZED:
+            lines.append(f"{KEY_VARIABLE} has to hold one of its keys.")
         super().__init__("\n".join(lines))
         self.status = status
         self.problem = problem

@@ -22,24 +22,23 @@ import httpx
 from client import answers
 from client.answers import Json
 from client.bundle import MANIFEST, digest_of, make_way, partial_of, place, verify_manifest
+from client.connection import connect
 from client.errors import ApiError, UnreachableError, may_be_done
 from client.events import Event, parse_events
 from client.keys import key_of
 from client.paths import file_path, job_path
 from client.patience import Patience
-from client.urls import host_of, without_userinfo
-from core.errors import ConfigurationError, StorageError
+from client.urls import without_userinfo
+from core.errors import StorageError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _UPLOAD_TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=1800.0)
 """Between a file's last byte and the answer, the service copies some GiB to its store, which may be S3, and reads them
 back through to check them, unpacked.
 """
 _SILENCE_SECONDS = 45.0
 """The service pings every 15 s; a stream that is silent for longer is dead."""
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROBLEM = "application/problem+json"
 _GATEWAY_ERRORS = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 """What a proxy answers while the service behind it is away."""
@@ -51,10 +50,11 @@ class NeuroPruneClient:
     Whatever asks the service raises UnreachableError where none answers, and InvalidInputError where an id is none.
 
     Args:
+        api_key: Where the service asks for one; by default what NEUROPRUNE_API_KEY holds.
         patience_seconds: How long `watch` and `download` wait for a service that went away.
 
     Raises:
-        InvalidInputError: the URL is none.
+        InvalidInputError: the URL is none, or the key.
         ConfigurationError: the environment names a proxy that cannot be used.
     """
 
@@ -62,16 +62,12 @@ class NeuroPruneClient:
         self,
         base_url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
         patience_seconds: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._patience_seconds = patience_seconds
-        is_local = host_of(base_url) in _LOOPBACK
-        # A proxy from the environment cannot reach this machine's own services.
-        try:
-            self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=not is_local)
-        except (ImportError, ValueError) as error:
-            raise ConfigurationError(f"A proxy that the environment names cannot be used: {error}") from error
+        self._http = connect(base_url, api_key, transport)
         self._shown_url = without_userinfo(str(self._http.base_url))
 
     def __enter__(self) -> Self:

@@ -18,6 +18,7 @@ import pytest
 HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 NEUROPRUNE = [sys.executable, "-c", f"{HEED_INTERRUPTS}; from client.cli import main; main()"]
 PATIENCE_SECONDS = 120
+KEY = "the-key-of-today"
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 
@@ -76,6 +77,8 @@ def run(arguments, tmp_path, environment, *, status=0, **options):
 def test_a_job_from_the_command_line(tmp_path, environment):
     from tests import tiny
 
+    environment = environment | {"NEUROPRUNE_API_KEYS": f"the-key-of-yesterday {KEY}", "NEUROPRUNE_API_KEY": KEY}
+
     tiny.save(tiny.bert_classifier(), tmp_path / "model")
     archive = shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path / "model")
     rows = [{"text": text, "label": int("good" in text)} for text in tiny.sentences(64)]
@@ -84,6 +87,8 @@ def test_a_job_from_the_command_line(tmp_path, environment):
     with running(["up", "--port", "0"], tmp_path, environment) as (service, log):
         url = wait_for(r"export NEUROPRUNE_URL=(http://[\d.:]+)\n", log, service)[1]
         environment = environment | {"NEUROPRUNE_URL": url}
+        strange = environment | {"NEUROPRUNE_API_KEY": "no-key-of-this-service"}
+        assert "NEUROPRUNE_API_KEY has to hold one" in run(["jobs"], tmp_path, strange, status=1)
         model = run(["upload", archive, "--purpose", "model"], tmp_path, environment).strip()
         train = run(["upload", "rows.jsonl.gz", "--purpose", "dataset"], tmp_path, environment).strip()
         spec = {
@@ -111,6 +116,8 @@ def test_a_job_from_the_command_line(tmp_path, environment):
         assert model in run(["files"], tmp_path, environment)
         service.send_signal(signal.SIGINT)
         assert service.wait(30) == 130
+    written = [log, *(tmp_path / ".neuroprune" / "logs").iterdir()]
+    assert not [file for file in written if KEY in file.read_text(errors="replace")]
     loaded = subprocess.run(
         [sys.executable, "-m", "client.load", str(tmp_path / "bundle")], capture_output=True, text=True, check=True
     )

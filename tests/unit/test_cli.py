@@ -15,6 +15,7 @@ from client import catalog, cli, sdk
 from client.comparison import comparison
 from client.display import progress_display, time_left
 from client.events import Event
+from core.settings import Settings
 from core.version import VERSION
 
 SUMMARY = {
@@ -186,6 +187,34 @@ def test_up_tells_where_the_log_is_and_how_the_commands_find_another_port(run, m
     assert f"The worker's log is {Path('.neuroprune/logs/worker.log')}, " in out
     assert ("  export NEUROPRUNE_URL=http://127.0.0.1:8001" in out.splitlines()) is is_told
     assert ("NEUROPRUNE_URL" in out) is is_told
+
+
+@pytest.mark.parametrize("keys", [None, "the-key-of-today,the-key-of-tomorrow"])
+def test_up_tells_who_needs_a_key_and_not_which(run, monkeypatch, keys):
+    monkeypatch.setattr(cli, "_exit_on_termination", lambda: None)
+    monkeypatch.setattr(cli, "_TEND_SECONDS", 0)
+    monkeypatch.setattr(cli, "EmbeddedStack", _Started)
+    monkeypatch.setattr(cli, "get_settings", lambda: Settings(api_keys=keys.split(",") if keys else ()))
+    _, out, _ = run("up")
+    assert ('-H "Authorization: Bearer $NEUROPRUNE_API_KEY"' in out) is bool(keys)
+    assert ("It asks for a key" in out) is bool(keys)
+    assert "the-key" not in out
+
+
+def test_a_refused_key_is_two_lines_that_say_where_it_comes_from(run, service, monkeypatch):
+    monkeypatch.setenv("NEUROPRUNE_API_KEY", "no-key-of-that-service")
+    service(lambda _: refusal(401, "The key that was sent is none of this service's."))
+    status, out, err = run("jobs")
+    assert (status, out) == (1, "")
+    assert err == (
+        "Error: The key that was sent is none of this service's.\nNEUROPRUNE_API_KEY has to hold one of its keys.\n"
+    )
+
+
+def test_no_option_takes_the_key_as_others_would_see_it(run):
+    _, out, _ = run("jobs", "--help")
+    assert "key" not in out.lower()
+    assert "NEUROPRUNE_API_KEY" in run("--help")[1]
 
 
 @pytest.mark.parametrize(

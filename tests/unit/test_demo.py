@@ -16,6 +16,7 @@ from rich.console import Console
 
 from client import demo, local, sdk
 from core.errors import InvalidInputError, NeuroPruneError
+from core.settings import Settings
 
 JOB = {
     "object": "job",
@@ -82,7 +83,7 @@ def run(monkeypatch, tmp_path):
     def run(output, service):
         client = sdk.NeuroPruneClient(Stack.url, transport=httpx.MockTransport(service))
         monkeypatch.setattr(demo, "EmbeddedStack", stack)
-        monkeypatch.setattr(demo, "NeuroPruneClient", lambda url: client)
+        monkeypatch.setattr(demo, "NeuroPruneClient", lambda url, *, api_key: client)
         monkeypatch.setattr(demo, "load_in_clean_process", lambda folder: {"max_abs_difference": 0.0})
         (tmp_path / "state").mkdir(exist_ok=True)
         console = Console(file=io.StringIO(), width=100)
@@ -113,6 +114,15 @@ def service_of(job, files, watched=lambda: None):
         return httpx.Response(200, json=job)
 
     return handler
+
+
+@pytest.mark.parametrize(
+    ("keys", "own"), [((), None), (("the-key-of-today", "the-key-of-tomorrow"), "the-key-of-today")]
+)
+def test_the_demo_has_a_key_of_its_own_service(monkeypatch, keys, own):
+    monkeypatch.setenv("NEUROPRUNE_API_KEY", "of-another-service")
+    monkeypatch.setattr(demo, "get_settings", lambda: Settings(api_keys=keys))
+    assert demo._own_key() == own
 
 
 def test_the_demo_restarts_what_dies_while_it_waits(tmp_path, monkeypatch):

@@ -176,6 +176,62 @@ def test_a_gateway_before_a_service_that_is_away_says_so() -> None:
         client_of(lambda _: httpx.Response(502, text="<html>")).job("j")
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str | None], str]]:
+    """A function that has every request refused for its key: what keys were sent, and what is said of that."""
+    monkeypatch.delenv("NEUROPRUNE_API_KEY", raising=False)
+
+    def ask(**options: Any) -> tuple[list[str | None], str]:
+        sent = []
+
+        def handler(request: httpx.Request) -> httpx.Response:
+            sent.append(request.headers.get("authorization"))
+            return httpx.Response(401, json={"detail": "This service asks for a key."}, headers=PROBLEM)
+
+        client = client_of(handler, **options)
+        asks: list[Callable[[], Any]] = [lambda: client.job("j"), client.jobs, lambda: client.delete_file("file_1")]
+        asks += [lambda: client.upload_file(Path(__file__), "dataset"), lambda: list(client._events("j", 0))]
+        for one in asks:
+            with pytest.raises(ApiError) as caught:
+                one()
+        return sent, str(caught.value)
+
+    return ask
+
+
+def test_the_key_goes_with_every_request(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused()[0] == [None] * 5
+    assert refused(api_key="given")[0] == ["Bearer given"] * 5
+    monkeypatch.setenv("NEUROPRUNE_API_KEY", "of-the-environment")
+    assert refused()[0] == ["Bearer of-the-environment"] * 5
+    assert refused(api_key="given")[0] == ["Bearer given"] * 5
+    assert refused(api_key="")[0] == [None] * 5
+
+
+def test_who_is_refused_is_told_where_the_key_comes_from(refused: Any) -> None:
+    _, said = refused(api_key="wrong-key")
+    assert said == "This service asks for a key.\nNEUROPRUNE_API_KEY has to hold one of its keys."
+
+
+def test_nobody_else_gets_the_key() -> None:
+    hosts = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.url.host)
+        return httpx.Response(307, headers={"location": "http://evil.example/v1/jobs"})
+
+    with pytest.raises(UnreachableError, match="is no NeuroPrune service"):
+        client_of(handler, api_key="secret").submit({})
+    assert hosts == ["service"]
+
+
+@pytest.mark.parametrize("key", ["two words", "line\n", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidInputError, match="NEUROPRUNE_API_KEY") as caught:
+        NeuroPruneClient(api_key=key)
+    assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:port"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^'http://\S+' is no URL: "):
