@@ -23,6 +23,8 @@ PROBES = frozenset({"/healthz", "/readyz"})
 """Open to everybody: orchestrators and load balancers ask by address, without a key."""
 
 WITHOUT_KEY = PROBES | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+DOCUMENTATION_FILES = "/docs/files"
+"""Below it lies what the pages of documentation are made of; open as they are."""
 
 DOCUMENTED = Security(
     HTTPBearer(scheme_name="key", auto_error=False, description="One of NEUROPRUNE_API_KEYS, where that is set.")
@@ -69,9 +71,9 @@ class Access:
                 f"Pages of {shown(origin)} may change nothing here: NEUROPRUNE_ALLOWED_HOSTS does not name their host."
             )
             return problem(request, 403, detail)
-        if self._keys and request.scope["path"] not in WITHOUT_KEY:
-            return self._refusal_of_key(request)
-        return None
+        path = request.scope["path"]
+        needs_key = path not in WITHOUT_KEY and not path.startswith(f"{DOCUMENTATION_FILES}/")
+        return self._refusal_of_key(request) if self._keys and needs_key else None
 
     def _is_foreign(self, origin: str, host: str | None) -> bool:
         """Whether the page is of another host than the one asked for and those allowed, of which `*` is none."""

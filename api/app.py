@@ -7,6 +7,7 @@ from typing import Any
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi_offline import FastAPIOffline
 
 from api import access, errors
 from api.deps import JobDispatcher, Services
@@ -61,7 +62,14 @@ def create_app(settings: Settings | None = None, *, dispatcher: JobDispatcher | 
         broker.close()
         engine.dispose()
 
-    app = FastAPI(title="NeuroPrune", version=VERSION, description=DESCRIPTION, lifespan=lifespan)
+    # The pages of documentation have their scripts from here: whoever is offline would see nothing.
+    app = FastAPIOffline(
+        title="NeuroPrune",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        static_url=access.DOCUMENTATION_FILES,
+    )
     app.state.services = services
     errors.install(app)
     for routes in (jobs, events, artifacts, files, catalog, metrics):

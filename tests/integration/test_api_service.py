@@ -98,8 +98,14 @@ def test_catalogue_is_served(service):
     assert (uniform["bert"], uniform["llama"]) == (["neurons"], ["heads", "neurons"])
 
 
-def test_docs_page_is_served(service):
-    assert service.http.get("/docs").status_code == 200
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_pages_of_documentation_need_nobody_else(service, page):
+    body = service.http.get(page).text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', body)
+    assert any(source.endswith(".js") for source in sources)
+    for source in sources:
+        assert source.startswith("/docs/files/"), source
+        assert service.http.get(source).status_code == 200
 
 
 @pytest.fixture
