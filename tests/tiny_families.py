@@ -126,10 +126,16 @@ def kinds(model_type: str) -> list[str]:
     return [name for name in SIZES if name.partition("/")[0] == model_type]
 
 
+def _common(kind: str) -> dict[str, Any]:
+    """Of `COMMON` what the family's own config has; real models lack the rest, such as padding of image models."""
+    own = AutoConfig.for_model(kind.partition("/")[0])
+    return {name: value for name, value in COMMON.items() if hasattr(own, name)}
+
+
 def model(kind: str, task: str, deviation: float = 0.4) -> PreTrainedModel:
     """Every parameter random, and large enough for each to show in a single number; eval mode."""
     options = {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
-    config = AutoConfig.for_model(kind.partition("/")[0], **COMMON | SIZES[kind] | options)
+    config = AutoConfig.for_model(kind.partition("/")[0], **_common(kind) | SIZES[kind] | options)
     return tiny.randomised((TASKS | TINY_TASKS)[task].auto_class.from_config(config), deviation=deviation)
 
 

@@ -202,7 +202,7 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]}
     reset = {str(key) for key, *_ in info["mismatched_keys"]}
     _check_body(model, family, missing | reset, {str(key) for key in info["unexpected_keys"]})
-    if model.config.pad_token_id is None and not task.reads_images:
+    if not task.reads_images and model.config.pad_token_id is None:
         # Where one answer a row is read from its last token: that is the last one that is no padding.
         model.config.pad_token_id = task.tokenizer.pad_token_id
     head_is_missing = any(not in_base_model(model, key) for key in missing)
