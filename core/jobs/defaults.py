@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from core.jobs.methods import LAYER_FLOOR, NeuroPrune, has_floor, takes_target, trains
-from core.jobs.spec import JobSpec, Seq2Seq, Seq2SeqMetric
+from core.jobs.spec import JobSpec, Seq2Seq, headline_of
 from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget, SpeedupTarget
 
 
@@ -39,10 +39,6 @@ MOST_SPARING = 0.9
 
 LAYER_FLOORS = {"seq2seq": 0.5}
 """Where it is not the usual one: the layers of an encoder and of a decoder do different work (ADR 0017)."""
-
-SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
-"""The headline by what is written."""
-
 
 def _pace(target: AnyTarget | None) -> float:
     """How many times the usual epochs a job takes: sparser models recover more slowly, so 0.7 takes 1.5, 0.9 takes 2.
@@ -94,5 +90,5 @@ def resolve(spec: JobSpec) -> JobSpec:
         floor = LAYER_FLOORS.get(task.name, LAYER_FLOOR) if competes else LAYER_FLOOR
         method = method.model_copy(update={"layer_floor": floor})
     if isinstance(task, Seq2Seq):
-        task = task.model_copy(update={"metric": task.metric or SEQ2SEQ_METRICS[task.kind]})
+        task = task.model_copy(update={"metric": headline_of(task)})
     return spec.model_copy(update={"training": training, "task": task, "method": method})

@@ -14,7 +14,7 @@ from core.errors import shown
 from core.jobs.base import MisfitError, Spec, an_object
 from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, takes_target, trains
 from core.jobs.sources import Data, LabelledData, Model, UploadedData, UploadedModel
-from core.jobs.targets import Target, check_target
+from core.jobs.targets import MetricDropTarget, Target, check_drop, check_target
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 """Name of a column of the data."""
@@ -184,6 +184,18 @@ Task = Annotated[
     an_object('{"name": "sentence-embedding", "data": {"source": "builtin", "name": "python-docs"}}'),
 ]
 
+
+SEQ2SEQ_METRICS: dict[str, Seq2SeqMetric] = {"translation": "bleu", "summarisation": "rouge_l"}
+"""The headline by what is written, unless another is named."""
+
+
+def headline_of(task: Task) -> str:
+    """The metric that a budget is set in and that is shown first."""
+    if isinstance(task, Seq2Seq):
+        return task.metric or SEQ2SEQ_METRICS[task.kind]
+    return task.metric
+
+
 # ---- structure, training, export -----------------------------------------------------------------------------------
 
 
@@ -346,6 +358,8 @@ class JobSpec(Spec):
             )
         if self.target is not None:
             check_target(self.target, self.method, self.structure, self.export.formats)
+        if isinstance(self.target, MetricDropTarget):
+            check_drop(self.target, headline_of(self.task))
         if trains(self.method) and self.training.num_train_epochs == 0:
             raise MisfitError(
                 f"must be above 0: {self.method.name} prunes while it trains", "/training/num_train_epochs"

@@ -16,6 +16,14 @@ LEAST_STEP = 0.01
 """Between two levels of a frontier."""
 LEAST_LEVELS, MOST_LEVELS = 2, 8
 
+_SHARE, _CORRELATION, _SCORE = (0, 1), (-1, 1), (0, 100)
+RANGES = {
+    **dict.fromkeys(("accuracy", "macro_f1", "rouge_1", "rouge_2", "rouge_l"), _SHARE),
+    **dict.fromkeys(("matthews", "pearson", "spearman", "cosine_to_dense", "similarity_spearman"), _CORRELATION),
+    **dict.fromkeys(("bleu", "chrf"), _SCORE),
+}
+"""The worst and the best value of a metric; nats and perplexity have no worst."""
+
 
 class SparsityTarget(Spec):
     """Remove this share of the parameters in the transformer layers (embeddings and task head not counted)."""
@@ -73,8 +81,9 @@ class MetricDropTarget(Spec):
     max_metric_drop: float = Field(
         ge=0,
         description="How much worse than the dense model's the task's headline metric may be, in its own unit: 0.01 "
-        "is one point of accuracy; of perplexity and the like, how much higher. Decided on the validation"
-        " rows, with the standard error of the difference on top (half of the budget at most), reported on the test"
+        "is one point of accuracy; of perplexity and the like, how much higher. As much as the metric's whole range is "
+        "refused. Decided on the validation rows, with the standard error of the difference on top (half of the budget "
+        "at most), reported on the test"
         " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, then the next above the best are tried, each reached from"
         " the dense model: mostly 5 to 7 times num_train_epochs in all, at most 9.",
     )
@@ -143,6 +152,23 @@ def name_of(target: AnyTarget) -> str:
 def is_decided_on_validation(target: AnyTarget | None) -> bool:
     """Whether the validation rows decide how much goes, so that other rows must tell how good the result is."""
     return isinstance(target, MetricDropTarget)
+
+
+def check_drop(target: MetricDropTarget, metric: str) -> None:
+    """Refuse a drop that leaves nothing to decide: every model is within it.
+
+    Raises:
+        MisfitError: says how far the metric runs.
+    """
+    if metric not in RANGES:
+        return
+    worst, best = RANGES[metric]
+    if target.max_metric_drop >= best - worst:
+        raise MisfitError(
+            f"{metric} runs from {worst} to {best}: every model is within {target.max_metric_drop:g} of the dense one; "
+            f"five points are {0.05 * best:g}",
+            f"/target/{name_of(target)}",
+        )
 
 
 def check_target(target: AnyTarget, method: Any, structure: str, formats: tuple[str, ...]) -> None:

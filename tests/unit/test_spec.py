@@ -11,6 +11,7 @@ from core.catalog import METHODS
 from core.jobs.defaults import TRAINING_DEFAULTS, resolve
 from core.jobs.methods import Method, NeuroPrune, takes_target
 from core.jobs.spec import JobSpec, SequenceClassification
+from core.jobs.targets import RANGES
 from tests.specs import DEMO, demo_spec, upload_spec
 
 
@@ -282,6 +283,39 @@ def test_a_target_is_required_or_refused_as_the_method_has_it(method, takes_targ
     else:
         assert JobSpec.model_validate(without).target is None
         assert "must be left out" in faults(without | {"target": {"sparsity": 0.5}})["/target"]
+
+
+CLASSES = UPLOADED | {"name": "sequence-classification"}
+WRITING = UPLOADED | {"name": "seq2seq", "kind": "translation"}
+
+
+@pytest.mark.parametrize(
+    ("task", "most", "message"),
+    [
+        (CLASSES, 1, "accuracy runs from 0 to 1: every model is within 1 of the dense one; five points are 0.05"),
+        (CLASSES | {"metric": "matthews"}, 2, "matthews runs from -1 to 1"),
+        (UPLOADED | {"name": "regression"}, 2, "pearson runs from -1 to 1"),
+        (UPLOADED | {"name": "masked-lm", "metric": "accuracy"}, 1, "accuracy runs from 0 to 1"),
+        (WRITING, 100, "bleu runs from 0 to 100: every model is within 100 of the dense one; five points are 5"),
+        (WRITING | {"kind": "summarisation"}, 1, "rouge_l runs from 0 to 1"),
+    ],
+)
+def test_a_metric_cannot_drop_by_more_than_its_range(task, most, message):
+    spec = DEMO | {"task": task}
+    assert message in faults(spec | {"target": {"max_metric_drop": most}})["/target/max_metric_drop"]
+    JobSpec.model_validate(spec | {"target": {"max_metric_drop": 0.9 * most}})
+
+
+def test_nats_have_no_range():
+    JobSpec.model_validate(DEMO | {"task": UPLOADED | {"name": "causal-lm"}, "target": {"max_metric_drop": 5}})
+
+
+def test_every_metric_has_a_range_or_is_of_probabilities():
+    definitions = JobSpec.model_json_schema()["$defs"].values()
+    about = [schema["properties"]["metric"] for schema in definitions if "metric" in schema["properties"]]
+    metrics = {name for each in about for name in each.get("enum") or each["anyOf"][0]["enum"]}
+    assert metrics - RANGES.keys() == {"nats_per_token", "perplexity", "nats_per_character"}
+    assert RANGES.keys() <= metrics
 
 
 @pytest.mark.parametrize("target", [{"speedup": 2.0, "runtime": "torch"}, {"frontier": [0.3, 0.5]}])
