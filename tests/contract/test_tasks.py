@@ -25,6 +25,7 @@ def test_an_image_model_is_pruned(tmp_path):
     rows = [{"image": base64.b64encode(tiny_tasks.image(i)).decode(), "label": "ab"[i % 2]} for i in range(20)]
     report = do(folder, rows, {"name": "image-classification", "metric": "macro_f1"}, tmp_path)
     assert report["headline_metric"] == "macro_f1"
+    assert next(iter(report["metrics"])) == "macro_f1"
     assert {"accuracy", "macro_f1"} <= set(report["metrics"])
     found, most = (report["verification"][name] for name in ("largest_absolute_difference", "tolerated"))
     assert set(found) == set(most) == WAYS
@@ -49,6 +50,7 @@ def test_an_encoder_decoder_is_pruned(tmp_path):
     report = do(folder, rows, task, tmp_path, export={"formats": ["safetensors"]})
     assert report["headline_metric"] == "rouge_l"
     written = {"rouge_1", "rouge_2", "rouge_l"}
+    assert next(iter(report["metrics"])) == "rouge_l"
     assert set(report["metrics"]) == written | {"nats_per_token", "perplexity", "nats_per_character"}
     assert report["target"]["achieved"] == pytest.approx(0.3, abs=0.01)
     assert set(report["verification"]["largest_absolute_difference"]) == WAYS - {"onnx"}

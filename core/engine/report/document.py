@@ -84,7 +84,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
             }
-            for name, metric in measured.baseline.items()
+            for name, metric in _headline_first(measured.baseline, spec.task.metric)
             if isfinite(metric.value) and isfinite(measured.pruned[name].value)
         },
         "parameters": {
@@ -128,6 +128,11 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
 def write_report(report: dict[str, Any], output: Path) -> None:
     """Write `report.json`."""
     (output / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def _headline_first(metrics: dict[str, Metric], headline: str | None) -> list[tuple[str, Metric]]:
+    """Metrics by name; the others stay in their order."""
+    return sorted(metrics.items(), key=lambda item: item[0] != headline)
 
 
 def _sparsity(measured: Measured) -> dict[str, float]:
