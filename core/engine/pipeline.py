@@ -21,7 +21,7 @@ from core.engine.targets import plan_course
 from core.engine.tracker import Tracker
 from core.engine.training import total_steps, train
 from core.jobs.spec import JobSpec
-from core.progress import Reporter
+from core.progress import Reporter, Warned
 
 UNTRAINED_HEAD_EPOCHS = 1.0
 """Plain fine-tuning before pruning where the task head is new and the user said nothing."""
@@ -66,6 +66,8 @@ def run(
                     listen=tracker.training_step,
                 )
             baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
+            for doubt in prepared.task.doubts(prepared.train, baseline.summaries):
+                report(Warned(message=doubt))
         dense = Dense(bind(prepared.model), baseline, Path(scratch, "dense"))
         with tracker.phase("pruning"):
             reached = course.follow()

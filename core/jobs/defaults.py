@@ -40,6 +40,7 @@ MOST_SPARING = 0.9
 LAYER_FLOORS = {"seq2seq": 0.5}
 """Where it is not the usual one: the layers of an encoder and of a decoder do different work (ADR 0017)."""
 
+
 def _pace(target: AnyTarget | None) -> float:
     """How many times the usual epochs a job takes: sparser models recover more slowly, so 0.7 takes 1.5, 0.9 takes 2.
 

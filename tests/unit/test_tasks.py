@@ -122,6 +122,29 @@ def labelled(*labels, class_names=None):
     return [Row({"text": "a cat", "label": label}, source, i) for i, label in enumerate(labels, 1)]
 
 
+@pytest.mark.parametrize("names", [None, ("bad", "good", "great")])
+def test_a_dense_model_that_learned_nothing_is_doubted(names):
+    ours = task("sequence-classification", label_names=names)
+    labels = [0, 1, 0, 2] if names else ["bad", "good", "bad", "great"]
+    ours.model_options(tiny.bert_config(), labelled(*labels))
+    train = ours.features(labelled(*labels[:3]))
+    assert ours.doubts(train, [torch.tensor([[0, 0]]), torch.tensor([[1, 1]])]) == []
+    same, unknown = ours.doubts(train, [torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 2]])])
+    assert same.startswith("The dense model answers every held-out row with the class 'good': what pruning costs")
+    assert unknown == "The held-out rows have classes that no training row has: 'great'."
+    # All are right: a worse model would show.
+    assert ours.doubts(train, [torch.tensor([[1, 1], [1, 1]])]) == []
+
+
+def test_a_dense_model_that_answers_with_one_number_is_doubted():
+    ours = task("regression")
+    train = ours.features(rows())
+    assert ours.doubts(train, [torch.tensor([[0.5, 1.0], [0.7, 2.0]])]) == []
+    assert (
+        "every held-out row with 0.5: what pruning" in ours.doubts(train, [torch.tensor([[0.5, 1.0], [0.5, 2.0]])])[0]
+    )
+
+
 @pytest.mark.parametrize("said_by", ["spec", "data"])
 def test_classes_are_named_by_the_spec_or_the_data(said_by):
     names = ("bad", "so so", "good")

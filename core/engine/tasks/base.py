@@ -135,6 +135,15 @@ class Task(ABC):
             reference: The dense model's, of the same batches.
         """
 
+    def doubts(self, train: Features, summaries: list[Tensor]) -> list[str]:
+        """Why the dense model's metrics may say little, a sentence or two each.
+
+        Args:
+            train: The training rows.
+            summaries: The dense model's, of every held-out batch.
+        """
+        return []
+
     def writing_metrics(self, model: PreTrainedModel, features: Features) -> dict[str, Metric]:
         """Quality of what a model writes by itself, for tasks in which it does."""
         return {}
@@ -160,6 +169,14 @@ def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> 
     target = torch.softmax(teacher / temperature, dim=-1)
     divergence = torch.xlogy(target, target) - target * student
     return divergence.sum(-1).mean() * temperature**2
+
+
+def same_answer(answer: str) -> str:
+    """What is to be said where a model gives one answer to everything."""
+    return (
+        f"The dense model answers every held-out row with {answer}: what pruning costs cannot be seen. Train it longer "
+        "(training.dense_epochs), or check label_column."
+    )
 
 
 def token_metrics(nats: float, tokens: float) -> dict[str, Metric]:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from core.engine.data import Batch, Row
-from core.engine.tasks.base import Metric, Task, model_inputs, soft_cross_entropy
+from core.engine.data import Batch, Features, Row
+from core.engine.tasks.base import Metric, Task, model_inputs, same_answer, soft_cross_entropy
 from core.errors import shown
+from core.wording import some_of
 
 Label = int | str
 DISTILLATION_TEMPERATURE = 2.0
@@ -95,6 +96,22 @@ class ClassificationTask(Task):
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
         return classification_metrics(torch.cat(summaries))
+
+    def doubts(self, train: Features, summaries: list[Tensor]) -> list[str]:
+        """One class for all rows, though their labels differ; classes that are in no training row."""
+        given, labels = (set(column) for column in torch.cat(summaries).T.tolist())
+        found = []
+        if len(given) == 1 < len(labels):
+            found.append(same_answer(f"the class {self._name_of(*given)}"))
+        if unknown := labels - {feature["labels"] for feature in train.features}:
+            names = some_of([self._name_of(number) for number in sorted(unknown)])
+            found.append(f"The held-out rows have classes that no training row has: {names}.")
+        return found
+
+    def _name_of(self, number: int) -> str:
+        """What the labels call a class, rather than its number."""
+        labels = [label for label, known in self._classes.items() if known == number]
+        return shown(max(labels, key=lambda label: isinstance(label, str)))
 
     def _label(self, row: Row) -> Label:
         label = row.get(self.spec.label_column)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from core.engine.data import Batch, Features, Row
-from core.engine.tasks.base import Metric, Task, model_inputs
+from core.engine.tasks.base import Metric, Task, model_inputs, same_answer
 from core.errors import shown
 
 EQUAL_ANSWERS = 1e-5
@@ -91,6 +91,11 @@ class RegressionTask(Task):
             "pearson": Metric(pearson, "correlation, -1 … 1", True),
             "spearman": Metric(spearman, "rank correlation, -1 … 1", True),
         }
+
+    def doubts(self, train: Features, summaries: list[Tensor]) -> list[str]:
+        """One number for all rows, though their labels differ."""
+        answers, labels = torch.cat(summaries).double().numpy().T
+        return [same_answer(f"{answers[0]:g}")] if _differ(labels) and not _differ(answers) else []
 
     def _label(self, row: Row) -> float:
         """A number that fp32 can hold; CSV has them as text."""
