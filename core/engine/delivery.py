@@ -24,7 +24,7 @@ from core.engine.methods import Pruner
 from core.engine.preparation import Prepared
 from core.engine.probe import probe_inputs
 from core.engine.report.card import model_card
-from core.engine.report.document import Measured, build_report, write_report
+from core.engine.report.document import Measured, build_report, undefined_metrics, write_report
 from core.engine.report.frontier import FRONTIER_PLOT, build_frontier, frontier_card, plot_frontier
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT, plot_structure, plot_topology
 from core.engine.report.structure import describe_structure
@@ -59,6 +59,8 @@ class Delivery:
     dense: Dense
     tracker: Tracker
     report: Reporter
+    warnings: list[str]
+    """What was reported of them so far."""
 
     def deliver(self, reached: Reached, output: Path) -> dict[str, Any]:
         """Remove for good what the pruner took, write the bundle into `output`, and verify it.
@@ -164,9 +166,10 @@ class Delivery:
     def _write_documents(self, measured: Measured, output: Path) -> dict[str, Any]:
         """Report, plot, model card, and the manifest anew; returns the report."""
         spec = self.spec.model_copy(update={"training": self.prepared.task.training})
-        document = build_report(spec, self.inputs.names.get(self.inputs.model, self.inputs.model.name), measured)
-        for name in sorted(measured.baseline.keys() - document["metrics"].keys()):
+        for name in undefined_metrics(measured):
             self.report(Warned(message=f"{name} is left out of the report: too few held-out rows differ to define it."))
+        name = self.inputs.names.get(self.inputs.model, self.inputs.model.name)
+        document = build_report(spec, name, measured, self.warnings)
         check_met(spec.target, document)
         write_report(document, output)
         plot_structure(measured.structure, output / STRUCTURE_PLOT)

@@ -3,6 +3,7 @@
 loading → baseline → pruning → compacting → evaluating → exporting → verifying
 """
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,7 @@ from core.engine.targets import plan_course
 from core.engine.tracker import Tracker
 from core.engine.training import total_steps, train
 from core.jobs.spec import JobSpec
-from core.progress import Reporter, Warned
+from core.progress import Note, Reporter, Warned
 
 UNTRAINED_HEAD_EPOCHS = 1.0
 """Plain fine-tuning before pruning where the task head is new and the user said nothing."""
@@ -46,6 +47,8 @@ def run(
         NeuroPruneError: any of the tree; nothing else is expected.
     """
     set_seed(spec.training.seed)
+    warnings: list[str] = []
+    report = partial(_told, report, warnings)
     tracker = Tracker(report)
     with TemporaryDirectory() as scratch:
         with tracker.phase("loading"):
@@ -71,10 +74,17 @@ def run(
         dense = Dense(bind(prepared.model), baseline, Path(scratch, "dense"))
         with tracker.phase("pruning"):
             reached = course.follow()
-        delivery = Delivery(spec, inputs, prepared, dense, tracker, report)
+        delivery = Delivery(spec, inputs, prepared, dense, tracker, report, warnings)
         if len(reached) > 1:
             return summary_of(delivery.deliver_frontier(reached, output))
         return summary_of(delivery.deliver(reached[0], output))
+
+
+def _told(report: Reporter, warnings: list[str], message: Note) -> None:
+    """Pass a message on, and keep each warning once, for the reports."""
+    if isinstance(message, Warned) and message.message not in warnings:
+        warnings.append(message.message)
+    report(message)
 
 
 def _dense_steps(spec: JobSpec, prepared: Prepared) -> int:

@@ -176,6 +176,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
         },
         "task": {"name": case.task, "held_out_rows": 8},
         "metrics": {},
+        "warnings": [],
         "parameters": {part: {"dense": 2, "pruned": 1} for part in ("encoder", "total")},
         "size_bytes": {"dense": 2, "pruned": 1},
         "latency_ms": {"torch": sides},

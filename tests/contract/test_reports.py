@@ -55,7 +55,10 @@ def test_a_metric_that_the_rows_do_not_define_is_left_out(job, tmp_path):
     report = read_report(tmp_path / "bundle")
     assert list(report["metrics"]) == ["cosine_to_dense"]
     assert any("similarity_spearman" in warning for warning in done.warnings)
-    assert "spearman" not in (tmp_path / "bundle/README.md").read_text()
+    table, warnings = (tmp_path / "bundle/README.md").read_text().split("## Warnings")
+    assert "spearman" not in table
+    assert report["warnings"] == done.warnings
+    assert f"\n- {done.warnings[-1]}\n" in warnings
     assert [row for row in comparison(done.summary, "title").columns[0].cells if row.startswith("cosine")] == [
         "cosine to dense"
     ]
@@ -102,6 +105,8 @@ def test_single_zeros_are_told_from_removed_units(zeroed):
     card = (bundle / "README.md").read_text()
     assert "gone from the weights, not set to zero" not in card
     assert "zero" in card.split("## Use")[0]
+    assert read_report(bundle)["warnings"] == []
+    assert "## Warnings" not in card
 
 
 def test_what_the_models_cost_to_run_is_told_with_its_setting(zeroed):

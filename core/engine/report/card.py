@@ -43,6 +43,7 @@ def model_card(report: dict[str, Any]) -> str:
             "",
             f"![Heads and neurons kept in each layer]({STRUCTURE_PLOT})",
             *_topology(sparsity),
+            *warnings_section(report["warnings"]),
             "",
             "## Use",
             "",
@@ -53,6 +54,11 @@ def model_card(report: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def warnings_section(warnings: list[str]) -> list[str]:
+    """What the job warned of, if it did; lines after a paragraph."""
+    return ["", "## Warnings", "", *(f"- {' '.join(warning.split())}" for warning in warnings)] if warnings else []
 
 
 def _performance(report: dict[str, Any]) -> list[str]:

@@ -52,7 +52,13 @@ class Measured:
     """What the way to the target tells of it."""
 
 
-def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str, Any]:
+def undefined_metrics(measured: Measured) -> list[str]:
+    """Those that are not finite, of the dense or the pruned model, by name."""
+    sides = measured.baseline, measured.pruned
+    return sorted(name for name in measured.baseline if not all(isfinite(side[name].value) for side in sides))
+
+
+def build_report(spec: JobSpec, model_name: str, measured: Measured, warnings: list[str]) -> dict[str, Any]:
     """The report of a finished bundle, as plain JSON types; metrics that are not finite are left out."""
     encoder = {"dense": measured.encoder_parameters_dense, "pruned": measured.encoder_parameters_pruned}
     task = TASKS[spec.task.name]
@@ -85,7 +91,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
                 "higher_is_better": metric.higher_is_better,
             }
             for name, metric in _headline_first(measured.baseline, spec.task.metric)
-            if isfinite(metric.value) and isfinite(measured.pruned[name].value)
+            if name not in undefined_metrics(measured)
         },
         "parameters": {
             "encoder": encoder,
@@ -95,6 +101,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured) -> dict[str
         "verification": {"largest_absolute_difference": measured.differences, "tolerated": measured.tolerated},
         "layers": measured.structure,
         "topology": measured.topology,
+        "warnings": list(warnings),
         "seconds": measured.seconds,
         "spec": spec.model_dump(mode="json"),
         "environment": environment_of(spec),

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from core.engine.report.card import warnings_section
 from core.engine.report.target import SHARE, speedup
 from core.wording import speed_change
 
@@ -39,6 +40,7 @@ def build_frontier(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
             }
             for folder, report in reports.items()
         ],
+        "warnings": every[-1]["warnings"],
         "seconds": every[-1]["seconds"],
     }
 
@@ -67,6 +69,7 @@ def frontier_card(document: dict[str, Any]) -> str:
             "A level in brackets is beaten by another, which has no more parameters and no worse a metric.",
             "",
             f"![The metric against parameters and speed]({FRONTIER_PLOT})",
+            *warnings_section(document["warnings"]),
             "",
         ]
     )
