@@ -52,8 +52,15 @@ class Row(dict[str, Any]):
     def lacks(self, column: str, wanted: str) -> InvalidDataError:
         """The column is missing, or does not hold what is wanted."""
         found = f"holds {shown(self[column])}" if column in self else "is missing"
+        if is_empty(self.get(column)):
+            found = "is empty"
         columns = ", ".join(map(shown, islice(self, COLUMNS_SHOWN)))
         return self.error(f"column {shown(column)} {found}; it must hold {wanted}. The row has {columns or 'none'}.")
+
+
+def is_empty(value: object) -> bool:
+    """Whether it is text without a word, as CSV has it where something is missing."""
+    return isinstance(value, str) and not value.strip()
 
 
 def text_of(row: Row, column: str) -> str:
@@ -63,7 +70,7 @@ def text_of(row: Row, column: str) -> str:
         InvalidDataError: no such column, or no text in it.
     """
     value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or is_empty(value):
         raise row.lacks(column, "text")
     return value
 

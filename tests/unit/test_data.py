@@ -80,6 +80,12 @@ def test_rows_know_where_they_were_read(tmp_path):
         [text_of(row, "text") for row in reversed(rows)]
 
 
+@pytest.mark.parametrize("text", ["", " \t"])
+def test_an_empty_text_is_called_empty(text):
+    with pytest.raises(InvalidDataError, match=r"line 3: column 'text' is empty; it must hold text\."):
+        text_of(Row({"text": text}, TRAIN, 3), "text")
+
+
 def test_lone_surrogates_are_replaced_in_lists_as_well(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(rb'{"target": ["a \ud83d b", 3]}')
     (row,) = read_rows(tmp_path / "rows.jsonl", TRAIN)

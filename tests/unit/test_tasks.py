@@ -234,6 +234,12 @@ def test_bad_labels_are_refused(labels, message):
     assert caught.value.param == ("/task/data/train" if 2.5 in labels else "/task/label_column")
 
 
+@pytest.mark.parametrize("name", ["sequence-classification", "regression"])
+def test_a_missing_label_of_csv_is_no_class(name):
+    with pytest.raises(InvalidDataError, match=r"line 3: column 'label' is empty; it must hold a"):
+        task(name).model_options(tiny.bert_config(), labelled("1", "2", ""))
+
+
 def test_a_held_out_label_that_training_lacks_is_named():
     ours = task("sequence-classification")
     ours.model_options(tiny.bert_config(), rows())

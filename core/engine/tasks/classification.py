@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from core.engine.data import Batch, Features, Row
+from core.engine.data import Batch, Features, Row, is_empty
 from core.engine.tasks.base import Metric, Task, model_inputs, same_answer, soft_cross_entropy
 from core.errors import shown
 from core.wording import some_of
@@ -115,7 +115,7 @@ class ClassificationTask(Task):
 
     def _label(self, row: Row) -> Label:
         label = row.get(self.spec.label_column)
-        if isinstance(label, bool) or not isinstance(label, int | str):
+        if isinstance(label, bool) or not isinstance(label, int | str) or is_empty(label):
             raise row.lacks(self.spec.label_column, "an integer or a string")
         return _plain(label)
 
