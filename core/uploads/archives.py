@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from core.errors import InvalidInputError, InvalidModelError, shown
 from core.uploads import CHUNK_BYTES
+from core.wording import some_of
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 """Loading one of these runs code that it carries."""
@@ -211,6 +212,11 @@ def _model_folder(names: Iterable[PurePosixPath]) -> PurePosixPath:
     configs = sorted((name for name in names if name.name == "config.json"), key=lambda name: len(name.parts))
     if not configs:
         raise InvalidModelError("The archive holds no config.json; pack a model's whole folder.")
+    outermost = [str(name.parent) for name in configs if len(name.parts) == len(configs[0].parts)]
+    if len(outermost) > 1:
+        raise InvalidModelError(
+            f"The archive holds a model in each of {some_of(outermost)}; pack one of these folders."
+        )
     folder = configs[0].parent
     if not any(name.suffix == ".safetensors" and name.parent == folder for name in names):
         raise InvalidModelError(

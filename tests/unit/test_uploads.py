@@ -78,6 +78,14 @@ def test_archives_that_are_no_model(tmp_path, suffix, write, changes, message):
 
 
 @FORMATS
+def test_of_several_models_none_is_chosen(tmp_path, suffix, write):
+    files = {f"{folder}/{name}": content for folder in ("new", "old") for name, content in model_files().items()}
+    archive = write(tmp_path / f"m{suffix}", files)
+    with pytest.raises(InvalidModelError, match=r"holds a model in each of new, old; pack one of these folders\."):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
 def test_names_too_long_for_a_file_are_refused(tmp_path, suffix, write):
     archive = write(tmp_path / f"m{suffix}", model_files() | {"ü" * 200: b"x"})
     with pytest.raises(InvalidModelError, match="at most 255 bytes") as caught:
