@@ -7,7 +7,7 @@ import pytest
 
 from client.load import load
 from core.engine.anatomy import bind, count_parameters
-from core.errors import UnreachableTargetError
+from core.errors import UnreachableTargetError, VerificationError
 from tests import tiny, tiny_families
 from tests.whole_jobs import run_job
 
@@ -123,6 +123,10 @@ def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_p
         assert (report["task"]["train_rows"], report["task"]["held_out_rows"]) == (54, 6)
         assert f"[{level['folder']}]({level['folder']}/README.md)" in (bundle / "README.md").read_text()
     assert parameters[1] < parameters[0]
+    with pytest.raises(
+        VerificationError, match=r"bundle is the folder of a frontier.*: sparsity-0\.4, sparsity-0\.7\."
+    ):
+        load(bundle)
     assert (bundle / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == {
         "README.md",

@@ -128,8 +128,10 @@ def read_description(folder: Path) -> Description | None:
     """How the folder's model is built; None where its stock class can do that.
 
     Raises:
-        VerificationError: there is no `config.json`, or it does not describe a pruned model that this version knows.
+        VerificationError: there is no `config.json`, as in the folder of a frontier, or it does not describe a pruned
+            model that this version knows.
     """
+    _check_is_no_frontier(folder)
     content = _read_object(folder / CONFIG_FILE)
     if "neuroprune" not in content:
         return None
@@ -154,6 +156,13 @@ def read_architecture(folder: Path) -> str:
         VerificationError: there is no `config.json`, or it names none.
     """
     return _parse(_StockConfig, _read_object(folder / CONFIG_FILE), CONFIG_FILE).architectures[0]
+
+
+def _check_is_no_frontier(folder: Path) -> None:
+    """Refuse the folder around a frontier's bundles, which is none itself."""
+    levels = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if levels and not (folder / CONFIG_FILE).exists():
+        raise VerificationError(f"{folder} is the folder of a frontier. Load one of its levels: {', '.join(levels)}.")
 
 
 def _check_format(content: dict[str, object], known: range, what: str) -> None:
