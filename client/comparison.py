@@ -1,9 +1,10 @@
 """What came of a job, as tables: the dense model beside the pruned one, or beside those of a frontier."""
 
 from rich.table import Table
+from rich.text import Text
 
 from client.answers import Json
-from core.wording import speed_change
+from core.wording import LEAST_SHARE, against_target, speed_change
 
 _RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
@@ -14,7 +15,7 @@ def comparison(summary: Json, title: str) -> Table:
 
 
 def _dense_and_pruned(summary: Json, title: str) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, caption=Text(against_target(summary["target"])), caption_justify="left")
     table.add_column("", overflow="fold")
     for heading in ("dense", "pruned", "change"):
         table.add_column(heading, justify="right", overflow="fold")
@@ -23,11 +24,20 @@ def _dense_and_pruned(summary: Json, title: str) -> Table:
         table.add_row(name.replace("_", " "), f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}")
     for name, count in summary["parameters"].items():
         table.add_row(f"{name} parameters", *_pair(count, 1e6, "M"), _share(count))
+    _add_zeros(table, summary["sparsity"])
     table.add_row("weights on disk", *_pair(summary["size_bytes"], 1e6, " MB"), _share(summary["size_bytes"]))
     for runtime, sides in summary["latency_ms"].items():
         median = _medians(sides)
         table.add_row(f"latency, {_titled(runtime)}", *_pair(median, 1, " ms"), speed_change(*median.values()))
     return table
+
+
+def _add_zeros(table: Table, sparsity: Json) -> None:
+    """How much became zero instead of leaving, where something did; older jobs do not tell what was zero before."""
+    dense, pruned = sparsity.get("zero_in_dense"), sparsity["zero"]
+    if pruned >= LEAST_SHARE:
+        before, change = ("", "") if dense is None else (f"{dense:.1%}", f"{100 * (pruned - dense):+.1f} points")
+        table.add_row("zeros in the encoder", before, f"{pruned:.1%}", change)
 
 
 def _frontier(summary: Json, title: str) -> Table:

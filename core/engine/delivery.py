@@ -45,6 +45,8 @@ class Dense:
     """The model before pruning: what pruned ones are compared with. Its files lie in `folder` once they are needed."""
 
     anatomy: Anatomy
+    zeros: int
+    """Weights of its transformer layers that are zero."""
     evaluation: Evaluation
     folder: Path
 
@@ -98,6 +100,7 @@ class Delivery:
             model=model,
             encoder_parameters_dense=dense.anatomy.encoder_parameters,
             encoder_parameters_pruned=bind(model).encoder_parameters,
+            zeros_dense=dense.zeros,
             masked_parameters=masked_parameters,
             performance=performance,
             compressed_bytes=compressed_bytes(output),

@@ -18,6 +18,7 @@ from core.engine.inputs import Inputs
 from core.engine.ladder import Ladder
 from core.engine.preparation import Prepared, prepare
 from core.engine.report.document import summary_of
+from core.engine.report.structure import count_zeros
 from core.engine.targets import plan_course
 from core.engine.tracker import Tracker
 from core.engine.training import total_steps, train
@@ -71,7 +72,8 @@ def run(
             baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
             for doubt in prepared.task.doubts(prepared.train, baseline.summaries):
                 report(Warned(message=doubt))
-        dense = Dense(bind(prepared.model), baseline, Path(scratch, "dense"))
+        anatomy = bind(prepared.model)
+        dense = Dense(anatomy, count_zeros(anatomy), baseline, Path(scratch, "dense"))
         with tracker.phase("pruning"):
             reached = course.follow()
         delivery = Delivery(spec, inputs, prepared, dense, tracker, report, warnings)

@@ -167,7 +167,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
             "processor_class": "AutoTokenizer",
         },
         "structure": "ragged",
-        "sparsity": {"achieved": 0.5, "removed": 0.5, "zero": 0.0},
+        "sparsity": {"achieved": 0.5, "removed": 0.5, "zero": 0.0, "zero_in_dense": 0.0},
         "target": {"name": "sparsity", "requested": 0.5, "achieved": 0.5, "unit": "share"},
         "method": {
             "name": "neuroprune",
@@ -204,13 +204,18 @@ def test_a_card_says_slower_where_it_is(dense, text):
     ],
 )
 def test_a_card_tells_zeros_from_what_left(removed, zero, words):
-    card = model_card({**report(CASES[0]), "sparsity": {"achieved": removed + zero, "removed": removed, "zero": zero}})
+    sparsity = {"achieved": removed + zero, "removed": removed, "zero": zero, "zero_in_dense": 0.01}
+    card = model_card({**report(CASES[0]), "sparsity": sparsity})
     assert all(each in card for each in words)
+    assert (f"| zeros in the encoder | 1.0% | {zero:.1%} |" in card) == (zero > 0.001)
+    assert "Asked for: sparsity 0.5; achieved: 0.5 (share)." in card
     assert "](topology.png)" in card
 
 
 def test_a_card_of_an_unpruned_model_shows_no_topology():
-    card = model_card({**report(CASES[0]), "sparsity": {"achieved": 0.0, "removed": 0.0, "zero": 0.0}})
+    card = model_card(
+        {**report(CASES[0]), "sparsity": dict.fromkeys(("achieved", "removed", "zero", "zero_in_dense"), 0.0)}
+    )
     assert "topology.png" not in card
 
 

@@ -101,6 +101,8 @@ def test_single_zeros_are_told_from_removed_units(zeroed):
     zeros = sum(int((w == 0).sum()) for w in projections)
     assert sparsity["zero"] == pytest.approx(zeros / summary["parameters"]["encoder"]["dense"])
     assert sparsity["achieved"] == sparsity["removed"] + sparsity["zero"]
+    assert sparsity["zero_in_dense"] == 0
+    assert "zeros in the encoder" in comparison(summary, "title").columns[0].cells
     assert 0.6 - 1e-3 <= sparsity["achieved"] <= 0.65
     card = (bundle / "README.md").read_text()
     assert "gone from the weights, not set to zero" not in card

@@ -19,6 +19,8 @@ from core.settings import Settings
 from core.version import VERSION
 
 SUMMARY = {
+    "sparsity": {"achieved": 0.5, "removed": 0.5, "zero": 0.0, "zero_in_dense": 0.0},
+    "target": {"name": "sparsity", "requested": 0.5, "achieved": 0.5004, "unit": "share"},
     "metrics": {"cosine_to_dense": {"dense": 1.0, "pruned": 0.95, "unit": "", "higher_is_better": True}},
     "parameters": {
         "encoder": {"dense": 10_000_000, "pruned": 5_000_000},
@@ -482,6 +484,18 @@ def test_a_summary_sets_dense_beside_pruned():
     shown = printed(SUMMARY)
     for text in ("title", "0.9500", "-0.0500", "5.00M", "-50.0%", "60.00 MB", "-25.0%", "ONNX Runtime", "2.00x faster"):
         assert text in shown
+
+
+def test_a_summary_says_what_became_zero_and_what_was_asked_for():
+    assert "zeros" not in printed(SUMMARY)
+    assert "Asked for: sparsity 0.5; achieved: 0.5004 (share)." in printed(SUMMARY)
+    sparsity = {"achieved": 0.6, "removed": 0.0, "zero": 0.6, "zero_in_dense": 0.01}
+    rows = [line.split("│")[1:5] for line in printed(SUMMARY | {"sparsity": sparsity}).splitlines() if "zeros" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["zeros in the encoder", "1.0%", "60.0%", "+59.0 points"]
+    ]
+    del sparsity["zero_in_dense"]
+    assert "60.0%" in printed(SUMMARY | {"sparsity": sparsity})
 
 
 def level(folder, sparsity, pearson, *, is_dominated):

@@ -27,6 +27,8 @@ JOB = {
     "error": None,
     "metrics_summary": {
         "metrics": {},
+        "sparsity": {"achieved": 0.5, "removed": 0.5, "zero": 0.0, "zero_in_dense": 0.0},
+        "target": {"name": "sparsity", "requested": 0.5, "achieved": 0.5, "unit": "share"},
         "parameters": {},
         "size_bytes": {"dense": 2, "pruned": 1},
         "latency_ms": {},

@@ -3,10 +3,7 @@
 from typing import Any
 
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT
-from core.wording import speed_change
-
-LEAST_SHARE = 5e-4
-"""Smaller ones are 0.0% in print."""
+from core.wording import LEAST_SHARE, against_target, speed_change
 
 
 def model_card(report: dict[str, Any]) -> str:
@@ -18,6 +15,8 @@ def model_card(report: dict[str, Any]) -> str:
     parameters, method, sparsity = report["parameters"], report["method"], report["sparsity"]
     for part in ("encoder", "total"):
         rows.append(f"| {part} parameters | {parameters[part]['dense']:,} | {parameters[part]['pruned']:,} |")
+    if sparsity["zero"] >= LEAST_SHARE:
+        rows.append(f"| zeros in the encoder | {sparsity['zero_in_dense']:.1%} | {sparsity['zero']:.1%} |")
     size = report["size_bytes"]
     rows.append(f"| model.safetensors (MB) | {size['dense'] / 1e6:.1f} | {size['pruned'] / 1e6:.1f} |")
     if "compressed" in size:
@@ -33,7 +32,7 @@ def model_card(report: dict[str, Any]) -> str:
             f"# {report['model']['name']}, {sparsity['achieved']:.1%} of its encoder {_how(sparsity)}",
             "",
             f"Pruned for {report['task']['name']} by NeuroPrune, method `{_method(method)}` ({method['paper']}). "
-            f"{_what_is_gone(sparsity)} {_against_target(report['target'])}".rstrip(),
+            f"{_what_is_gone(sparsity)} {against_target(report['target'])}".rstrip(),
             "",
             "| | dense | pruned |",
             "|---|---:|---:|",
@@ -120,15 +119,6 @@ def _method(method: dict[str, Any]) -> str:
     return ", ".join(filter(None, (method["name"], options.get("mode"), options["granularity"])))
 
 
-def _against_target(target: dict[str, Any]) -> str:
-    """What was asked for, and what came of it, where that is another thing than the share that went."""
-    name = target["name"]
-    if name in (None, "sparsity", "frontier") or target["achieved"] is None:
-        return ""
-    asked, achieved = (_amount(target[key]) for key in ("requested", "achieved"))
-    return f"Asked for: {name} {asked}; achieved: {achieved} ({target['unit']})."
-
-
 def _how(sparsity: dict[str, Any]) -> str:
     """What became of the pruned part; shares that would be shown as 0.0% are left unsaid."""
     removed, zero = (sparsity[part] >= LEAST_SHARE for part in ("removed", "zero"))
@@ -154,11 +144,6 @@ def _what_is_gone(sparsity: dict[str, Any]) -> str:
 def _topology(sparsity: dict[str, Any]) -> list[str]:
     alternative = "How connected the MLP neurons are, and where weights are zero"
     return ["", f"![{alternative}]({TOPOLOGY_PLOT})"] if sparsity["achieved"] > 0 else []
-
-
-def _amount(value: float) -> str:
-    """A count in full, a measure to four digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _number(value: float) -> str:

@@ -33,6 +33,8 @@ class Measured:
     model: PreTrainedModel
     encoder_parameters_dense: int
     encoder_parameters_pruned: int
+    zeros_dense: int
+    """Weights of the dense model's transformer layers that are zero."""
     masked_parameters: int
     """Of heads, neurons and in-rows that were pruned, whether they left the weights or stayed as zeros."""
     performance: Performance
@@ -146,7 +148,7 @@ def _sparsity(measured: Measured) -> dict[str, float]:
     """Shares of the transformer layers' parameters, 0 … 1, that are gone, one way or the other.
 
     `removed` left the weights; `zero` is still there, and includes what was zero in the dense model. Both together are
-    `achieved`.
+    `achieved`. `zero_in_dense` is what was zero before.
     """
     dense = measured.encoder_parameters_dense
     removed = dense - measured.encoder_parameters_pruned
@@ -155,6 +157,7 @@ def _sparsity(measured: Measured) -> dict[str, float]:
         "achieved": (removed + zero) / dense,
         "removed": removed / dense,
         "zero": zero / dense,
+        "zero_in_dense": measured.zeros_dense / dense,
     }
 
 

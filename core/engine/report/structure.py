@@ -28,6 +28,11 @@ def describe_structure(anatomy: Anatomy, pruner: Pruner) -> list[dict[str, Any]]
     ]
 
 
+def count_zeros(anatomy: Anatomy) -> int:
+    """Weights that are zero in the layers' matrices."""
+    return sum(int((matrix.weight == 0).sum()) for matrix in anatomy.matrices)
+
+
 def _attention(attention: Attention, pruner: Pruner, plan: Plan) -> dict[str, Any]:
     merged = [(removed, into) for at, removed, into in pruner.merged if at == attention.units.position]
     return {
