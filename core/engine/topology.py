@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy, Attention, Layer, Mlp
-from core.engine.methods.neuroprune.redundancy import distances, head_matrix, representatives
+from core.engine.methods.neuroprune.redundancy import head_matrix, representatives, similar_heads
 from core.engine.plan import Plan
 from core.engine.units import Slice
 
@@ -107,7 +107,7 @@ def head_graph(attention: Attention, kept: Tensor, theta: float) -> HeadGraph:
         theta: Heads that differ by no more than this (l_inf) are similar.
     """
     count = int(kept.sum())
-    similar = distances(head_matrix(attention).cpu()[kept]) <= theta
+    similar = similar_heads(head_matrix(attention).cpu()[kept], theta)
     dominating = set(representatives(attention, kept, theta)[kept].tolist())
     return HeadGraph(count, (int(similar.sum()) - count) // 2, len(dominating))
 

@@ -1,12 +1,36 @@
 """Algorithms 2 and 3: the dominating set against the paper's pseudo-code, and merging that changes nothing."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.engine.anatomy import bind
-from core.engine.methods.neuroprune.redundancy import distances, find_dominating, hand_over_, head_matrix
+from core.engine.methods.neuroprune import redundancy
+from core.engine.methods.neuroprune.criterion import NeuroPruneCriterion
+from core.engine.methods.neuroprune.redundancy import (
+    FIRST_ENTRIES,
+    distances,
+    find_dominating,
+    hand_over_,
+    head_matrix,
+    similar_heads,
+)
 from core.engine.plan import Masks
+from core.jobs.methods import NeuroPrune
 from tests import tiny
+
+THETA = 0.15
+AT_THETA = np.float32(THETA)
+ENTRIES = st.floats(-0.25, 0.25, width=32) | st.sampled_from(
+    [0.0, AT_THETA, -AT_THETA, np.nextafter(AT_THETA, np.float32(1)), 1e30, math.inf, -math.inf, math.nan]
+)
+"""Differences around theta and just at it, and what no weight should be."""
 
 
 def paper_pseudo_code(similar: list[list[int]]) -> list[int]:
@@ -53,6 +77,38 @@ def test_distances_are_the_largest_entry_difference():
     torch.testing.assert_close(distances(heads), torch.tensor(expected))
 
 
+@given(arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 24)), elements=ENTRIES, fill=st.just(0.0)))
+def test_the_same_heads_are_similar_whether_or_not_all_entries_are_compared(heads):
+    heads = torch.tensor(heads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redundancy, "FIRST_ENTRIES", 3)
+        assert torch.equal(similar_heads(heads, THETA), distances(heads) <= THETA)
+
+
+@pytest.mark.parametrize("entry", [0, 1, 5000, 3 * FIRST_ENTRIES - 1])
+@pytest.mark.parametrize("value", [THETA, 0.1501, math.nan, math.inf])
+def test_one_entry_of_many_tells_heads_apart(entry, value):
+    heads = torch.zeros(5, 3 * FIRST_ENTRIES)
+    heads[3, entry] = value
+    assert torch.equal(similar_heads(heads, THETA), distances(heads) <= THETA)
+
+
+def test_few_entries_are_compared_of_heads_that_differ_in_those():
+    """Of each pair some, and of each head, with itself, all."""
+    heads = torch.randn(8, 40 * FIRST_ENTRIES, generator=torch.Generator().manual_seed(0))
+    with Subtractions() as counted:
+        assert torch.equal(similar_heads(heads, THETA), torch.eye(8, dtype=torch.bool))
+    assert counted.entries == 8 * 8 * FIRST_ENTRIES + heads.numel()
+
+
+def test_heads_of_a_layer_that_loses_none_are_not_compared():
+    anatomy = bind(tiny.bert())
+    criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune"))
+    with Subtractions() as counted:
+        assert criterion.hand_over(0, torch.tensor([], dtype=torch.long), torch.ones(4, dtype=torch.bool)) == []
+    assert counted.entries == 0
+
+
 @pytest.mark.parametrize("make", [tiny.bert_classifier, tiny.llama], ids=["bert", "llama"])
 def test_identical_heads_merge_without_moving_the_logits(make):
     model = make()
@@ -89,3 +145,17 @@ def plant_twin(attention, source, twin):
         for part in attention.units.reads:
             by_unit = part.by_unit(part.parameter.data)
             by_unit[twin] = by_unit[source]
+
+
+class Subtractions(TorchDispatchMode):
+    """Counts the differences that are taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket is torch.ops.aten.sub:
+            self.entries += result.numel()
+        return result

@@ -92,6 +92,9 @@ class NeuroPruneCriterion(Criterion):
         return by_mean(weight, kept)
 
     def hand_over(self, position: int, removed: Tensor, kept: Tensor) -> list[tuple[int, int]]:
+        # Every layer is asked, whether or not anything of it goes, and heads are costly to compare.
+        if not len(removed):
+            return []
         attention = self.attentions.get(position)
         merged = [] if attention is None else self._merge(attention, removed, kept)
         alone = removed[~torch.isin(removed, torch.tensor([head for head, _ in merged], dtype=torch.long))]

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from core.engine.anatomy import Attention
 
+FIRST_ENTRIES = 2048
+"""Of each head, at least so many are compared before all are; with fewer, all."""
+
 
 def head_matrix(attention: Attention) -> Tensor:
     """A_H of every head (group): its query, key and value weights and biases in one row, [k, n]."""
@@ -17,6 +20,18 @@ def head_matrix(attention: Attention) -> Tensor:
 def distances(heads: Tensor) -> Tensor:
     """Largest difference between any two entries of two heads (l_inf), [k, k]."""
     return torch.stack([(heads - head).abs().amax(1) for head in heads]) if len(heads) else heads.new_zeros(0, 0)
+
+
+def similar_heads(heads: Tensor, theta: float) -> Tensor:
+    """Which heads differ by no more than theta in any entry, bool [k, k].
+
+    Where some of the entries differ by more, the largest difference does, too: only heads that are alike in those are
+    compared in all, pair by pair. Heads that hold NaN or infinity are not even similar to themselves.
+    """
+    similar = distances(heads[:, :: max(1, heads.shape[1] // FIRST_ENTRIES)]) <= theta
+    for i, j in similar.triu().nonzero().tolist():
+        similar[i, j] = similar[j, i] = (heads[i] - heads[j]).abs().amax() <= theta
+    return similar
 
 
 def find_dominating(similar: Tensor) -> Tensor:
@@ -62,7 +77,7 @@ def representatives(attention: Attention, kept: Tensor, theta: float) -> Tensor:
     """
     indices = kept.nonzero().flatten()
     representative = torch.arange(attention.groups)
-    representative[indices] = indices[find_dominating(distances(head_matrix(attention).cpu()[indices]) <= theta)]
+    representative[indices] = indices[find_dominating(similar_heads(head_matrix(attention).cpu()[indices], theta))]
     return representative
 
 
