@@ -41,7 +41,7 @@ class StepReport:
     step: int
     total_steps: int
     loss: float
-    """NaN where an earlier attempt took the step."""
+    """Mean of the step's batches, without penalties; NaN where an earlier attempt took the step."""
     sparsity: float
 
 
@@ -191,8 +191,6 @@ def _arguments(training: spec.Training, steps: int, seed: int, scratch: str) -> 
 class _DistillingTrainer(Trainer):
     """Takes the loss from the task, with the teacher's answers where there is one."""
 
-    last_loss: Tensor | None = None
-
     def __init__(
         self,
         task: Task,
@@ -204,6 +202,8 @@ class _DistillingTrainer(Trainer):
     ) -> None:
         self.task, self.student, self.pruner = task, student, pruner
         self.teacher, self.hidden_teacher = teacher, hidden_teacher
+        self.losses: list[Tensor] = []
+        """Of the batches of the current step, without penalties."""
         super().__init__(model=student, data_collator=task.collate, processing_class=task.processor, **options)
         self.model_accepts_loss_kwargs = False
         for callback in self.callback_handler.callbacks:
@@ -237,7 +237,7 @@ class _DistillingTrainer(Trainer):
         loss = self.task.loss(outputs, inputs, teacher)
         if self.hidden_teacher is not None:
             loss = loss + self.task.training.hidden_distillation * self.hidden_teacher.distance(inputs)
-        self.last_loss = loss.detach()
+        self.losses.append(loss.detach())
         penalty = self.pruner.penalty() if self.pruner is not None else None
         if penalty is not None:
             loss = loss + penalty
@@ -248,6 +248,8 @@ class _PruningCallback(TrainerCallback):
     """Calls the pruner around every optimiser step and after every epoch, and tells how far training is."""
 
     trainer: _DistillingTrainer
+    loss: float
+    """Of the current step."""
 
     def __init__(
         self,
@@ -264,6 +266,7 @@ class _PruningCallback(TrainerCallback):
         self.listen = listen
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.losses.clear()
         if self.narrowing is not None:
             self.narrowing.update()
         if self.pruner is not None:
@@ -272,10 +275,10 @@ class _PruningCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        loss = self.trainer.last_loss
-        if loss is None or not bool(loss.isfinite()):
+        self.loss = float(torch.stack(self.trainer.losses).mean())
+        if not math.isfinite(self.loss):
             raise NumericalError(
-                f"The training loss became {loss} at step {state.global_step + 1}. "
+                f"The training loss became {self.loss} at step {state.global_step + 1}. "
                 "A lower learning_rate or precision fp32 may help.",
                 param="/training/learning_rate",
             )
@@ -290,9 +293,8 @@ class _PruningCallback(TrainerCallback):
             scheduler = self.trainer.lr_scheduler
             assert scheduler is not None  # noqa: S101 training has begun
             self.pruner.step(self.steps_before + step, float(scheduler.get_last_lr()[0]))
-        assert self.trainer.last_loss is not None  # noqa: S101 a step was taken
         sparsity = self.pruner.sparsity if self.pruner is not None else 0.0
-        self.listen(StepReport(step, self.steps, float(self.trainer.last_loss), sparsity))
+        self.listen(StepReport(step, self.steps, self.loss, sparsity))
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.pruner is not None:

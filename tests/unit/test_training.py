@@ -1,5 +1,7 @@
 """Pruning while training: what is removed stays removed, counts are exact, runs repeat."""
 
+import math
+
 import pytest
 import torch
 
@@ -177,3 +179,47 @@ def test_dropout_comes_back_when_training_fails():
     with pytest.raises(NumericalError):
         diverge()
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == before
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The task's loss of each batch, in order, and what else is to be done to it."""
+    seen, spoilt = [], {}
+    loss_of = TASKS["causal-lm"].loss
+
+    def spy(self, *arguments):
+        loss = loss_of(self, *arguments)
+        seen.append(float(loss.detach()))
+        return loss * spoilt.get(len(seen), 1.0)
+
+    monkeypatch.setattr(TASKS["causal-lm"], "loss", spy)
+    return seen, spoilt
+
+
+def accumulate(rows, steps):
+    """Train with three batches a step; returns what the listener heard, and how many batches an epoch has."""
+    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "distillation": 0.0}
+    training = spec.Training(learning_rate=1e-2, max_length=16, precision="fp32", **options)
+    task = TASKS["causal-lm"](part, training, tiny.tokenizer())
+    features = task.features([{"text": text} for text in tiny.sentences(rows)])
+    heard = []
+    train(task, tiny.llama(), features, steps=steps, stage="dense", listen=heard.append)
+    return heard, math.ceil(len(features) / 4)
+
+
+def test_the_loss_of_a_step_is_the_mean_of_all_its_batches(losses):
+    """Those of a step are sorted by length: none of them speaks for all. An epoch's last step has fewer."""
+    seen, _ = losses
+    heard, batches = accumulate(rows=27, steps=4)
+    assert batches == 4
+    steps = [seen[0:3], seen[3:4], seen[4:7], seen[7:8]]
+    assert [report.loss for report in heard] == pytest.approx([sum(step) / len(step) for step in steps])
+
+
+@pytest.mark.parametrize("batch", [4, 5, 6])
+def test_a_loss_that_is_not_finite_is_found_in_every_batch_of_a_step(losses, batch):
+    _, spoilt = losses
+    spoilt[batch] = float("nan")
+    with pytest.raises(NumericalError, match="became nan at step 2"):
+        accumulate(rows=36, steps=3)
