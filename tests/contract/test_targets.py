@@ -7,7 +7,7 @@ import pytest
 
 from client.load import load
 from core.engine.anatomy import bind, count_parameters
-from core.errors import UnreachableTargetError, VerificationError
+from core.errors import NumericalError, UnreachableTargetError, VerificationError
 from tests import tiny, tiny_families
 from tests.whole_jobs import run_job
 
@@ -103,6 +103,15 @@ def test_a_metric_may_drop_so_far(job, tmp_path):
     assert summary["sparsity"]["achieved"] == pytest.approx(0.95, abs=0.002)
     report = json.loads((tmp_path / "bundle/report.json").read_text())
     assert target["validation"]["rows"] + report["task"]["held_out_rows"] + report["task"]["train_rows"] == 60
+
+
+def test_rows_that_do_not_define_the_metric_are_refused_before_training(tmp_path):
+    """The two that have another label are not among the validation rows; there is no correlation with a constant."""
+    model, heard = tiny.save(tiny.bert_regression(), tmp_path / "model"), []
+    rows = [{"text": text, "label": float(place < 2)} for place, text in enumerate(TEXTS)]
+    with pytest.raises(NumericalError, match="not defined by the validation rows"):
+        run_job(tmp_path, model, rows, {"name": "regression"}, target={"max_metric_drop": 0.01}, heard=heard)
+    assert not any(message.step for message in heard if message.type == "progress")
 
 
 def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_path):

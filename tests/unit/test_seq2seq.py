@@ -177,3 +177,14 @@ def test_a_headline_that_is_not_measured_is_refused(kind, metric):
 def test_nothing_written_is_scored_as_nothing():
     assert translation_metrics([""], [["a cat"]])["bleu"].value == 0
     assert math.isclose(summary_metrics([""], [["a cat"]])["rouge_l"].value, 0)
+
+
+@pytest.mark.parametrize(("metric", "written"), [("nats_per_token", 0), ("bleu", 1)])
+def test_texts_are_written_for_the_headline_alone_only_where_it_is_of_these(monkeypatch, metric, written):
+    ours, model, calls = task(metric=metric), tiny_families.model("t5", "seq2seq"), []
+    write = type(ours).write
+    monkeypatch.setattr(type(ours), "write", lambda *arguments: calls.append(1) or write(*arguments))
+    features = ours.features(rows())
+    alone = evaluate(ours, model, features, headline_only=True).metrics
+    assert len(calls) == written
+    assert alone[metric] == evaluate(ours, model, features).metrics[metric]

@@ -302,7 +302,8 @@ def bisecting(drop, most_drop, levels=19):
         can_reach=lambda level: level.sparsity <= levels / 20, reach=reach, prepared=prepared, steps=lambda level: 1
     )
     course = WithinDrop(ladder, most_drop, lambda _: None)
-    course._judged = lambda pruner: {
+    course._evaluate_dense = lambda: None
+    course._judged = lambda dense, pruner: {
         "sparsity": pruner.sparsity,
         "drop": drop(pruner.sparsity),
         "standard_error": 0.001,

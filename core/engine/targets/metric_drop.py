@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -66,13 +65,15 @@ class WithinDrop(Course):
 
         Raises:
             UnreachableTargetError: no level that was tried is within the budget, the lowest among them.
+            NumericalError: the validation rows do not define the dense model's metric; nothing is trained then.
         """
+        dense = self._evaluate_dense()
         best: Pruner | None = None
         tried: dict[int, dict[str, Any]] = {}
         good = -1
         for index in islice(self._search(tried), self._most_trials):
             pruner = self._ladder.reach(self._levels[index])
-            tried[index] = self._judged(pruner)
+            tried[index] = self._judged(dense, pruner)
             if tried[index]["is_good"]:
                 good, best = index, pruner
             del pruner  # or it would take memory while the next one trains
@@ -120,13 +121,15 @@ class WithinDrop(Course):
     def _metric(self) -> str:
         return self._ladder.prepared.task.headline
 
-    @cached_property
-    def _dense(self) -> Evaluation:
+    def _evaluate_dense(self) -> Evaluation:
         prepared = self._ladder.prepared
-        return evaluate(prepared.task, prepared.model, prepared.validation)
+        dense = evaluate(prepared.task, prepared.model, prepared.validation, headline_only=True)
+        if not math.isfinite(dense.metrics[self._metric].value):
+            raise NumericalError(f"{self._metric} is not defined by the validation rows: too few of them differ.")
+        return dense
 
-    def _judged(self, pruner: Pruner) -> dict[str, Any]:
-        return judge(self._ladder.prepared, self._dense, pruner, self._most_drop)
+    def _judged(self, dense: Evaluation, pruner: Pruner) -> dict[str, Any]:
+        return judge(self._ladder.prepared, dense, pruner, self._most_drop)
 
     def _warn(self, error: float | None) -> None:
         """Say so where the drop is less sure than what is made up for."""
@@ -144,17 +147,18 @@ class WithinDrop(Course):
 def judge(prepared: Prepared, dense: Evaluation, pruner: Pruner, most_drop: float) -> dict[str, Any]:
     """How much worse a model is than dense on the validation rows, how sure that is, and whether it is good enough.
 
+    Args:
+        prepared: Has the rows.
+        dense: Of the dense model, whose metric they define.
+        pruner: Finished, bound to the model.
+        most_drop: The budget.
+
     Returns:
         `sparsity`, `drop` (None where the metric is not defined, as for answers that are all the same),
         `standard_error` and `is_good`.
-
-    Raises:
-        NumericalError: the rows do not define the dense model's metric.
     """
     task = prepared.task
-    if not math.isfinite(dense.metrics[task.headline].value):
-        raise NumericalError(f"{task.headline} is not defined by the validation rows: too few of them differ.")
-    pruned = evaluate(task, pruner.anatomy.model, prepared.validation, dense.summaries)
+    pruned = evaluate(task, pruner.anatomy.model, prepared.validation, dense.summaries, headline_only=True)
     drop = drop_of(dense.metrics[task.headline], pruned.metrics[task.headline])
     error = standard_error(task, dense, pruned, task.headline)
     return {
