@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.engine.anatomy import Anatomy, Attention, Layer, Mlp
-from core.engine.methods.neuroprune.redundancy import head_matrix, representatives, similar_heads
+from core.engine.methods.neuroprune.redundancy import representatives, similarity
 from core.engine.plan import Plan
 from core.engine.units import Slice
 
@@ -58,7 +58,7 @@ class HeadGraph:
 
     heads: int
     edges: int
-    """Pairs of heads that differ by no more than theta."""
+    """Pairs of heads that differ by no more than theta, and by nothing that is not a weight."""
     dominating: int
     """Heads that together stand for all."""
 
@@ -107,7 +107,7 @@ def head_graph(attention: Attention, kept: Tensor, theta: float) -> HeadGraph:
         theta: Heads that differ by no more than this (l_inf) are similar.
     """
     count = int(kept.sum())
-    similar = similar_heads(head_matrix(attention).cpu()[kept], theta)
+    similar = similarity(attention, kept, theta)
     dominating = set(representatives(attention, kept, theta)[kept].tolist())
     return HeadGraph(count, (int(similar.sum()) - count) // 2, len(dominating))
 

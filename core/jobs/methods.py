@@ -132,7 +132,8 @@ class NeuroPrune(_Gradual):
     theta: float = Field(
         0.15,
         ge=0,
-        description="Heads of a layer whose weights differ by no more than this (l_inf) are merged, not dropped.",
+        description="Heads of a layer whose weights differ by no more than this (l_inf) are merged, not dropped; but "
+        "none where each has a position bias of its own (BLOOM, MPNet, self attention of T5).",
     )
     epsilon: float = Field(1e-4, ge=0, description="A weight of at least this magnitude is a connection.")
     redundancy: bool = Field(

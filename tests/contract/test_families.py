@@ -20,6 +20,7 @@ from core.engine.anatomy import bind, count_parameters
 from core.engine.compact import compact
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx, open_session, run_session
+from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
 from core.engine.plan import Masks, Plan
 from core.engine.tasks import TASKS
 from core.engine.units import Units
@@ -196,6 +197,24 @@ def test_masking_unit_by_unit_equals_removing(case):
             assert float((outputs(case, model) - expected).abs().max()) <= 1e-5
             members = sum(member.count * member.cost for member in units.members[unit : unit + 1])
             assert bind(model).encoder_parameters == before - units.cost - members
+
+
+@every_family
+def test_a_head_for_which_another_stands_leaves_the_model_as_it_was(case):
+    """Heads with the same weights are the same but for a bias of their own."""
+    model = case.model()
+    anatomy = bind(model)
+    with torch.no_grad():
+        for attention in anatomy.attentions:
+            for part in attention.units.reads:
+                part.values[0] = part.values[1]
+    before, masks = outputs(case, model), Masks(anatomy)
+    for attention in anatomy.attentions:
+        standing = int(representatives(attention, masks.kept(attention.units.position), theta=0.0)[0])
+        if standing != 0:
+            hand_over_(attention, 0, standing)
+            masks.remove(attention.units.position, torch.tensor([0]))
+    torch.testing.assert_close(outputs(case, model), before, rtol=1e-4, atol=1e-4)
 
 
 @every_case

@@ -19,11 +19,13 @@ from core.engine.methods.neuroprune.redundancy import (
     find_dominating,
     hand_over_,
     head_matrix,
+    representatives,
     similar_heads,
 )
 from core.engine.plan import Masks
+from core.engine.topology import head_graph
 from core.jobs.methods import NeuroPrune
-from tests import tiny
+from tests import tiny, tiny_families
 
 THETA = 0.15
 AT_THETA = np.float32(THETA)
@@ -122,6 +124,27 @@ def test_identical_heads_merge_without_moving_the_logits(make):
         Masks(bind(model)).remove(attention.units.position, torch.tensor([1]))
         after = model(inputs).logits
     assert float((after - before).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "alike"),
+    [
+        ("bert", "masked-lm", [True] * 3),
+        ("bloom", "causal-lm", [False] * 3),
+        ("mpnet", "masked-lm", [False] * 3),
+        # Only self attention has a bias: of three layers that encode, and three, with both kinds, that decode.
+        ("t5", "seq2seq", [False] * 3 + [False, True] * 3),
+    ],
+)
+def test_no_head_stands_for_another_where_each_has_a_bias_of_its_own(family, task, alike):
+    attentions = bind(tiny_families.model(family, task)).attentions
+    for attention in attentions:
+        plant_twin(attention, source=1, twin=0)
+    kept = [torch.ones(attention.groups, dtype=torch.bool) for attention in attentions]
+    found = [representatives(each, heads, theta=0.0)[0] == 1 for each, heads in zip(attentions, kept, strict=True)]
+    assert found == alike
+    graphs = [head_graph(each, heads, theta=0.0) for each, heads in zip(attentions, kept, strict=True)]
+    assert [(graph.edges, graph.heads - graph.dominating) for graph in graphs] == [(one, one) for one in alike]
 
 
 def test_removing_a_head_without_successor_keeps_its_value_bias():

@@ -1,5 +1,7 @@
 """Redundant heads: similarity, dominating set, merging (algorithms 2 and 3).
 
+Heads that compute the same from the same weights are meant, so none is redundant where each has a bias of its own.
+
 Shapes: k heads of a layer, n entries of a head's concatenated query, key and value.
 """
 
@@ -32,6 +34,19 @@ def similar_heads(heads: Tensor, theta: float) -> Tensor:
     for i, j in similar.triu().nonzero().tolist():
         similar[i, j] = similar[j, i] = (heads[i] - heads[j]).abs().amax() <= theta
     return similar
+
+
+def similarity(attention: Attention, kept: Tensor, theta: float) -> Tensor:
+    """Which of a layer's heads may stand for one another, bool [n, n] for the n of them that are `kept` (bool [k])."""
+    if _have_own_bias(attention):
+        return torch.eye(int(kept.sum()), dtype=torch.bool)
+    return similar_heads(head_matrix(attention).cpu()[kept], theta)
+
+
+def _have_own_bias(attention: Attention) -> bool:
+    """Whether heads with the same weights may differ, as by the bias that each has for positions."""
+    row = attention.row
+    return bool(row.by_head) or (row.bias is not None and row.bias.table is not None)
 
 
 def find_dominating(similar: Tensor) -> Tensor:
@@ -77,7 +92,7 @@ def representatives(attention: Attention, kept: Tensor, theta: float) -> Tensor:
     """
     indices = kept.nonzero().flatten()
     representative = torch.arange(attention.groups)
-    representative[indices] = indices[find_dominating(similar_heads(head_matrix(attention).cpu()[indices], theta))]
+    representative[indices] = indices[find_dominating(similarity(attention, kept, theta))]
     return representative
 
 
