@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,6 +31,9 @@ THROUGHPUT_BATCH, THROUGHPUT_ROUNDS = 8, 5
 WARM_UP, LEAST_ROUNDS = 2, 3
 SECONDS = 10.0
 """Rounds end early where they take longer."""
+TOKEN_INPUTS = ("input_ids", "decoder_input_ids")
+SPECIAL_TOKENS = tuple(f"{token}_token_id" for token in ("pad", "bos", "eos", "sep", "cls", "decoder_start"))
+"""By the config's entries for them."""
 
 Runs = dict[str, Callable[[], object]]
 """A call by the name of the side that it runs."""
@@ -122,9 +126,29 @@ def speedup(task: type[Task], sides: Mapping[str, Side], inputs: Batch, runtime:
 
 
 def full_batch(names: Iterable[str], config: PreTrainedConfig, rows: int) -> Batch:
-    """So many rows of `LENGTH` tokens, or as many as the model takes; each input int64 [rows, length]."""
-    length = min(LENGTH, most_tokens(config) or LENGTH)
-    return {name: torch.full((rows, length), int(name != "token_type_ids")) for name in names}
+    """So many rows of `LENGTH` tokens, or as many as the model takes; each input int64 [rows, length].
+
+    The tokens are drawn, the same every time: how long experts take depends on which ones a router chooses, and for
+    equal tokens it would choose the same few. None of them is special, so none ends or pads a text.
+    """
+    shape = rows, min(LENGTH, most_tokens(config) or LENGTH)
+    generator = torch.Generator().manual_seed(0)
+
+    def values(name: str) -> Tensor:
+        if name not in TOKEN_INPUTS:
+            return torch.full(shape, int(name != "token_type_ids"))
+        tokens = _plain_tokens(config)
+        return tokens[torch.randint(len(tokens), shape, generator=generator)]
+
+    return {name: values(name) for name in names}
+
+
+def _plain_tokens(config: PreTrainedConfig) -> Tensor:
+    """All of the vocabulary but what the config gives a meaning, [tokens]."""
+    entries: list[int | list[int] | None] = [getattr(config, entry, None) for entry in SPECIAL_TOKENS]
+    special = [torch.tensor(entry).flatten() for entry in entries if entry is not None]
+    tokens = torch.arange(config.vocab_size)
+    return tokens[~torch.isin(tokens, torch.cat(special))] if special else tokens
 
 
 def full_batch_like(inputs: Batch, config: PreTrainedConfig, rows: int) -> Batch:

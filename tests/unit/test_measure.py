@@ -37,11 +37,40 @@ def test_the_speed_of_a_model_that_reads_images_is_taken_too(tmp_path):
 def test_full_rows_are_as_long_as_the_model_takes():
     batch = measure.full_batch(("input_ids", "attention_mask", "token_type_ids"), tiny.bert_config(), 3)
     assert {tensor.shape for tensor in batch.values()} == {(3, 64)}
-    assert {name: tensor.unique().tolist() for name, tensor in batch.items()} == {
-        "input_ids": [1],
-        "attention_mask": [1],
-        "token_type_ids": [0],
-    }
+    assert bool((batch["attention_mask"] == 1).all() & (batch["token_type_ids"] == 0).all())
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
+        {"pad_token_id": None, "bos_token_id": -1, "eos_token_id": [25, 26], "decoder_start_token_id": 99},
+        dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+    ],
+)
+def test_full_rows_hold_all_tokens_but_special_ones_and_the_same_every_time(special):
+    """Whatever configs say: no such token, several, or one that the vocabulary lacks."""
+    config = tiny_families.model("t5", "seq2seq").config
+    config.decoder_start_token_id = None
+    for name, value in special.items():
+        setattr(config, name, value)
+    batch, again = (measure.full_batch(("input_ids", "decoder_input_ids"), config, 8) for _ in range(2))
+    without = {token for value in special.values() for token in (value if isinstance(value, list) else [value])}
+    for name, tokens in batch.items():
+        assert set(tokens.unique().tolist()) == set(range(tiny.VOCABULARY)) - without
+        assert torch.equal(tokens, again[name])
+    assert not torch.equal(*batch.values())
+
+
+def test_a_full_row_passes_through_as_many_experts_as_a_text():
+    """All tokens alike would pass through the same two of three."""
+    model = tiny_families.model("mixtral", "causal-lm")
+    chosen = []
+    for layer in bind(model).layers:
+        layer.mixture.router.register_forward_hook(lambda *found: chosen.append(len(found[-1][2].unique())))
+    with torch.inference_mode():
+        TASKS["causal-lm"].outputs(model, measure.full_batch(("input_ids", "attention_mask"), model.config, 1))
+    assert chosen == [3, 3, 3]
 
 
 def bert_flops(length: int, heads: int, neurons: int) -> int:
