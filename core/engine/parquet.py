@@ -6,6 +6,7 @@ that a task does not name do no harm; one that it names and cannot use is refuse
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,11 @@ MAX_TABLE_BYTES = 8 * 2**30
 
 BATCH_BYTES = 64 * 2**20
 ROWS_A_BATCH = 1024
+
+OF_ANY_LENGTH = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+DICTIONARY_PAGE = 2
+PAGE_HEADER = re.compile(rb"\x15([\x80-\xff]*[\x00-\x7f])" * 3)
+"""Three integers as Thrift's compact protocol has them: which kind of page, its bytes, and its compressed bytes."""
 
 
 def parse_parquet(stream: BinaryIO, source: Source) -> Iterator[Row]:
@@ -40,7 +46,7 @@ def parse_parquet(stream: BinaryIO, source: Source) -> Iterator[Row]:
             opened = pq.ParquetFile(stream, memory_map=False)
             source = replace(source, class_names=_class_names(opened.schema_arrow.metadata or {}))
             unpacked = 0
-            for batch in opened.iter_batches(_rows_a_batch(opened.metadata)):
+            for batch in opened.iter_batches(_rows_a_batch(opened.metadata, stream)):
                 unpacked += batch.nbytes
                 if unpacked > MAX_TABLE_BYTES:
                     raise source.error(f"unpacks to more than {MAX_TABLE_BYTES} bytes, the most that is accepted.")
@@ -51,14 +57,35 @@ def parse_parquet(stream: BinaryIO, source: Source) -> Iterator[Row]:
             raise source.error(f"cannot be read as Parquet ({_first_line(error)}).", number + 1) from error
 
 
-def _rows_a_batch(metadata: pq.FileMetaData) -> int:
-    """So many that they stay small even if every one of them repeats the largest value there can be."""
-    chunks = (
-        metadata.row_group(group).column(column).total_uncompressed_size
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    )
-    return max(1, min(ROWS_A_BATCH, BATCH_BYTES // max(1, max(chunks, default=1))))
+def _rows_a_batch(metadata: pq.FileMetaData, stream: BinaryIO) -> int:
+    """So many that they stay small even if every one of them repeats the largest value that costs little to repeat."""
+    largest = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            mean = chunk.total_uncompressed_size // max(1, group.num_rows)
+            largest = max(largest, mean, _repeatable_bytes(chunk, stream))
+    return max(1, min(ROWS_A_BATCH, BATCH_BYTES // largest))
+
+
+def _repeatable_bytes(chunk: pq.ColumnChunkMetaData, stream: BinaryIO) -> int:
+    """No value of the chunk is larger of those that a few bytes can stand for, wherever they come again."""
+    if chunk.physical_type not in OF_ANY_LENGTH:
+        return 0
+    whole: int = chunk.total_uncompressed_size
+    # Such values may begin as the one before them, however long that is.
+    if whole * ROWS_A_BATCH <= BATCH_BYTES or "DELTA_BYTE_ARRAY" in chunk.encodings:
+        return whole
+    stream.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+    header = PAGE_HEADER.match(stream.read(32))
+    if header is None:
+        return whole
+    kind, *sizes = map(_number, header.groups())
+    return max(sizes) if kind == DICTIONARY_PAGE else 0
+
+
+def _number(encoded: bytes) -> int:
+    """What seven bits of each byte make, the lowest first; the lowest of all is a sign, which is always plus."""
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(encoded)) >> 1
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 
 import datasets
 import pyarrow as pa
@@ -182,6 +183,62 @@ def test_equal_values_cannot_blow_up(tmp_path, monkeypatch):
     (tmp_path / "rows.parquet").write_bytes(content)
     with pytest.raises(InvalidDataError, match=r"rows\.jsonl: unpacks to more than 1000000 bytes"):
         read_rows(tmp_path / "rows.parquet", TRAIN)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """How many rows each batch of a Parquet file has that is read; each may take a million bytes."""
+    monkeypatch.setattr("core.engine.parquet.BATCH_BYTES", 10**6)
+    sizes = []
+
+    class Spy(pq.ParquetFile):
+        def iter_batches(self, *arguments, **options):
+            for batch in super().iter_batches(*arguments, **options):
+                sizes.append(batch.num_rows)
+                yield batch
+
+    monkeypatch.setattr(pq, "ParquetFile", Spy)
+    return sizes
+
+
+ENCODINGS = [
+    {},
+    {"compression": "zstd"},
+    {"compression": "none"},
+    {"data_page_version": "2.0"},
+    {"use_dictionary": False},
+    {"dictionary_pagesize_limit": 20_000},
+    {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"},
+]
+
+
+@pytest.mark.parametrize("options", ENCODINGS)
+@pytest.mark.parametrize("column", ["text", "texts"])
+def test_a_large_value_that_many_rows_repeat_comes_a_few_times_a_batch(tmp_path, batches, options, column):
+    values = [("x" * 30_000) if place % 2 else f"a {place}" for place in range(400)]
+    rows = [{column: value if column == "text" else [value]} for value in values]
+    (tmp_path / "rows.parquet").write_bytes(parquet(pa.Table.from_pylist(rows), **options))
+    assert read_rows(tmp_path / "rows.parquet", TRAIN) == rows
+    assert max(batches) <= 70
+
+
+@pytest.mark.parametrize("options", ENCODINGS[:-1])
+def test_a_file_of_many_short_texts_is_read_in_large_batches(tmp_path, batches, options):
+    """However much they are together: as long as the dictionary is short in which texts are looked up."""
+    table = pa.table({"text": [f"{place} lorem ipsum dolor sit amet" for place in range(50_000)]})
+    options = {"dictionary_pagesize_limit": 20_000} | options
+    (tmp_path / "rows.parquet").write_bytes(parquet(table, **options))
+    assert [row["text"] for row in read_rows(tmp_path / "rows.parquet", TRAIN)] == table["text"].to_pylist()
+    assert len(batches) <= 2000
+
+
+def test_images_come_a_few_at_a_time(tmp_path, batches):
+    """Not repeated, they are large all the same."""
+    rows = [{"image": random.Random(place).randbytes(50_000)} for place in range(100)]
+    content = parquet(pa.Table.from_pylist(rows), use_dictionary=False, compression="none")
+    (tmp_path / "rows.parquet").write_bytes(content)
+    assert read_rows(tmp_path / "rows.parquet", TRAIN) == rows
+    assert max(batches) <= 20
 
 
 @pytest.mark.parametrize("row", [{}, {"text": 3}, {"text": " "}, {"text": None}])
