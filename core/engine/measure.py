@@ -7,7 +7,8 @@ Every figure is of full rows: each of a batch as long as stated, no padding. The
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def measure(task: type[Task], sides: Mapping[str, Side], inputs: Batch) -> Perfo
             latency["onnxruntime"], throughput["onnxruntime"] = _timed(
                 _onnxruntime_runs(sides, one), _onnxruntime_runs(sides, many)
             )
-        flops = {name: count_flops(run) for name, run in _torch_runs(task, sides, one).items()}
+        flops = {name: count_flops(sides[name].model, run) for name, run in _torch_runs(task, sides, one).items()}
     sizes = {name: saved_bytes(side.folder) for name, side in sides.items()}
     length = one["input_ids"].shape[1] if "input_ids" in one else None
     return Performance(latency, throughput, flops, memory, sizes, length, threads)
@@ -178,16 +179,31 @@ def interleave(runs: Runs, rounds: int, seconds: float = math.inf) -> dict[str, 
     return {name: _summary(samples[WARM_UP:]) for name, samples in times.items()}
 
 
-def count_flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products in a call, two for a multiplication and an addition.
+def count_flops(model: PreTrainedModel, run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in a call of a model, two for a multiplication and an addition.
 
     Norms, activations and softmax are not counted, as is usual.
     """
     # The counter does not know the fused attention of CPUs; written out as products it counts alike everywhere.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped_flops})
-    with sdpa_kernel(SDPBackend.MATH), counter:
+    with _frozen(model), sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Without parameters that are trained: of those that a module is given or returns, the counter asks how their
+    gradient is computed, and fails where none is.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _grouped_flops(rows: torch.Size, matrices: torch.Size, *_: Any, **__: Any) -> int:

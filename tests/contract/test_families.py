@@ -20,6 +20,7 @@ from core.engine.anatomy import bind, count_parameters
 from core.engine.compact import compact
 from core.engine.export.bundle import write_manifest, write_model, write_probe
 from core.engine.export.onnx import export_onnx, open_session, run_session
+from core.engine.measure import count_flops
 from core.engine.methods.neuroprune.redundancy import hand_over_, representatives
 from core.engine.plan import Masks, Plan
 from core.engine.tasks import TASKS
@@ -288,6 +289,18 @@ def test_a_bundle_of_an_image_model_prepares_images_as_the_model_did(tmp_path):
 )
 def test_a_ragged_bundle_with_emptied_layers_runs_in_onnx_runtime(case, tmp_path, modules_cache):
     check_agreement(case, tmp_path / "bundle", {"loader", "auto_class", "onnx"}, onnx=True)
+
+
+@every_case
+def test_operations_are_counted_whichever_layers_are_empty(case):
+    def flops(model: PreTrainedModel) -> int:
+        with torch.inference_mode():
+            return count_flops(model, lambda: TASKS[case.task].outputs(model, inputs(case.task)))
+
+    model = case.model()
+    dense = flops(model)
+    compact(bind(model), ragged_plan(model))
+    assert 0 < flops(model) < dense
 
 
 @every_decoder
