@@ -45,6 +45,9 @@ TOKENIZER_FILES = (
 )
 """transformers makes an empty tokenizer where there is none of these."""
 
+OF_LOADING = ("is_local", "local_files_only")
+"""How it was loaded, which transformers writes among a tokenizer's own options."""
+
 PROCESSOR_FILE = "preprocessor_config.json"
 
 LEAST_LENGTH = 8
@@ -56,8 +59,11 @@ def move(model: PreTrainedModel, device: str) -> None:
     cast(nn.Module, model).to(device)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, with its end token for padding where it has no padding token.
+def load_tokenizer(folder: Path, *, pads: bool = False) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer.
+
+    Args:
+        pads: Whether it has to pad; where it has no token for that, its end token is.
 
     Raises:
         InvalidModelError: there is none, or it cannot be read.
@@ -68,7 +74,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     with blaming_the_model("The model's tokenizer cannot be read"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.pad_token is None:
+    for name in OF_LOADING:
+        tokenizer.init_kwargs.pop(name, None)
+    if pads and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
@@ -202,7 +210,7 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]}
     reset = {str(key) for key, *_ in info["mismatched_keys"]}
     _check_body(model, family, missing | reset, {str(key) for key in info["unexpected_keys"]})
-    if not task.reads_images and model.config.pad_token_id is None:
+    if task.pads and model.config.pad_token_id is None:
         # Where one answer a row is read from its last token: that is the last one that is no padding.
         model.config.pad_token_id = task.tokenizer.pad_token_id
     head_is_missing = any(not in_base_model(model, key) for key in missing)

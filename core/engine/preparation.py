@@ -80,6 +80,6 @@ def _task(spec: JobSpec, inputs: Inputs, config: PreTrainedConfig, report: Repor
     kind, training = TASKS[spec.task.name], spec.training
     if kind.reads_images:
         return kind(spec.task, training, load_image_processor(inputs.model))
-    tokenizer = load_tokenizer(inputs.model)
+    tokenizer = load_tokenizer(inputs.model, pads=kind.pads)
     length = fitting_length(training.max_length, config, tokenizer, report)
     return kind(spec.task, training.model_copy(update={"max_length": length}), tokenizer)

@@ -2,16 +2,20 @@
 
 import json
 
+import pytest
 import sentencepiece
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from core.engine.data import Row, Source
+from core.engine.inputs import Inputs
 from core.engine.loading import load_config, load_model, load_tokenizer
+from core.engine.preparation import prepare
 from core.engine.tasks import TASKS
 from core.jobs import spec
+from core.jobs.defaults import resolve
 from core.jobs.sources import PathData
-from tests import tiny, tiny_families
+from tests import tiny, tiny_families, tiny_tasks
 
 
 def load(folder, labels, report=lambda message: None, kind=spec.SequenceClassification):
@@ -81,6 +85,47 @@ def test_a_decoder_without_a_padding_token_answers_a_row_alone_as_among_others(t
     together = model(padded, attention_mask=(padded != 0).long()).logits
     torch.testing.assert_close(together[:1], model(alone).logits)
     torch.testing.assert_close(together[1:], model(longer).logits)
+
+
+@pytest.mark.parametrize(("name", "part"), [("causal-lm", spec.CausalLM), ("masked-lm", spec.MaskedLM)])
+def test_a_tokenizer_is_delivered_as_it_was_uploaded(name, part, tmp_path):
+    """Whatever a job does with it, its own settings stay: here how it cuts and pads where nobody says."""
+    uploaded = tiny_tasks.processor("masked-lm")
+    uploaded(["a cat"], truncation=True, max_length=7, padding="max_length")
+    uploaded.save_pretrained(tmp_path / "model")
+    data = PathData(source="path", train="/data/train.jsonl")
+    task = TASKS[name](part(name=name, data=data), spec.Training(max_length=9), load_tokenizer(tmp_path / "model"))
+    task.features([Row({"text": text}, Source("rows.jsonl", ""), 1) for text in tiny.sentences(9)])
+    task.processor.save_pretrained(tmp_path / "bundle")
+    folders = tmp_path / "bundle", tmp_path / "model"
+    ours, theirs = (json.loads((folder / "tokenizer.json").read_text()) for folder in folders)
+    assert ours == theirs
+    ours, theirs = (json.loads((folder / "tokenizer_config.json").read_text()) for folder in folders)
+    # The settings of tokenizer.json once more, and nothing of where it was loaded from.
+    extra = {"max_length", "stride", "truncation_side", "truncation_strategy", "padding_side", "pad_token_type_id"}
+    assert ours.keys() - theirs.keys() <= extra | {"pad_to_multiple_of"}
+
+
+@pytest.mark.parametrize("name", ["causal-lm", "sequence-classification"])
+def test_padding_is_delivered_where_batches_hold_some(name, tmp_path):
+    """One answer a row is read from the last token that is no padding; where nothing is padded, the end token would
+    no longer be learnt if it stood for padding.
+    """
+    model = tiny_families.model("gpt2", name)
+    model.config.pad_token_id = None
+    tiny.save(model, tmp_path / "model")
+    tokenizer_config = tmp_path / "model/tokenizer_config.json"
+    options = json.loads(tokenizer_config.read_text())
+    del options["pad_token"]
+    tokenizer_config.write_text(json.dumps(options))
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(tiny.WORDS)))
+    task = {"name": name, "data": {"source": "path", "train": str(train)}}
+    asked = {"model": {"source": "path", "path": str(tmp_path)}, "task": task, "target": {"sparsity": 0.5}}
+    job = resolve(spec.JobSpec.model_validate(asked))
+    prepared = prepare(job, Inputs(tmp_path / "model", train), lambda message: None)
+    expected = None if name == "causal-lm" else 3
+    assert prepared.task.processor.pad_token_id == prepared.model.config.pad_token_id == expected
 
 
 def test_a_marians_tokenizer_reads_sources_and_targets_each_by_its_own_pieces(tmp_path):

@@ -423,7 +423,7 @@ def test_a_text_of_no_tokens_is_none():
     """A tokenizer may drop all of a text, and have nothing that begins or ends one."""
     ours = task("causal-lm")
     letters = Tokenizer(models.BPE({"a": 0, "b": 1, "[PAD]": 2}, []))
-    ours.processor = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="[PAD]")
+    ours.tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="[PAD]")
     features = ours.features([Row({"text": text}, TRAIN, 1) for text in ("ab", "zz", "ba")])
     assert [features[i]["input_ids"] for i in range(len(features))] == [[0, 1, 1, 0]]
 

@@ -5,6 +5,7 @@ Shapes: B rows in a batch, L tokens in the longest of them, V vocabulary, C clas
 
 import math
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -38,6 +39,8 @@ class Task(ABC):
     """Whether the outputs are small enough to be kept for all rows (a vector a row, not one a token)."""
     reads_images: ClassVar[bool] = False
     """Whether rows hold images, not texts."""
+    pads: ClassVar[bool] = True
+    """Whether rows of a batch may differ in length, so that a token has to stand for padding."""
     dropout: ClassVar[bool] = True
     """Whether to train with the model's dropout; exact targets without label noise are better fitted without."""
 
@@ -45,11 +48,9 @@ class Task(ABC):
         self.spec = task
         self.training = training
         self.processor = processor
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """What makes a model's inputs, of tasks that read texts."""
-        return cast(PreTrainedTokenizerBase, self.processor)
+        """As it is delivered."""
+        self.tokenizer = cast(PreTrainedTokenizerBase, deepcopy(processor))
+        """What makes a model's inputs, of tasks that read texts; each call's truncation becomes its own setting."""
 
     @property
     def headline(self) -> str:

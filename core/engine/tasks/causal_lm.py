@@ -19,6 +19,7 @@ class CausalLMTask(Task):
     name = "causal-lm"
     auto_class = AutoModelForCausalLM
     outputs_per_row = False
+    pads = False
 
     def features(self, rows: list[Row]) -> Features:
         """Documents in a row, each begun with its start token (or ended with the end token), cut into blocks.

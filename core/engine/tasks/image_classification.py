@@ -17,6 +17,7 @@ class ImageClassificationTask(ClassificationTask):
     name = "image-classification"
     auto_class = AutoModelForImageClassification
     reads_images = True
+    pads = False
 
     def features(self, rows: list[Row]) -> Features:
         """Images stay compressed: a batch's are decoded when it is made."""
