@@ -45,8 +45,8 @@ TOKENIZER_FILES = (
 )
 """transformers makes an empty tokenizer where there is none of these."""
 
-OF_LOADING = ("is_local", "local_files_only")
-"""How it was loaded, which transformers writes among a tokenizer's own options."""
+OF_LOADING = ("is_local", "local_files_only", "auto_map")
+"""How a tokenizer was loaded, and with what code: transformers would write it among the tokenizer's own options."""
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -132,7 +132,7 @@ def check_architecture(folder: Path, task_name: str) -> None:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The model's config.
+    """The model's config, without the code of its own that it may name: none is run or delivered.
 
     Raises:
         InvalidModelError: it is not one that transformers accepts.
@@ -140,6 +140,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     with blaming_the_model("config.json cannot be used"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    vars(config).pop("auto_map", None)
     check_activation(config, family_of(config.model_type))
     return config
 

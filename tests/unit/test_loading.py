@@ -128,6 +128,18 @@ def test_padding_is_delivered_where_batches_hold_some(name, tmp_path):
     assert prepared.task.processor.pad_token_id == prepared.model.config.pad_token_id == expected
 
 
+def test_a_model_that_names_code_of_its_own_is_delivered_without(tmp_path):
+    """None of it is run, nor is it in the bundle: whoever trusts the bundle's code would look for it in vain."""
+    tiny.save(tiny.llama(), tmp_path / "model")
+    for file, own in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        path = tmp_path / "model" / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {own: "own_code.Own"}}))
+    for loaded in (load_config(tmp_path / "model"), load_tokenizer(tmp_path / "model")):
+        loaded.save_pretrained(tmp_path / "bundle")
+    for file in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "bundle" / file).read_text())
+
+
 def test_a_marians_tokenizer_reads_sources_and_targets_each_by_its_own_pieces(tmp_path):
     """Its two files of pieces share one vocabulary."""
     texts = {"source": tiny.sentences(200), "target": [text.upper() for text in tiny.sentences(200, seed=1)]}
