@@ -283,6 +283,7 @@ FAMILIES: tuple[Family, ...] = (
             MlpRow(inputs=("mlp.c_fc",), output="mlp.c_proj", activation="activation_function"),
         ),
         tasks=_DECODER_TASKS,
+        derived=("attn.bias", "attn.masked_bias"),
         uniform=UniformRow(neurons="n_inner"),
     ),
     Family(
