@@ -158,6 +158,42 @@ def test_classes_are_named_by_the_spec_or_the_data(said_by):
 
 
 @pytest.mark.parametrize(
+    ("training", "others", "labels", "expected"),
+    [
+        (("bad", "good"), ("good", "bad"), [0, 1], [1, 0]),
+        (("bad", "so so", "good"), ("good", "bad"), [0, 1], [2, 0]),
+        (("1", "0"), ("0", "1"), [0, 1], [1, 0]),
+        (("bad", "good"), None, [0, 1, "good"], [0, 1, 1]),
+        (None, ("good", "bad"), [0, 1], [0, 1]),
+    ],
+)
+def test_numbers_of_another_file_stand_for_its_own_names(training, others, labels, expected):
+    ours = task("sequence-classification")
+    ours.model_options(tiny.bert_config(), labelled(0, 1, class_names=training))
+    rows = labelled(*labels, class_names=others)
+    assert [feature["labels"] for feature in ours.features(rows).features] == expected
+
+
+def test_numbers_of_another_file_stand_for_the_names_of_a_trained_head():
+    ours, config = task("sequence-classification"), BertConfig(id2label={0: "good", 1: "bad"})
+    assert ours.model_options(config, labelled("bad", "good")) == {}
+    assert [ours.class_of(row) for row in labelled(0, 1, class_names=("bad", "good"))] == [1, 0]
+
+
+def test_a_class_that_only_another_file_names_is_refused():
+    ours = task("sequence-classification")
+    ours.model_options(tiny.bert_config(), labelled(0, 1, class_names=("bad", "good")))
+    with pytest.raises(InvalidDataError, match="the label is 'awful', which is none of the classes; known are 'bad'"):
+        ours.features(labelled(0, class_names=("awful", "good")))
+
+
+def test_the_specs_names_are_those_of_every_files_numbers():
+    ours = task("sequence-classification", label_names=("bad", "good"))
+    ours.model_options(tiny.bert_config(), labelled(0, 1, class_names=("good", "bad")))
+    assert [ours.class_of(row) for row in labelled(0, 1, class_names=("schlecht", "gut"))] == [0, 1]
+
+
+@pytest.mark.parametrize(
     ("own", "kept", "expected"),
     [
         (["LABEL_0", "LABEL_1"], ["bad", "good"], [0, 1]),

@@ -26,6 +26,7 @@ class ClassificationTask(Task):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._classes: dict[Label, int] = {}
+        self._data_names: tuple[str, ...] = ()
 
     def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
         """The classes: named by the spec or the data, else the model's own where the labels are its names or ids, else
@@ -35,7 +36,8 @@ class ClassificationTask(Task):
         those are written into the config then.
         """
         labels = self._labels(rows)
-        if named := self.spec.label_names or rows[0].source.class_names.get(self.spec.label_column):
+        self._data_names = rows[0].source.class_names.get(self.spec.label_column, ())
+        if named := self.spec.label_names or self._data_names:
             return self._name_classes(config, named)
         own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
         by_id: dict[Label, int] = {i: i for i in own}
@@ -121,11 +123,23 @@ class ClassificationTask(Task):
 
     def class_of(self, row: Row) -> int:
         """The label's number. Raises `InvalidDataError` where training knows no such label."""
-        label = self._label(row)
+        label = self._as_in_training(self._label(row), row)
         if label not in self._classes:
             known = _listed(list(self._classes)[:20])
             raise row.error(f"the label is {shown(label)}, which is none of the classes; known are {known}.")
         return self._classes[label]
+
+    def _as_in_training(self, label: Label, row: Row) -> Label:
+        """The label as the training rows have it: another file may number the same names in another order."""
+        names = row.source.class_names.get(self.spec.label_column, ())
+        if self.spec.label_names or names == self._data_names or not isinstance(label, int):
+            return label
+        if not 0 <= label < len(names):
+            return label
+        name = names[label]
+        if name in self._data_names:
+            return self._data_names.index(name)
+        return name if self._data_names or name in self._classes else label
 
 
 def classification_metrics(answers: Tensor) -> dict[str, Metric]:
