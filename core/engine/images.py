@@ -17,25 +17,35 @@ MOST_PIXELS = 50_000_000
 
 
 def image_bytes(row: Row, column: str) -> bytes:
-    """The file in a column: base64 text, bytes, or `{"bytes": …}` as datasets writes it; it can be decoded.
+    """The file in a column; it can be decoded.
 
     Raises:
         InvalidDataError: no such column, or no image in it; the message names the row.
     """
-    value: Any = row.get(column)
-    if isinstance(value, dict):
-        value = value.get("bytes")
     try:
-        data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
+        data = file_in(row.get(column))
     except ValueError as error:
         raise row.error(f"column {column!r} holds text that is no base64.") from error
-    if not isinstance(data, bytes):
+    if data is None:
         raise row.lacks(column, "a PNG or JPEG image, as bytes or in base64")
     try:
         decode(data)
     except InvalidDataError as error:
         raise row.error(f"column {column!r}: {error.message}") from error
     return data
+
+
+def file_in(value: Any) -> bytes | None:
+    """The file that a row holds: base64 text, bytes, or `{"bytes": …}` as datasets writes it; None if it is none.
+
+    Raises:
+        ValueError: it is text that is no base64.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, str):
+        return base64.b64decode(value, validate=True)
+    return value if isinstance(value, bytes) else None
 
 
 def decode(data: bytes) -> Image.Image:

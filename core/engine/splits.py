@@ -1,18 +1,21 @@
 """Splits: the rows that a model learns from, those that decisions are taken on, and those that it is judged by.
 
-What is known of a held-out row must not be learnt from it: no text is in two splits.
+What is known of a held-out row must not be learnt from it: no text is in two splits, and no image.
 """
 
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from core.engine.data import Row
+from core.engine.images import file_in
 from core.engine.inputs import Inputs
 from core.engine.python_docs import python_docs
 from core.engine.readers import read_rows
+from core.engine.tasks import TASKS
 from core.errors import InvalidDataError
 from core.jobs.sources import BuiltinData, HubData
 from core.jobs.spec import JobSpec
@@ -44,8 +47,8 @@ class Splits:
 def split(spec: JobSpec, inputs: Inputs, report: Reporter, *, needs_test: bool) -> Splits:
     """Read the job's data, and hold out of the training rows what it does not bring along.
 
-    Rows with the same text stay together: a text of the test split is left out of the others, one of the validation
-    split out of training.
+    Rows with the same text or image stay together: one of the test split is left out of the others, one of the
+    validation split out of training.
 
     Args:
         spec: A resolved spec.
@@ -79,7 +82,7 @@ def hold_out(rows: list[Row], fraction: float, seed: int, identity: Identity) ->
         groups.setdefault(identity(row), []).append(row)
     if len(groups) < 2:
         raise InvalidDataError(
-            "At least two rows with different texts are needed to hold some out.", param="/task/data/train"
+            "At least two rows with different texts or images are needed to hold some out.", param="/task/data/train"
         )
     shuffled = list(groups)
     random.Random(seed).shuffle(shuffled)  # noqa: S311
@@ -109,7 +112,7 @@ def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
         field = f"{split_name}_split" if isinstance(data, HubData) else split_name
         return read_rows(path, inputs.source(path, f"/task/data/{field}"))
 
-    identity = partial(_text_of, columns=spec.task.input_columns())
+    identity = _identity(spec)
     validation_share, test_share = data.held_out(needs_test=needs_test)
     if validation_share + test_share >= 1:
         raise InvalidDataError(
@@ -132,18 +135,35 @@ def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
 
 
 def _apart(rows: list[Row], name: str, held_out: dict[str, list[Row]], spec: JobSpec, report: Reporter) -> list[Row]:
-    """The rows whose text is in none of the held-out splits; the others are counted in a warning."""
-    identity = partial(_text_of, columns=spec.task.input_columns())
+    """The rows whose text or image is in none of the held-out splits; the others are counted in a warning."""
+    identity, what = _identity(spec), "image" if TASKS[spec.task.name].reads_images else "text"
     for other, others in held_out.items():
         known = {identity(row) for row in others}
         fresh = [row for row in rows if identity(row) not in known]
         dropped = len(rows) - len(fresh)
         if not fresh:
-            raise rows[0].source.error(f"every one of its texts is in the {other} rows as well; no {name} row is left.")
+            problem = f"every one of its {what}s is in the {other} rows as well; no {name} row is left."
+            raise rows[0].source.error(problem)
         if dropped:
-            report(Warned(message=f"{dropped} {name} rows are left out: the {other} rows have the same text."))
+            report(Warned(message=f"{dropped} {name} rows are left out: the {other} rows have the same {what}."))
         rows = fresh
     return rows
+
+
+def _identity(spec: JobSpec) -> Identity:
+    columns = spec.task.input_columns()
+    if TASKS[spec.task.name].reads_images:
+        return partial(_image_of, column=columns[0])
+    return partial(_text_of, columns=columns)
+
+
+def _image_of(row: Row, column: str) -> Hashable:
+    """The checksum of an image's file, whatever its name. A row that has none is like no other."""
+    try:
+        file = file_in(row.get(column))
+    except ValueError:
+        file = None
+    return id(row) if file is None else sha256(file).digest()
 
 
 def _text_of(row: Row, columns: tuple[str, ...]) -> Hashable:

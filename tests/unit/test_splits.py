@@ -1,5 +1,6 @@
 """Who learns from which rows: held out exactly, the same every time, and no text in two splits."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -132,6 +133,23 @@ def test_pairs_are_the_same_only_as_pairs(split_files):
     splits = split_files({"train": rows, "validation": rows[:1]}, heard=heard, task=task)
     assert {row["other"] for row in splits.train} == {"1"}
     assert "4 training rows" in heard[0].message
+
+
+def test_an_image_is_the_same_under_another_name_and_in_another_form(split_files):
+    files = [base64.b64encode(bytes([i])).decode() for i in range(6)]
+    train = [{"image": {"bytes": file, "path": f"train/{i}.png"}, "label": i} for i, file in enumerate(files)]
+    heard, task = [], {"name": "image-classification"}
+    splits = split_files({"train": train, "validation": [{"image": files[2], "label": 2}]}, heard=heard, task=task)
+    assert [row["label"] for row in splits.train] == [0, 1, 3, 4, 5]
+    assert [warning.message for warning in heard] == [
+        "1 training rows are left out: the validation rows have the same image."
+    ]
+
+
+@pytest.mark.parametrize("value", [None, 5, "no base64", {"path": "a.png"}])
+def test_rows_without_their_image_are_left_to_whoever_reads_them(split_files, value):
+    rows = [{"image": value, "label": i} for i in range(2)]
+    assert len(split_files({"train": rows, "validation": rows}, task={"name": "image-classification"}).train) == 2
 
 
 def test_a_split_that_leakage_leaves_empty_is_refused(split_files):
