@@ -55,6 +55,7 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     if "executorch" in spec.export.formats:
         check_executorch()
     check_architecture(inputs.model, spec.task.name)
+    TASKS[spec.task.name].check_folder(inputs.model)
     rows = split(spec, inputs, report, needs_test=is_decided_on_validation(spec.target))
     config = load_config(inputs.model)
     if "executorch" in spec.export.formats:

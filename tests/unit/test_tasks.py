@@ -1,6 +1,8 @@
 """Tasks: tokenising, losses and metrics against slow references."""
 
+import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -453,6 +455,25 @@ def test_nats_per_token_is_the_mean_over_all_predicted_tokens():
     assert metrics["nats_per_token"].value == pytest.approx(total / tokens, rel=1e-5)
     assert metrics["perplexity"].value == pytest.approx(math.exp(total / tokens), rel=1e-4)
     assert metrics["nats_per_character"].value == pytest.approx(total / characters, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}, None),
+        ({"pooling_mode": "mean"}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "pooled by 'cls_token'; .*only the mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooled by 'cls_token'"),
+        ({"pooling_mode": "lasttoken"}, "pooled by 'lasttoken'"),
+        ([], "1_Pooling/config.json cannot be read"),
+    ],
+)
+def test_sentence_encoders_that_pool_otherwise_are_refused(options, message, tmp_path):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(options))
+    for name, refuses in (("sentence-embedding", message), ("masked-lm", None)):
+        with pytest.raises(InvalidModelError, match=refuses) if refuses else nullcontext():
+            TASKS[name].check_folder(tmp_path)
 
 
 def test_a_text_of_no_tokens_is_none():

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -57,6 +58,10 @@ class Task(ABC):
         """The metric that budgets are set in, and that is shown where there is room for one."""
         metric: str = self.spec.metric
         return metric
+
+    @staticmethod  # noqa: B027 most tasks ask nothing more than the config says
+    def check_folder(folder: Path) -> None:
+        """Refuse a model whose files say that it is for another use. Raises `InvalidModelError`."""
 
     def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
         """Changes to the model's config that follow from the data; if there are any, its task head starts anew.

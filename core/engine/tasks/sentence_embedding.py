@@ -1,7 +1,10 @@
 """Sentence embeddings, kept close to the dense model's; no labels."""
 
+import json
 import math
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +14,18 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from core.engine.data import Batch, Features, Row
+from core.engine.inspection import blaming_the_model
 from core.engine.tasks.base import Metric, Task, model_inputs
+from core.errors import InvalidModelError, shown
 
 PAIRED_ROWS = 1000
 """Rows whose pairs (at most 499,500) are compared: pairs grow with the square of the rows."""
 
 EQUAL_SIMILARITIES = 1e-5
 """Similarities that differ by less differ by rounding."""
+
+MEAN = frozenset({"mean", "mean_tokens"})
+"""What sentence-transformers calls the mean of all tokens."""
 
 
 class SentenceEmbeddingTask(Task):
@@ -27,6 +35,20 @@ class SentenceEmbeddingTask(Task):
     auto_class = AutoModel
     outputs_per_row = True
     dropout = False
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Refuse what sentence-transformers pools otherwise: its embedding is not the one that would be kept."""
+        for path in folder.glob("*_Pooling/config.json"):
+            name = path.relative_to(folder)
+            with blaming_the_model(f"{name} cannot be read"):
+                others = _pooling_modes(json.loads(path.read_text())) - MEAN
+            if others:
+                raise InvalidModelError(
+                    f"{name}: the model's embeddings are pooled by {', '.join(map(shown, sorted(others)))}; "
+                    "sentence-embedding supports only the mean of all tokens.",
+                    param="/model",
+                )
 
     def features(self, rows: list[Row]) -> Features:
         return Features(self.encode(rows, self.spec.text_column))
@@ -58,6 +80,14 @@ class SentenceEmbeddingTask(Task):
             "cosine_to_dense": Metric(cosine, "cosine, -1 … 1", True),
             "similarity_spearman": Metric(correlation, "rank correlation, -1 … 1", True),
         }
+
+
+def _pooling_modes(options: dict[str, Any]) -> set[str]:
+    """What sentence-transformers pools by: older versions write a flag for each mode, newer ones its name."""
+    flag = "pooling_mode_"
+    modes = {name.removeprefix(flag) for name, is_on in options.items() if name.startswith(flag) and is_on}
+    named = options.get("pooling_mode") or []
+    return modes | ({named} if isinstance(named, str) else set(named))
 
 
 def _drawn(dense: Tensor) -> Tensor:
