@@ -31,7 +31,8 @@ def environment(tmp_path):
 
 def image_command(port):
     """What the image starts, on another port."""
-    command = re.search(r'^CMD (\["uvicorn".*\])$', DOCKERFILE.read_text(), re.MULTILINE)
+    lines_joined = DOCKERFILE.read_text().replace("\\\n", "")
+    command = re.search(r'^CMD (\["uvicorn".*\])$', lines_joined, re.MULTILINE)
     arguments = json.loads(command[1])
     arguments[arguments.index("--port") + 1] = str(port)
     return [sys.executable, "-m", *arguments]
