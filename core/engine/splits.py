@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from core.engine.data import Row
+from core.engine.data import Row, is_empty
 from core.engine.images import file_in
 from core.engine.inputs import Inputs
 from core.engine.python_docs import python_docs
@@ -48,7 +48,7 @@ def split(spec: JobSpec, inputs: Inputs, report: Reporter, *, needs_test: bool) 
     """Read the job's data, and hold out of the training rows what it does not bring along.
 
     Rows with the same text or image stay together: one of the test split is left out of the others, one of the
-    validation split out of training.
+    validation split out of training. Rows without a word to read are left out, too.
 
     Args:
         spec: A resolved spec.
@@ -60,7 +60,8 @@ def split(spec: JobSpec, inputs: Inputs, report: Reporter, *, needs_test: bool) 
         InvalidDataError: a file cannot be read, or a split has no rows.
     """
     data, seed = spec.task.data, spec.training.seed
-    found = _builtin(needs_test=needs_test) if isinstance(data, BuiltinData) else _from_files(spec, inputs, needs_test)
+    is_builtin = isinstance(data, BuiltinData)
+    found = _builtin(needs_test=needs_test) if is_builtin else _from_files(spec, inputs, report, needs_test)
     test = found.test
     validation = _apart(found.validation, "validation", {"test": test or []}, spec, report)
     train = _apart(found.train, "training", {"validation": validation, "test": test or []}, spec, report)
@@ -103,14 +104,16 @@ def _builtin(*, needs_test: bool) -> Splits:
     return Splits(train, train, held_out[0], held_out[1] if needs_test else None)
 
 
-def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
+def _from_files(spec: JobSpec, inputs: Inputs, report: Reporter, needs_test: bool) -> Splits:
     data, seed = spec.task.data, spec.training.seed
     assert inputs.train is not None  # noqa: S101 only builtin data has no file
     assert not isinstance(data, BuiltinData)  # noqa: S101 the caller has looked
 
     def read(path: Path, split_name: str) -> list[Row]:
         field = f"{split_name}_split" if isinstance(data, HubData) else split_name
-        return read_rows(path, inputs.source(path, f"/task/data/{field}"))
+        rows = read_rows(path, inputs.source(path, f"/task/data/{field}"))
+        name = "training" if split_name == "train" else split_name
+        return _with_words(rows, name, spec.task.input_columns(), report)
 
     identity = _identity(spec)
     validation_share, test_share = data.held_out(needs_test=needs_test)
@@ -132,6 +135,19 @@ def _from_files(spec: JobSpec, inputs: Inputs, needs_test: bool) -> Splits:
     elif test_share:
         train, test = hold_out(train, test_share / left, seed, identity)
     return Splits(everything, train, validation, test)
+
+
+def _with_words(rows: list[Row], name: str, columns: tuple[str, ...], report: Reporter) -> list[Row]:
+    """The rows without an empty text, as corpora have between paragraphs; those are counted in a warning.
+
+    Where all are, they stay, for whoever reads them to say so.
+    """
+    fresh = [row for row in rows if not any(is_empty(row.get(column)) for column in columns)]
+    dropped = len(rows) - len(fresh)
+    if not dropped or not fresh:
+        return rows
+    report(Warned(message=f"{dropped} {name} rows are left out: there is nothing in them to read."))
+    return fresh
 
 
 def _apart(rows: list[Row], name: str, held_out: dict[str, list[Row]], spec: JobSpec, report: Reporter) -> list[Row]:

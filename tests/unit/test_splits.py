@@ -181,3 +181,20 @@ def test_builtin_data_has_a_test_split_when_one_is_needed():
     assert without.test is None
     assert without.train == splits.train
     assert len(without.validation) == len(splits.validation) + len(splits.test)
+
+
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_rows_with_an_empty_text_are_left_out_and_counted(split_files, empty):
+    heard = []
+    splits = split_files({"train": ["a", empty, "b", empty], "validation": [empty, "c"]}, heard=heard)
+    assert [row["text"] for row in splits.train] == ["a", "b"]
+    assert [row["text"] for row in splits.validation] == ["c"]
+    assert [warning.message for warning in heard] == [
+        "2 training rows are left out: there is nothing in them to read.",
+        "1 validation rows are left out: there is nothing in them to read.",
+    ]
+    assert splits.train[1].number == 3
+
+
+def test_rows_that_all_have_an_empty_text_are_left_to_whoever_reads_them(split_files):
+    assert len(split_files({"train": ["", ""], "validation": ["a"]}, heard=[]).train) == 2
