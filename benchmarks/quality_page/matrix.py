@@ -25,7 +25,7 @@ ABOUT_SUMMARY = (
     "What is left of the dense model's headline metric, as a ratio (turned round where less is better): mean over the "
     "cases in which the method and NeuroPrune have both run, and NeuroPrune's on the same cases and seeds; in brackets "
     "NeuroPrune's lead in points, from four cases on with its standard error over them. The second table of each "
-    f"size is of `{UNCOMPENSATED}`, which ran in all cases but those of T5."
+    f"size is of `{UNCOMPENSATED}`, which runs in the cases whose jobs compensate by default."
 )
 
 
