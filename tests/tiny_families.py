@@ -69,7 +69,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "deberta-v2": DEBERTA | {"pos_att_type": ["c2p", "p2c"]},
     "deberta-v2/shared": DEBERTA | {"pos_att_type": ["p2c"], "share_att_key": True},
     "distilbert": {"hidden_dim": 48},
-    "mpnet": BERT,
+    "mpnet": BERT | {"pad_token_id": 1},  # as in all there are: the model counts positions from there, whatever it is
     "llama": LLAMA | {"tie_word_embeddings": True},
     "mistral": LLAMA | {"sliding_window": WINDOW},
     "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
