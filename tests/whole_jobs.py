@@ -47,6 +47,7 @@ def run_job(
     task: Mapping[str, Any],
     *,
     data: Mapping[str, Any] | None = None,
+    test: Iterable[Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
     names: Mapping[Path, str] | None = None,
     heard: list[Any] | None = None,
@@ -60,24 +61,32 @@ def run_job(
         rows: to train on, and to hold some out.
         task: without its data.
         data: what the data's part of the spec says besides where it is.
+        test: rows of a file of their own, test.jsonl, to report on.
         training: what is other than `SHORT`.
         names: what the user calls files and folders that are called otherwise here.
         heard: filled with what the job says, for one that fails.
         parts: the other parts of the spec.
     """
-    train = folder / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"train": _written(rows, folder / "train.jsonl")}
+    if test is not None:
+        files["test"] = _written(test, folder / "test.jsonl")
+    places = {split: str(path) for split, path in files.items()}
     (folder / "bundle").mkdir()
     asked = {
         "model": {"source": "path", "path": str(model)},
-        "task": {**task, "data": {"source": "path", "train": str(train), **(data or {})}},
+        "task": {**task, "data": {"source": "path", **places, **(data or {})}},
         "training": SHORT | dict(training or {}),
         **parts,
     }
     heard = [] if heard is None else heard
-    inputs = Inputs(model, train, names=names or {})
+    inputs = Inputs(model, **files, names=names or {})
     summary = run(resolve(JobSpec.model_validate(asked)), inputs, folder / "bundle", heard.append)
     return Done(folder / "bundle", summary, heard)
+
+
+def _written(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def texts(count: int) -> list[dict[str, str]]:
