@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,36 @@ def test_calls_take_turns_after_warming_up(rounds, seconds, counted):
     found = measure.interleave(runs, rounds, seconds)
     assert called == ["dense", "pruned"] * (measure.WARM_UP + counted)
     assert {latency.calls for latency in found.values()} == {counted}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands still but for what a test adds to `now`, in seconds."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def test_warming_up_is_not_in_the_milliseconds_of_a_call(clock):
+    seconds = iter([5.0] * measure.WARM_UP + [0.001, 0.002, 0.004])
+    found = measure.interleave({"dense": lambda: setattr(clock, "now", clock.now + next(seconds))}, 3)["dense"]
+    assert (found.median, found.p10, found.p90) == pytest.approx((2.0, 1.2, 3.6))
+
+
+def test_speed_and_throughput_are_those_of_the_clock(clock, tmp_path):
+    """A row takes the dense model 4 ms, the pruned one 1 ms."""
+    sides = {name: measure.Side(tiny.bert(), tmp_path) for name in SIDES}
+    a_row = {sides["dense"].model: 0.004, sides["pruned"].model: 0.001}
+
+    def outputs(model, batch):
+        clock.now += a_row[model] * len(batch["input_ids"])
+
+    task, example = SimpleNamespace(outputs=outputs), {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    found = measure.measure(task, sides, example)
+    latency = {name: side.median for name, side in found.latency_ms["torch"].items()}
+    assert latency == pytest.approx({"dense": 4.0, "pruned": 1.0})
+    assert found.throughput["torch"] == pytest.approx({"dense": 250.0, "pruned": 1000.0})
+    assert measure.speedup(task, sides, example, "torch") == pytest.approx(4.0)
 
 
 def test_the_speed_of_a_model_that_reads_images_is_taken_too(tmp_path):
@@ -93,6 +124,17 @@ def test_operations_are_those_of_the_products():
     kept = ((0, 2, 3), tuple(range(10)), tuple(range(32)))
     compact(bind(model), Plan(kept * 3))
     assert flops() == bert_flops(64, 3, 10)
+
+
+def test_operations_of_experts_are_those_of_the_two_that_a_token_passes_through():
+    """Of three layers with 32 hidden dimensions, 8 query and 4 key-value heads of 8, and 3 experts of 48 neurons."""
+    model, task, length = tiny_families.model("mixtral", "causal-lm"), TASKS["causal-lm"], 64
+    batch = measure.full_batch(("input_ids", "attention_mask"), model.config, 1)
+    with torch.inference_mode():
+        found = measure.count_flops(model, lambda: task.outputs(model, batch))
+    attention = length * 32 * (2 * 64 + 2 * 32) + 2 * length * length * 64
+    experts = length * (32 * 3 + 2 * 3 * 32 * 48)
+    assert found == 2 * (3 * (attention + experts) + length * 32 * tiny.VOCABULARY)
 
 
 def test_size_is_that_of_the_weights(tmp_path):
