@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from core.engine.anatomy import bind
+from core.engine.methods.neuroprune.criterion import NeuroPruneCriterion
 from core.engine.methods.neuroprune.penalties import (
     attach_preferentially_,
     connectivity,
@@ -15,6 +17,8 @@ from core.engine.methods.neuroprune.penalties import (
     shrink_,
     sparsify_groups_,
 )
+from core.jobs.methods import NeuroPrune
+from tests import tiny
 
 EPSILON = 1e-4
 
@@ -116,3 +120,17 @@ def test_a_proximal_step_lowers_its_penalty():
     before = preferential_attachment(weight, EPSILON)
     attach_preferentially_(weight, 1e-2, EPSILON)
     assert preferential_attachment(weight, EPSILON) < before
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(2.0, 0.0), (0.0, 3.0), (2.0, 3.0)])
+def test_mlps_shrink_by_alpha_and_attentions_by_beta_times_the_learning_rate(alpha, beta):
+    model, expected, epsilon = tiny.bert(), tiny.bert(), 0.2
+    options = NeuroPrune(name="neuroprune", alpha=alpha, beta=beta, epsilon=epsilon)
+    NeuroPruneCriterion(bind(model), options).shrink(0.01)
+    for layer in expected.encoder.layer:
+        for dense in (layer.intermediate.dense, layer.output.dense):
+            attach_preferentially_(dense.weight, 0.01 * alpha, epsilon)
+        attention = layer.attention.self
+        sparsify_groups_([part.weight for part in (attention.query, attention.key, attention.value)], 0.01 * beta)
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter, msg=name)
