@@ -1,7 +1,10 @@
 """One progress bar over phases and training steps."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from core.engine import tracker as tracker_module
 from core.engine.tracker import SHARES, Tracker
 from core.engine.training import StepReport
 from core.progress import PhaseStarted, StepDone
@@ -48,3 +51,20 @@ def test_several_trainings_and_bundles_share_one_bar():
     fractions = [m.fraction for m in said]
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0, 1)
+
+
+def test_the_time_that_is_left_falls_as_the_clock_goes_on(monkeypatch):
+    """Of a job in which every phase takes as long as expected, a hundred seconds in all."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(tracker_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    left = []
+    tracker = Tracker(lambda message: left.append(message.eta_seconds) if message.type == "progress" else None)
+    tracker.expect(dense_steps=0, pruning_steps=76)
+    for name, share in SHARES.items():
+        with tracker.phase(name):
+            for step in range(1, 77) if name == "pruning" else ():
+                clock.now += 1
+                tracker.training_step(StepReport(step, 76, loss=0.5, sparsity=0.1))
+                assert left[-1] == pytest.approx(1100 - clock.now)
+            clock.now += 0 if name == "pruning" else 100 * share
+        assert left[-1] == pytest.approx(1100 - clock.now, abs=1e-6)
