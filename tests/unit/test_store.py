@@ -149,12 +149,16 @@ def test_uploaded_file_is_accepted(store):
     assert store.create(upload_spec(record.id), name=None, labels={})[0].status is Status.QUEUED
 
 
-def test_idempotency_key_replays_and_refuses_another_request(store):
-    first, replayed = store.create(demo_spec(), name=None, labels={}, idempotency_key="k")
+@pytest.mark.parametrize(
+    "change", [{"spec": demo_spec(target={"sparsity": 0.6})}, {"name": "other"}, {"labels": {"team": "search"}}]
+)
+def test_idempotency_key_replays_and_refuses_another_request(store, change):
+    request = {"spec": demo_spec(), "name": None, "labels": {}, "idempotency_key": "k"}
+    first, replayed = store.create(**request)
     assert not replayed
-    assert store.create(demo_spec(), name=None, labels={}, idempotency_key="k") == (first, True)
+    assert store.create(**request) == (first, True)
     with pytest.raises(InvalidInputError, match="Idempotency-Key"):
-        store.create(demo_spec(), name="other", labels={}, idempotency_key="k")
+        store.create(**request | change)
     assert len(store.page(10, None, None)[0]) == 1
 
 
@@ -365,11 +369,12 @@ def test_outcomes_that_do_not_follow_are_refused(store):
 def test_released_job_waits_again_until_its_attempts_are_used_up(store):
     lease = running(store)
     store.record(lease, StepDone(fraction=0.5))
+    store.record(lease, Warned(message="short texts"))
     assert store.release(lease, "worker shut down") is Status.QUEUED
     job = store.get(lease.job_id)
     assert (job.progress, job.phase, job.attempt) == (None, None, 1)
     lease = store.claim(job.id, "worker")
-    assert lease.attempt == 2
+    assert (lease.attempt, store.get(job.id).warnings) == (2, ())
     assert store.release(lease, "worker shut down") is Status.FAILED
     error = store.get(job.id).error
     assert error.code == "worker_lost"
