@@ -68,7 +68,15 @@ def test_stream_shows_a_job_as_it_goes_and_ends(service, job_id):
     assert json.loads(events[5]["data"])["data"]["error"]["message"] == "broken"
 
 
-@pytest.mark.parametrize("resume", [{"headers": {"Last-Event-ID": "4"}}, {"params": {"after": 4}}])
+@pytest.mark.parametrize(
+    "resume",
+    [
+        {"headers": {"Last-Event-ID": "4"}},
+        {"params": {"after": 4}},
+        # As an EventSource that comes back: it keeps the address that it began with.
+        {"headers": {"Last-Event-ID": "4"}, "params": {"after": 2}},
+    ],
+)
 def test_stream_resumes(service, job_id, resume):
     work(service.store, job_id)
     headers = STREAM | resume.get("headers", {})
@@ -80,6 +88,14 @@ def test_finished_stream_is_not_started_again(service, job_id):
     work(service.store, job_id)
     answer = service.http.get(f"/v1/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": "6"})
     assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_stream_of_a_running_job_is_started_again_where_nothing_is_new(service, job_id):
+    headers = STREAM | {"Last-Event-ID": "1"}
+    with service.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
+        assert answer.status_code == 200
+        work(service.store, job_id)
+        assert [event.get("id") for event in parse(answer.read().decode())] == ["2", "3", "4", "5", "6", None]
 
 
 def test_a_stream_ends_where_its_job_is_deleted(service, job_id, monkeypatch):
