@@ -74,6 +74,25 @@ def test_a_job_that_was_never_sent_is_sent_once(reaper, dispatcher, job_id):
     assert dispatcher.sent == [job_id]
 
 
+def test_a_job_that_waits_again_is_sent_again(reaper, store, dispatcher, job_id):
+    reaper.round()
+    store.release(store.claim(job_id, "w"), "test")
+    reaper.round()
+    assert dispatcher.sent == [job_id, job_id]
+
+
+@pytest.mark.parametrize(("seconds_late", "times_sent"), [(-10, 1), (10, 2)])
+def test_a_message_that_may_be_lost_is_sent_again(
+    reaper, engine, dispatcher, settings, job_id, seconds_late, times_sent
+):
+    reaper.round()
+    sent_at = utcnow(-settings.redispatch_seconds - seconds_late)
+    with engine.begin() as connection:
+        connection.execute(sa.update(jobs).values(dispatched_at=sent_at))
+    reaper.round()
+    assert dispatcher.sent == [job_id] * times_sent
+
+
 def test_nothing_is_added_to_a_queue_that_is_not_empty(reaper, dispatcher, job_id):
     dispatcher.waiting = 1
     reaper.round()
@@ -132,6 +151,13 @@ def test_checkpoints_of_a_job_that_succeeded_are_removed_and_others_kept_for_a_r
     assert not useless.exists()
     assert kept.exists()
     assert (store.checkpoints(done), set(store.checkpoints(failed))) == ({}, {"dense"})
+
+
+def test_checkpoints_of_a_job_that_succeeds_later_are_removed_too(reaper, left_by):
+    reaper.sweep()
+    _, useless = left_by(SUCCEEDED)
+    reaper.sweep()
+    assert not useless.exists()
 
 
 def test_checkpoints_that_were_never_recorded_go_once_their_job_has_ended(reaper, storage, left_by):
