@@ -67,6 +67,7 @@ def test_whole_model_is_accepted_and_unpacked(tmp_path, suffix, write, folder):
         ({"model__safetensors": b""}, "is not a safetensors file"),
         ({"model__safetensors": b"\xff" * 64}, "is not a safetensors file"),
         ({"model__safetensors": safetensors()[:-1]}, "is damaged: its header describes"),
+        ({"model__safetensors": safetensors() + b"x"}, "is damaged: its header describes"),
         ({"pytorch_model__bin": b"x"}, "pytorch_model.bin in the archive is a pickle"),
         ({"training_args__PT": b"x"}, "is a pickle"),
     ],
@@ -135,8 +136,9 @@ def test_folders_count_as_entries(tmp_path, suffix, write):
 
 
 @FORMATS
-def test_a_name_that_is_file_and_folder_is_refused(tmp_path, suffix, write):
-    archive = write(tmp_path / f"m{suffix}", model_files() | {"tokenizer.json/x": b""})
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
+def test_a_name_that_is_file_and_folder_is_refused(tmp_path, suffix, write, names):
+    archive = write(tmp_path / f"m{suffix}", model_files() | dict.fromkeys(names, b""))
     with pytest.raises(InvalidModelError, match="twice"):
         check_model_archive(archive, LIMIT)
 
