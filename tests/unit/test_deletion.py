@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from core import db
 from core.errors import ConflictError, InvalidInputError, LeaseLostError, NotFoundError, StorageError
+from core.jobs import deletion
 from core.jobs.ids import new_file_id
 from core.jobs.records import FileRecord
 from core.jobs.state import Status
@@ -282,6 +283,25 @@ def test_an_old_upload_stays_as_long_as_a_job_names_it(store, engine, upload, en
     assert store.delete_old(7 * DAY) == []
     finished_days_ago(engine, job_id, 8)
     assert store.delete_old(7 * DAY) == [job_id, record.id]
+
+
+def test_an_old_upload_that_a_job_came_to_name_just_before_it_was_locked_stays(store, upload, monkeypatch):
+    record = upload(days_ago=8)
+    job_id = store.create(demo_spec(), name=None, labels={})[0].id
+    naming = [{"job_id": job_id, "file_id": record.id}]
+    with store._writer.begin() as connection:
+        ask = connection.scalars
+
+        def ask_once_named(statement):
+            # The look that locks saw the time before: a job that names a file does not change the file's row.
+            if naming and statement._for_update_arg is None:
+                connection.execute(sa.insert(db.job_files), naming.pop())
+            return ask(statement)
+
+        monkeypatch.setattr(connection, "scalars", ask_once_named)
+        assert deletion.delete_old(connection, 7 * DAY) == []
+    assert naming == []
+    assert store.get_file(record.id) == record
 
 
 def test_a_great_deal_that_is_old_is_deleted_in_parts(store, upload, monkeypatch):
