@@ -1,43 +1,13 @@
 import subprocess
 import sys
-import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+from tests.dependencies import PROJECT, ROOT, closure, declared
+
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
-
-
-def declared(*extras: str) -> list[Requirement]:
-    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
-    return [Requirement(line) for line in lines]
-
-
-def closure(requirements: list[Requirement]) -> set[str]:
-    """Names of all that the requirements bring along on this platform, themselves included."""
-    names: set[str] = set()
-    seen: set[tuple[str, frozenset[str]]] = set()
-    open_ends = [(canonicalize_name(r.name), frozenset(r.extras)) for r in requirements]
-    while open_ends:
-        name, extras = open_ends.pop()
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        names.add(name)
-        try:
-            found = [Requirement(line) for line in requires(name) or ()]
-        except PackageNotFoundError:
-            continue
-        for requirement in found:
-            environments = [{"extra": extra} for extra in (*extras, "")]
-            if requirement.marker is None or any(requirement.marker.evaluate(e) for e in environments):
-                open_ends.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return names
 
 
 def constraints() -> dict[str, str]:
