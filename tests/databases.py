@@ -1,6 +1,7 @@
 """Fixtures of databases: every test that takes one runs on SQLite and on PostgreSQL, unless its module says otherwise.
 
-The database lives as long as the session; each test finds it empty.
+The database lives as long as the session; each test finds it empty. A test that takes the schema down asks for
+`own_database`, so that the others find theirs whatever comes of it.
 """
 
 import pytest
@@ -31,9 +32,32 @@ def database(request, tmp_path_factory):
 
 
 @pytest.fixture
-def engine(database):
-    """An engine on the database, emptied."""
-    engine = create_engine(database)
+def own_database(database, tmp_path):
+    """URL of a migrated database of the same kind, which only this test uses."""
+    shared = sa.make_url(database)
+    if shared.get_backend_name() == "sqlite":
+        url = f"sqlite:///{tmp_path}/own.db"
+        upgrade(url)
+        yield url
+        return
+    server = create_engine(database).execution_options(isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(sa.text("CREATE DATABASE own"))
+        try:
+            url = shared.set(database="own").render_as_string(hide_password=False)
+            upgrade(url)
+            yield url
+        finally:
+            connection.execute(sa.text("DROP DATABASE own WITH (FORCE)"))
+    server.dispose()
+
+
+@pytest.fixture
+def engine(request, database):
+    """An engine on the database, emptied; on the test's own where it asks for one."""
+    engine = create_engine(
+        request.getfixturevalue("own_database") if "own_database" in request.fixturenames else database
+    )
     with engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(sa.delete(table))

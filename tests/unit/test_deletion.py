@@ -177,27 +177,27 @@ def test_an_upload_that_was_cut_off_is_to_be_removed_a_day_later(store, engine, 
 
 
 def test_a_note_without_a_time_is_due_and_one_with_a_time_is_kept_through_an_earlier_schema(
-    database, engine, store, upload
+    own_database, engine, store, upload
 ):
     deleted = upload()
     store.delete_file(deleted.id)
     store.expect_file("uploads/cut_off.jsonl")
     assert store.deletions() == [deleted.key]
     engine.dispose()
-    db.downgrade(database, "0003")
-    db.upgrade(database)
+    db.downgrade(own_database, "0003")
+    db.upgrade(own_database)
     # No upload is under way while the schema changes.
     assert sorted(store.deletions()) == sorted([deleted.key, "uploads/cut_off.jsonl"])
 
 
-def test_jobs_of_an_earlier_schema_keep_their_uploads(database, engine, store, upload):
+def test_jobs_of_an_earlier_schema_keep_their_uploads(own_database, engine, store, upload):
     record, unused = upload(), upload()
     job_id = store.create(upload_spec(record.id), name=None, labels={})[0].id
     store.claim(job_id, "w")
     waited = store.statistics().waited
     engine.dispose()
-    db.downgrade(database, "0002")
-    db.upgrade(database)
+    db.downgrade(own_database, "0002")
+    db.upgrade(own_database)
     after = store.statistics().waited
     assert (after.count, after.seconds) == (1, pytest.approx(waited.seconds, abs=1e-2))
     with pytest.raises(ConflictError, match=job_id):
@@ -205,13 +205,13 @@ def test_jobs_of_an_earlier_schema_keep_their_uploads(database, engine, store, u
     store.delete_file(unused.id)
 
 
-def test_a_schema_that_goes_down_and_up_forgets_no_deleted_upload(database, engine, store, upload, ended):
+def test_a_schema_that_goes_down_and_up_forgets_no_deleted_upload(own_database, engine, store, upload, ended):
     record = upload()
     job_id = ended(BROKEN, upload_spec(record.id))
     store.delete_file(record.id)
     engine.dispose()
-    db.downgrade(database, "0002")
-    db.upgrade(database)
+    db.downgrade(own_database, "0002")
+    db.upgrade(own_database)
     with pytest.raises(ConflictError, match="deleted since"):
         store.retry(job_id)
 

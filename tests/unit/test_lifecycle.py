@@ -156,11 +156,11 @@ def test_a_job_that_waits_too_long_expires_and_a_retry_waits_anew(store, engine,
     assert store.expire(3600) == []
 
 
-def test_the_schema_goes_down_and_up_with_its_jobs(database, engine, store, job_id):
+def test_the_schema_goes_down_and_up_with_its_jobs(own_database, engine, store, job_id):
     running(store, job_id)
     engine.dispose()
-    db.downgrade(database, "0001")
-    db.upgrade(database)
+    db.downgrade(own_database, "0001")
+    db.upgrade(own_database)
     with engine.connect() as connection:
         assert db.is_migrated(connection)
     assert store.get(job_id).status is Status.RUNNING

@@ -78,16 +78,12 @@ def test_upgrading_twice_changes_nothing(database):
         engine.dispose()
 
 
-def test_every_migration_can_be_taken_back(database):
-    command.downgrade(db._alembic(database), "base")
-    engine = db.create_engine(database)
-    try:
-        assert sa.inspect(engine).get_table_names() == ["alembic_version"]
-        db.upgrade(database)
-        with engine.begin() as connection:
-            assert db.is_migrated(connection)
-    finally:
-        engine.dispose()
+def test_every_migration_can_be_taken_back(own_database, engine):
+    command.downgrade(db._alembic(own_database), "base")
+    assert sa.inspect(engine).get_table_names() == ["alembic_version"]
+    db.upgrade(own_database)
+    with engine.begin() as connection:
+        assert db.is_migrated(connection)
 
 
 def test_an_empty_database_is_not_migrated(tmp_path):
