@@ -16,6 +16,9 @@ from core.jobs.sources import HubData, HubModel
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*.jinja")
 """Config, weights, vocabularies, preprocessors, chat templates; neither pickles nor code."""
 
+POOLING_FILES = ("config.json", "*_Pooling/config.json")
+"""How a sentence encoder pools; and what every model has, as the Hub's library warns where nothing matches."""
+
 COMMIT = re.compile("[0-9a-f]{40}")
 REASON_CHARACTERS = 300
 
@@ -37,6 +40,9 @@ def fetch_model(model: HubModel) -> Path:
         folder = snapshot_download(
             model.id, revision=model.revision, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"]
         )
+        # The cache names its folders by commit, which a branch may have left by now.
+        commit = Path(folder).name
+        snapshot_download(model.id, revision=commit, allow_patterns=list(POOLING_FILES), ignore_patterns=["*/*/*"])
     return Path(folder)
 
 

@@ -12,7 +12,7 @@ from core.jobs.sources import HubData, HubModel
 from core.settings import Settings
 from tests import hub_caches
 from tests.hub_caches import COMMIT
-from worker.hub import MODEL_FILES, fetch_model, fetch_rows
+from worker.hub import fetch_model, fetch_rows
 from worker.supervisor import child_environment
 
 ROWS = {"train": [("a cat", 0), ("the dog", 1)], "dev": [("the mat", 1)]}
@@ -115,16 +115,19 @@ def test_the_hubs_refusals_say_what_to_do(monkeypatch, kind, message):
 
 
 def test_no_pickle_and_no_code_is_fetched(monkeypatch, tmp_path):
-    asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or tmp_path)
-    fetch_model(hub_model())
+    fetched = {}
     files = ["config.json", "model.safetensors", "vocab.txt", "spiece.model", "source.spm", "chat_template.jinja"]
+    pooling = "1_Pooling/config.json"
     others = ["pytorch_model.bin", "modeling_own.py", "onnx/config.json", "model.pkl", "flax_model.msgpack"]
-    filtered = huggingface_hub.utils.filter_repo_objects(
-        files + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
-    )
-    assert list(filtered) == files
-    assert asked["allow_patterns"] == list(MODEL_FILES)
+    others += ["2_Dense/config.json", "2_Dense/model.safetensors", "1_Pooling/model.pkl", "old/1_Pooling/config.json"]
+
+    def fetch(name, revision, **patterns):
+        fetched[revision] = list(huggingface_hub.utils.filter_repo_objects([*files, pooling, *others], **patterns))
+        return tmp_path / COMMIT
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert fetch_model(hub_model()) == tmp_path / COMMIT
+    assert fetched == {"main": files, COMMIT: ["config.json", pooling]}
 
 
 @pytest.mark.parametrize("offline", [True, False])
