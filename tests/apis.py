@@ -84,9 +84,9 @@ class Service:
         self.store.finish(lease, Succeeded(metrics_summary={"cosine": 0.9}, artifacts=artifacts))
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Return once the condition holds, which it does soon."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    """Return once the condition holds, which it does within this time."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -3,13 +3,13 @@
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
 
 import httpx
 import pytest
 
 from client.sdk import ApiError
+from tests.apis import until
 from tests.integration.conftest import POSTGRESQL, SQLITE
 from tests.integration.stack import ENDED, PATIENCE_SECONDS, parent_of, runners
 
@@ -20,13 +20,6 @@ on_sqlite = pytest.mark.parametrize(
     "stack", [SQLITE, pytest.param(POSTGRESQL, marks=pytest.mark.thorough)], indirect=True, scope="session"
 )
 """Where the database has no part in it that the store's own tests leave open, the other one is for `make thorough`."""
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def is_gone(pid):
@@ -116,19 +109,19 @@ def test_a_job_whose_worker_is_killed_is_taken_over(stack, endless):
     assert parent_of(runner) == worker
     os.kill(runner, signal.SIGSTOP)  # which keeps it from ending by itself, as nobody reads its messages any more
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: not runners(job_id))
+    until(lambda: not runners(job_id), PATIENCE_SECONDS)
     job = stack.training(job_id, attempt=2)
     assert job["status"] == "running"
     stack.client.cancel(job_id)
     assert stack.finished(job_id)["status"] == "cancelled"
     work = stack.stack.state_dir / "work"
-    wait_for(lambda: not list(work.iterdir()))
+    until(lambda: not list(work.iterdir()), PATIENCE_SECONDS)
 
 
 @on_sqlite
 def test_jobs_wait_for_a_broker_that_was_killed(stack):
     os.kill(stack.stack.service("broker").pid, signal.SIGKILL)
-    wait_for(lambda: not stack.stack.service("broker").is_running)
+    until(lambda: not stack.stack.service("broker").is_running, PATIENCE_SECONDS)
     assert_worker_does_a_job(stack)
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from client import demo, local, sdk
 from core.errors import InvalidInputError, NeuroPruneError
 from core.settings import Settings
+from tests.folders import content_of
 
 JOB = {
     "object": "job",
@@ -50,10 +51,6 @@ def write(folder, files):
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-
-
-def content_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def deliver(folder, files):

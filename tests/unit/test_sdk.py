@@ -14,6 +14,7 @@ from client.errors import ApiError, UnreachableError
 from client.events import parse_events
 from client.sdk import NeuroPruneClient
 from core.errors import ConfigurationError, InvalidInputError, StorageError, VerificationError
+from tests.folders import content_of
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -23,11 +24,6 @@ PROBLEM = {"content-type": "application/problem+json"}
 
 def client_of(handler: Handler, **options: Any) -> NeuroPruneClient:
     return NeuroPruneClient("http://service", transport=httpx.MockTransport(handler), **options)
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder, by its name there."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def raise_(error: Exception) -> Any:
