@@ -74,6 +74,11 @@ def adamw(model: PreTrainedModel) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
 
+def zero_weights(anatomy: Anatomy) -> int:
+    """How many weights of the matrices are zero."""
+    return sum(int((matrix.weight == 0).sum()) for matrix in anatomy.matrices)
+
+
 def calibrate(pruner: Pruner) -> None:
     """Let the pruner see a fixed batch."""
     model = pruner.anatomy.model

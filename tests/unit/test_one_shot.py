@@ -11,6 +11,7 @@ from core.engine.methods.one_shot import reading_target, shares, sum_over_tokens
 from core.errors import NumericalError, UnreachableTargetError, VerificationError
 from core.jobs import methods
 from tests import tiny, tiny_families
+from tests.pruning import zero_weights
 
 LENGTHS = (7, 3, 10, 5)
 
@@ -38,10 +39,6 @@ def one_shot(model, name, sparsity=0.5, **options):
     options = {"name": name, "calibration_rows": len(LENGTHS), **options}
     method = {"wanda": methods.Wanda, "sparsegpt": methods.SparseGPT}[name].model_validate(options)
     return build_pruner(bind(model), method, sparsity, Schedule(1, 0, 0), 0)
-
-
-def zeros(anatomy):
-    return sum(int((matrix.weight == 0).sum()) for matrix in anatomy.matrices)
 
 
 @pytest.fixture(params=["wanda", "sparsegpt"])
@@ -154,7 +151,7 @@ def test_the_number_of_zeros_is_exact(name, make, sparsity):
     pruner = one_shot(model, name, sparsity)
     pruner.calibrate(calibration(model, *padded_batch()))
     count = int(sparsity * pruner.anatomy.encoder_parameters + 0.5)
-    assert zeros(pruner.anatomy) == count
+    assert zero_weights(pruner.anatomy) == count
     assert pruner.sparsity == count / pruner.anatomy.encoder_parameters
     for matrix, kept in zip(pruner.anatomy.matrices, pruner.weight_masks.kept, strict=True):
         assert torch.equal(matrix.weight != 0, kept)
@@ -169,7 +166,7 @@ def test_all_weights_of_the_projections_can_go(name):
     pruner = one_shot(model, name, weights / anatomy.encoder_parameters)
     pruner.calibrate(calibration(model, *padded_batch()))
     pruner.finish()
-    assert zeros(anatomy) == weights
+    assert zero_weights(anatomy) == weights
 
 
 @pytest.mark.parametrize(("stay", "of"), [(2, 4), (1, 4), (4, 8), (1, 2)])
@@ -234,12 +231,12 @@ def test_training_afterwards_leaves_the_zeros(name):
     model = tiny.llama()
     pruner = one_shot(model, name)
     pruner.calibrate(calibration(model, *padded_batch()))
-    before = zeros(pruner.anatomy)
+    before = zero_weights(pruner.anatomy)
     for matrix in pruner.anatomy.matrices:
         matrix.weight.add_(1.0)
-    assert zeros(pruner.anatomy) == 0
+    assert zero_weights(pruner.anatomy) == 0
     pruner.step(1, 1e-3)
-    assert zeros(pruner.anatomy) == before
+    assert zero_weights(pruner.anatomy) == before
     pruner.finish()
 
 

@@ -13,6 +13,7 @@ from core.engine.plan import WeightMasks
 from core.engine.units import Matrix
 from core.errors import NumericalError, UnreachableTargetError
 from tests import tiny
+from tests.pruning import zero_weights
 
 
 class RandomScores(Criterion):
@@ -30,10 +31,6 @@ class RandomScores(Criterion):
         # The scale differs by matrix, so that a ranking over all of them takes unequal shares.
         self.last[position] = torch.rand(kept.shape, generator=self.generator) * (1 + position)
         return self.last[position]
-
-
-def zeros(anatomy):
-    return sum(int((matrix.weight == 0).sum()) for matrix in anatomy.matrices)
 
 
 def move_all(anatomy):
@@ -77,10 +74,10 @@ def test_masks_count_what_goes_once_and_hold_it():
     masks.remove(3, chosen)
     assert masks.removed == 5
     move_all(anatomy)
-    assert zeros(anatomy) == 0
+    assert zero_weights(anatomy) == 0
     masks.hold()
     assert torch.equal(anatomy.matrices[3].weight == 0, chosen)
-    assert zeros(anatomy) == 5
+    assert zero_weights(anatomy) == 5
 
 
 def test_masks_go_on_from_a_state():
@@ -124,11 +121,11 @@ def test_the_number_of_weights_is_exact_and_they_stay_gone(sparsity, way, floor)
         removal.advance(reached, criterion)
         move_all(anatomy)
         removal.hold()
-        assert zeros(anatomy) == pytest.approx(reached * count, abs=1)
+        assert zero_weights(anatomy) == pytest.approx(reached * count, abs=1)
         for before, kept in zip(gone, removal.masks.kept, strict=True):
             assert not (before & kept).any()
         gone = [~kept for kept in removal.masks.kept]
-    assert zeros(anatomy) == removal.masks.removed == count
+    assert zero_weights(anatomy) == removal.masks.removed == count
     assert removal.sparsity == removal.final_sparsity == count / anatomy.encoder_parameters
 
 

@@ -14,6 +14,7 @@ from core.engine.training import train
 from core.errors import NumericalError, UnreachableTargetError, VerificationError
 from core.jobs import methods, spec
 from tests import tiny
+from tests.pruning import zero_weights
 
 STEPS = 30
 SCHEDULE = Schedule(STEPS, 0.1, 0.4)
@@ -55,10 +56,6 @@ def budget_error(pruner, step):
     costs = torch.ones_like(pruner.scores) if pruner.candidates.costs is None else pruner.candidates.costs
     kept = float(costs.sum()) - SCHEDULE.reached(step) * 0.5 * pruner.anatomy.encoder_parameters
     return abs(float((costs * pruner.gates.values).sum()) - kept) / float(costs.sum())
-
-
-def zeros(anatomy):
-    return sum(int((matrix.weight == 0).sum()) for matrix in anatomy.matrices)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -103,7 +100,7 @@ def test_exactly_so_many_weights_are_zero():
     model = tiny.llama()
     pruner = smart(model, 0.37, granularity="unstructured")
     Loop(model, pruner).advance(STEPS)
-    assert zeros(pruner.anatomy) == int(0.37 * pruner.anatomy.encoder_parameters + 0.5)
+    assert zero_weights(pruner.anatomy) == int(0.37 * pruner.anatomy.encoder_parameters + 0.5)
     pruner.finish()
 
 
@@ -392,7 +389,7 @@ def test_it_trains_in_the_jobs_own_loop(granularity, precision):
     )
     pruner.finish()
     assert losses[-1] < losses[0]
-    assert zeros(pruner.anatomy) >= 0.45 * pruner.anatomy.encoder_parameters
+    assert zero_weights(pruner.anatomy) >= 0.45 * pruner.anatomy.encoder_parameters
 
 
 def test_heads_that_cannot_go_do_not_compete():
