@@ -63,7 +63,8 @@ def test_further_references_are_kept_and_the_first_is_learnt():
 @pytest.mark.parametrize("target", [None, "", 3, [], ["a", ""], ["a", 3]])
 def test_a_row_without_a_target_is_named(target):
     row = Row({"source": "a", "target": target}, Source("rows.jsonl", "/task/data/train"), 4)
-    with pytest.raises(InvalidDataError, match=r"rows\.jsonl, line 4: column 'target' (holds .*|is empty); .* or a list of texts"):
+    expected = r"rows\.jsonl, line 4: column 'target' (holds .*|is empty); .* or a list of texts"
+    with pytest.raises(InvalidDataError, match=expected):
         task().features([row])
 
 
