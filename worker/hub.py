@@ -6,7 +6,7 @@ Where the cache lies, whether the Hub may be reached and with which token is in 
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def fetch_model(model: HubModel) -> Path:
         ModelNotFoundError: there is none for us.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError
 
     with _explained(f"The model {model.id}, revision {model.revision},", ModelNotFoundError, "/model/id"):
         folder = snapshot_download(
@@ -42,7 +43,8 @@ def fetch_model(model: HubModel) -> Path:
         )
         # The cache names its folders by commit, which a branch may have left by now.
         commit = Path(folder).name
-        snapshot_download(model.id, revision=commit, allow_patterns=list(POOLING_FILES), ignore_patterns=["*/*/*"])
+        with suppress(IncompleteSnapshotError):  # offline, with a cache that was filled before this was asked for
+            snapshot_download(model.id, revision=commit, allow_patterns=list(POOLING_FILES), ignore_patterns=["*/*/*"])
     return Path(folder)
 
 
