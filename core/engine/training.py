@@ -126,6 +126,8 @@ def train(
                 pruner.end_training()
         # Takes off the autocast that training put around forward: evaluation and export are in fp32.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        # This mark stays, and the next training would take the model for prepared and leave autocast off.
+        del model._is_accelerate_prepared
         result = Path(scratch) / "result"
         checkpointing.write(result, model, pruner)
         checkpoints.save_end(stage, steps, result)

@@ -209,3 +209,26 @@ def test_a_stopped_training_ends_with_the_same_bits(tmp_path, method, make_model
     assert is_same(model, expected)
     assert pruner.plan() == expected_pruner.plan()
     assert not job.warnings
+
+
+def test_a_second_training_in_bf16_is_the_same_whether_the_first_was_taken_up_or_not(tmp_path):
+    """The second was in fp32 where the same process had done the first."""
+    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+    training = spec.Training.model_validate({"learning_rate": 1e-2, "max_length": 16, "precision": "bf16"})
+    recorded: dict[str, Checkpointed] = {}
+    losses = []
+    for attempt in range(2):
+        task, model = TASKS["causal-lm"](part, training, tiny.tokenizer()), LLAMA()
+        features = task.features([{"text": text} for text in tiny.sentences(ROWS)])
+
+        def hear(message: Checkpointed) -> None:
+            recorded[message.stage] = message
+
+        store = CheckpointStore(
+            Storage(str(tmp_path)), f"checkpoints/job/{attempt}", dict(recorded), tmp_path / f"{attempt}", hear
+        )
+        train(task, model, features, steps=2, stage="dense", checkpoints=Checkpoints(store), listen=lambda _: None)
+        heard = []
+        train(task, model, features, steps=2, stage="pruning", listen=heard.append)
+        losses.append([report.loss for report in heard])
+    assert losses[0] == losses[1]
