@@ -124,13 +124,17 @@ def train(
         finally:
             if pruner is not None:
                 pruner.end_training()
-        # Takes off the autocast that training put around forward: evaluation and export are in fp32.
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        # This mark stays, and the next training would take the model for prepared and leave autocast off.
-        del model._is_accelerate_prepared
+        _take_autocast_off(trainer, model)
         result = Path(scratch) / "result"
         checkpointing.write(result, model, pruner)
         checkpoints.save_end(stage, steps, result)
+
+
+def _take_autocast_off(trainer: Trainer, model: PreTrainedModel) -> None:
+    """Leave the model as it was before training: evaluation and export are in fp32."""
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    # Unwrapping leaves this mark, by which the next training would take the model for prepared and stay in fp32.
+    vars(model).pop("_is_accelerate_prepared", None)
 
 
 def _narrowing(pruner: Pruner | None) -> AbstractContextManager[Narrowing | None]:
