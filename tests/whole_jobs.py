@@ -1,5 +1,6 @@
 """Whole jobs of tiny models in this process, from the spec to the bundle."""
 
+import base64
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,12 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from core.engine import delivery
 from core.engine.inputs import Inputs
 from core.engine.pipeline import run
+from core.engine.verify import Findings, find
 from core.jobs.defaults import resolve
 from core.jobs.spec import JobSpec
 from core.progress import Warned
-from tests import tiny
+from tests import tiny, tiny_tasks
 
 SHORT = {"num_train_epochs": 1, "precision": "fp32", "max_length": 16}
 
@@ -92,3 +97,25 @@ def _written(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
 def texts(count: int) -> list[dict[str, str]]:
     """Rows without labels."""
     return [{"text": text} for text in tiny.sentences(count)]
+
+
+def shorten_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the clean process that loads the bundle, which this one does instead, and without plots: they take longer
+    than all the rest of a small job.
+    """
+
+    def verify(folder: Path, dense: Path) -> Findings:
+        return find(folder)
+
+    monkeypatch.setattr(delivery, "verify", verify)
+    for name in ("plot_structure", "plot_topology"):
+        monkeypatch.setattr(delivery, name, lambda *_: None)
+
+
+def rows_of_any_task(count: int) -> list[dict[str, str | int]]:
+    """With the columns of every task."""
+    rows: list[dict[str, str | int]] = []
+    for number, text in enumerate(tiny.sentences(count)):
+        image = base64.b64encode(tiny_tasks.image(number)).decode()
+        rows.append({"text": text, "source": text, "target": text, "image": image, "label": number % 2})
+    return rows

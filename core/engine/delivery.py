@@ -21,6 +21,7 @@ from core.engine.inputs import Inputs
 from core.engine.loading import move
 from core.engine.measure import Performance, Side, measure
 from core.engine.methods import Pruner
+from core.engine.precision import round_weights, weights_in
 from core.engine.preparation import Prepared
 from core.engine.probe import probe_inputs
 from core.engine.report.card import model_card
@@ -32,7 +33,6 @@ from core.engine.report.target import check_met
 from core.engine.report.topology import describe_topology
 from core.engine.structures import give_structure, join_experts
 from core.engine.targets import Reached
-from core.engine.tasks import Task
 from core.engine.tracker import Tracker
 from core.engine.verify import tolerated, verify
 from core.errors import VerificationError
@@ -84,7 +84,7 @@ class Delivery:
             masked_parameters = pruner.masks.removed_parameters()
             topology = describe_topology(dense.anatomy, anatomy, pruner.plan(), self.spec.method)
             probe = probe_inputs(prepared.task, model, prepared.held_out)
-            outputs, difference = compact_and_compare(self.spec.structure, prepared.task, pruner, probe)
+            outputs, difference = compact_and_compare(self.spec.structure, prepared, pruner, probe)
         with self.tracker.phase("evaluating"):
             pruned = evaluate(prepared.task, model, prepared.held_out, dense.evaluation.summaries)
         with self.tracker.phase("exporting"):
@@ -98,6 +98,7 @@ class Delivery:
             pruned=pruned.metrics,
             dense=dense.anatomy.model,
             model=model,
+            dtype=prepared.dtype,
             encoder_parameters_dense=dense.anatomy.encoder_parameters,
             encoder_parameters_pruned=bind(model).encoder_parameters,
             zeros_dense=dense.zeros,
@@ -142,7 +143,7 @@ class Delivery:
         task, formats, (dense, pruned) = self.prepared.task, self.spec.export.formats, sides.values()
         if not dense.folder.exists():
             self._write_dense(dense, inputs)
-        write_model(pruned.model, task.processor, task, pruned.folder)
+        write_model(pruned.model, task.processor, task, pruned.folder, self.prepared.dtype)
         write_probe(type(task), inputs, outputs, pruned.folder)
         if self.spec.structure == "masked":
             write_compressed(pruned.folder)
@@ -162,7 +163,8 @@ class Delivery:
         move(dense.model, "cpu")
         dense.model.train(False)
         join_experts(self.dense.anatomy)
-        dense.model.save_pretrained(dense.folder)
+        with weights_in(dense.model, self.prepared.dtype):
+            dense.model.save_pretrained(dense.folder)
         if "onnx" in self.spec.export.formats:
             export_onnx(type(self.prepared.task), dense.model, inputs, dense.folder / "model.onnx")
 
@@ -183,8 +185,10 @@ class Delivery:
         return document
 
 
-def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs: Batch) -> tuple[Tensor, float]:
-    """Remove for good, as far as the structure allows, on the CPU and in fp32.
+def compact_and_compare(
+    structure: Structure, prepared: Prepared, pruner: Pruner, inputs: Batch
+) -> tuple[Tensor, float]:
+    """Remove for good, as far as the structure allows, on the CPU and in fp32, with weights as they can be saved.
 
     Returns:
         What the masked model answered to the inputs, and by how much the compacted model differs.
@@ -192,9 +196,10 @@ def compact_and_compare(structure: Structure, task: Task, pruner: Pruner, inputs
     Raises:
         VerificationError: by too much.
     """
-    model = pruner.anatomy.model
+    model, task = pruner.anatomy.model, prepared.task
     move(model, "cpu")
     model.train(False)
+    round_weights(model, prepared.dtype)
     with torch.inference_mode():
         masked = task.outputs(model, inputs)
         give_structure(structure, pruner.anatomy, pruner.plan())

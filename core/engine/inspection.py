@@ -47,7 +47,7 @@ def weight_shapes(folder: Path) -> Shapes:
         InvalidModelError: there are no weights, a file is missing, or one is not a safetensors file.
     """
     shapes: Shapes = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         with blaming_the_model(f"{path.name} cannot be read"), safe_open(path, framework="pt") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
@@ -68,7 +68,12 @@ def named_as_now(shapes: Shapes, config: PreTrainedConfig) -> Shapes:
     return {renamed(name): shape for name, shape in shapes.items()}
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder: one, or those that its index names.
+
+    Raises:
+        InvalidModelError: there are none, or one of them is missing.
+    """
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():

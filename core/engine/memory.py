@@ -32,7 +32,7 @@ def peak_memory(task: type[Task], dense: Path, bundle: Path, inputs: Batch) -> d
         task: What the models are for; they run up to its outputs.
         dense: The dense model's folder.
         bundle: The pruned model's; in ONNX Runtime both run if each holds a `model.onnx`.
-        inputs: An example batch; what runs are full rows, as many as when throughput is measured.
+        inputs: An example batch; what runs are full rows, as many as when throughput is measured, in fp32.
     """
     if not available():
         return {}
@@ -48,8 +48,10 @@ def peak_memory(task: type[Task], dense: Path, bundle: Path, inputs: Batch) -> d
 
     peaks = {
         "torch": {
-            "dense": peak(lambda: in_torch(task.auto_class.from_pretrained(dense, local_files_only=True))),
-            "pruned": peak(lambda: in_torch(load_bundle(bundle))),
+            "dense": peak(
+                lambda: in_torch(task.auto_class.from_pretrained(dense, local_files_only=True, dtype=torch.float32))
+            ),
+            "pruned": peak(lambda: in_torch(load_bundle(bundle, torch.float32))),
         }
     }
     if all((folder / "model.onnx").exists() for folder in (dense, bundle)):

@@ -23,6 +23,7 @@ from core.engine.loading import (
     load_tokenizer,
     move,
 )
+from core.engine.precision import saved_dtype
 from core.engine.splits import split
 from core.engine.tasks import TASKS, Task
 from core.engine.trial import check_runs, check_vocabulary
@@ -38,6 +39,9 @@ class Prepared:
 
     task: Task
     model: PreTrainedModel
+    """In fp32."""
+    dtype: torch.dtype
+    """What its weights came in, and are delivered in."""
     head_is_new: bool
     train: Features
     validation: Features
@@ -73,7 +77,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
         check_vocabulary(task.tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return Prepared(task, model, head_is_new, train_features, validation_features, held_out_features)
+    dtype = saved_dtype(inputs.model)
+    return Prepared(task, model, dtype, head_is_new, train_features, validation_features, held_out_features)
 
 
 def _task(spec: JobSpec, inputs: Inputs, config: PreTrainedConfig, report: Reporter) -> Task:

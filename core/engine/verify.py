@@ -2,9 +2,10 @@
 
 The model is loaded as its users will: through our loader, through transformers' Auto classes (with the bundle's own
 modelling file or, where it has none, with nothing of ours), and, where there are such files, by ONNX Runtime and
-ExecuTorch. Each answers the probe, and the largest difference from the recorded outputs of the masked model counts.
-What GGUF holds is compared with the model's weights. With the dense model's folder as a second argument, it also finds
-out how much memory either takes: no other process of a job is clean enough to tell.
+ExecuTorch. Each answers the probe, and the largest difference from the recorded outputs of the masked model counts. All
+compute in fp32, whatever the weights are saved in. What GGUF holds is compared with the model's weights. With the dense
+model's folder as a second argument, it also finds out how much memory either takes: no other process of a job is clean
+enough to tell.
 """
 
 import json
@@ -72,10 +73,12 @@ def differences(folder: Path) -> dict[str, float]:
         VerificationError: the bundle cannot be loaded.
     """
     inputs, expected = read_probe(folder)
-    model, task = load_bundle(folder), read_task(folder)
+    model, task = load_bundle(folder, torch.float32), read_task(folder)
     found = {"loader": _largest(_answer(task, model, inputs), expected)}
     own_code = (folder / MODELING_FILE).exists()
-    model = task.auto_class.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True).train(False)
+    model = task.auto_class.from_pretrained(
+        folder, trust_remote_code=own_code, local_files_only=True, dtype=torch.float32
+    ).train(False)
     found["auto_class"] = _largest(_answer(task, model, inputs), expected)
     if (folder / "model.onnx").exists():
         found["onnx"] = _largest(run_session(open_session(folder / "model.onnx", 1), inputs), expected)
@@ -96,7 +99,7 @@ def inspect(folder: Path) -> dict[str, float | int | str]:
     Raises:
         VerificationError: the bundle cannot be loaded.
     """
-    model, task = load_bundle(folder), read_task(folder)
+    model, task = load_bundle(folder, torch.float32), read_task(folder)
     inputs, expected = read_probe(folder)
     return {
         "model": type(model).__name__,

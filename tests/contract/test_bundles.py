@@ -70,7 +70,7 @@ def test_all_chat_templates_come_back_and_are_in_the_manifest(check, tmp_path):
     case = Case("llama", "causal-lm")
     model, tokenizer = case.model(), tiny.tokenizer()
     tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
-    write_model(model, tokenizer, TASKS[case.task](None, Training(), tokenizer), tmp_path)
+    write_model(model, tokenizer, TASKS[case.task](None, Training(), tokenizer), tmp_path, torch.float32)
     write_manifest(tmp_path)
     check(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
@@ -163,6 +163,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
     return {
         "model": {
             "name": "mine",
+            "dtype": "float32",
             "auto_class": TASKS[case.task].auto_class.__name__,
             "processor_class": "AutoTokenizer",
         },

@@ -82,6 +82,7 @@ def test_a_compacted_model_that_answers_otherwise_is_refused(monkeypatch, change
     monkeypatch.setattr(delivery, "give_structure", lambda *_: answers.add_(change))
     answers, model = torch.zeros(2, 3), tiny.bert()
     task = SimpleNamespace(outputs=lambda *_: answers.clone())
+    prepared = SimpleNamespace(task=task, dtype=torch.float32)
     pruner = SimpleNamespace(anatomy=SimpleNamespace(model=model), plan=lambda: None)
     with pytest.raises(VerificationError, match=r"^The compacted model's outputs differ .* by 1\.0e\+00"):
-        delivery.compact_and_compare("ragged", task, pruner, {})
+        delivery.compact_and_compare("ragged", prepared, pruner, {})

@@ -397,7 +397,7 @@ def test_a_decoder_continues_from_a_cache(case, layer):
 def write_bundle(case: Case, model: PreTrainedModel, expected: torch.Tensor, folder: Path) -> Path:
     processor = tiny_tasks.processor(case.task)
     task = TASKS[case.task](None, Training(), processor)
-    write_model(model, processor, task, folder)
+    write_model(model, processor, task, folder, torch.float32)
     write_probe(type(task), inputs(case.task), expected, folder)
     write_manifest(folder)
     return folder

@@ -275,18 +275,22 @@ def test_another_file_is_found_out(tmp_path):
         gguf_difference(other, path)
 
 
-def start(tokenizer: PreTrainedTokenizerFast, folder: Path, heard: list[Any]) -> Done:
-    """A whole job with GGUF."""
-    model("llama").save_pretrained(folder / "model")
+def start(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, heard: list[Any], dtype: torch.dtype = torch.float32
+) -> Done:
+    """A whole job with GGUF, of a model that is saved in `dtype`."""
+    model("llama").to(dtype).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     parts = {"target": {"sparsity": 0.3}, "export": {"formats": ["gguf"]}}
     return run_job(folder, folder / "model", texts(40), {"name": "causal-lm"}, heard=heard, **parts)
 
 
-def test_a_job_delivers_gguf(tmp_path):
-    done = start(sentence_piece(), tmp_path, [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_job_delivers_gguf(tmp_path, dtype):
+    done = start(sentence_piece(), tmp_path, [], dtype)
+    assert {parameter.dtype for parameter in load(done.bundle).parameters()} == {dtype}
     assert done.report["verification"]["largest_absolute_difference"]["gguf"] == 0
-    assert gguf_difference(load(done.bundle), done.bundle / "model.gguf") == 0
+    assert gguf_difference(load(done.bundle, torch.float32), done.bundle / "model.gguf") == 0
 
 
 def test_a_job_whose_tokenizer_cannot_be_written_fails_before_it_trains(tmp_path):

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -290,8 +291,9 @@ def test_a_compaction_with_large_logits_may_differ_by_their_rounding(monkeypatch
     pruner = build_pruner(bind(model), Random(name="random"), 0.5, AT_ONCE, 0)
     rows = {"input_ids": torch.arange(12).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     monkeypatch.setattr(delivery, "give_structure", lambda *_: model.lm_head.weight.mul_(1 + share))
+    prepared = SimpleNamespace(task=TASKS["causal-lm"], dtype=torch.float32)
     with nullcontext() if is_rounding else pytest.raises(VerificationError, match="differ from the masked model's by"):
-        _, difference = delivery.compact_and_compare("ragged", TASKS["causal-lm"], pruner, rows)
+        _, difference = delivery.compact_and_compare("ragged", prepared, pruner, rows)
         assert difference > 1e-5
 
 

@@ -49,7 +49,10 @@ def ladder(name, structure="ragged", **method):
         }
     )
     prepared = SimpleNamespace(
-        model=make(), tokenizer=tiny.tokenizer(), task=TASKS[task](spec.task, spec.training, tiny.tokenizer())
+        model=make(),
+        dtype=torch.float32,
+        tokenizer=tiny.tokenizer(),
+        task=TASKS[task](spec.task, spec.training, tiny.tokenizer()),
     )
     return Ladder(spec, prepared, lambda _: None)
 
@@ -108,7 +111,7 @@ def test_bytes_are_met_within_a_neuron_and_never_exceeded(name, share, tmp_path)
     dense = (tmp_path / "dense/model.safetensors").stat().st_size
     size = dense - int(share * 4 * removable_parameters(of))
     level = level_of_bytes(of, size)
-    write_model(delivered(of, level), of.prepared.tokenizer, of.prepared.task, tmp_path / "pruned")
+    write_model(delivered(of, level), of.prepared.tokenizer, of.prepared.task, tmp_path / "pruned", torch.float32)
     saved = (tmp_path / "pruned/model.safetensors").stat().st_size
     anatomy = bind(of.prepared.model)
     slack = 16 * len(list(of.prepared.model.parameters()))

@@ -11,8 +11,9 @@ manifest.json                                size and sha256 of every other file
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import torch
 import transformers
 import zstandard
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from core.engine.data import Batch
 from core.engine.export import modeling_neuroprune
 from core.engine.export.description import read_architecture, read_description, read_manifest
+from core.engine.precision import weights_in
 from core.engine.tasks import TASKS, Task
 from core.engine.tasks.base import Processor
 from core.errors import VerificationError
@@ -36,12 +38,16 @@ COMPRESSION_LEVEL = 9
 """Of fp32 weights with 90 % zeros, levels 1, 9 and 19 leave 14, 13 and 12 %; 19 takes sixty times as long as 9."""
 
 
-def write_model(model: PreTrainedModel, processor: Processor, task: Task, folder: Path) -> None:
-    """Write a pruned model with config, tokenizer or image processor, and its modelling file where it needs one."""
-    if getattr(model.config, "neuroprune", None):
-        _write_ragged(model, task, folder)
-    else:
-        model.save_pretrained(folder)
+def write_model(model: PreTrainedModel, processor: Processor, task: Task, folder: Path, dtype: torch.dtype) -> None:
+    """Write a pruned model with config, tokenizer or image processor, and its modelling file where it needs one.
+
+    Its weights are written in `dtype`.
+    """
+    with weights_in(model, dtype):
+        if getattr(model.config, "neuroprune", None):
+            _write_ragged(model, task, folder)
+        else:
+            model.save_pretrained(folder)
     # All of a tokenizer's chat templates in its config: transformers would put further ones into a folder of their own,
     # where neither the manifest nor a download reaches.
     processor.save_pretrained(folder, save_jinja_files=False)
@@ -134,8 +140,12 @@ def check_manifest(folder: Path) -> None:
             raise VerificationError(f"{name} is not the file that was delivered: its size or sha256 differs.")
 
 
-def load_bundle(folder: str | Path) -> PreTrainedModel:
+def load_bundle(folder: str | Path, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
     """Load a bundle's model without running code from the bundle, in eval mode.
+
+    Args:
+        folder: The bundle.
+        dtype: What its weights are wanted in; as they are saved unless said otherwise.
 
     Raises:
         VerificationError: the bundle is incomplete, was changed, or its config disagrees with its weights.
@@ -150,7 +160,7 @@ def load_bundle(folder: str | Path) -> PreTrainedModel:
     model_class = stock if description is None else modeling_neuroprune.pruned(stock)
     try:
         loaded: Any = model_class.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
         raise VerificationError(f"The config and the weights do not fit together: {error}") from error

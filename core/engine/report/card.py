@@ -82,7 +82,15 @@ def _settings(report: dict[str, Any]) -> str:
         f"Latency and FLOPs at batch {latency['batch']}, throughput at batch {throughput['batch']}, peak memory at "
         f"batch {memory['batch']}{length}; {latency['threads']} threads, dense and pruned "
         "in turns. Peak memory is what a process that loads and runs the model takes for it, weights included."
+        + _precision(report["model"]["dtype"])
     )
+
+
+def _precision(dtype: str) -> str:
+    """Where weights are saved otherwise than they are computed with."""
+    if dtype == "float32":
+        return ""
+    return f" Weights are saved as {dtype}, as the original's; all figures are of these weights computed with in fp32."
 
 
 def _use(report: dict[str, Any]) -> list[str]:

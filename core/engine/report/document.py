@@ -31,6 +31,8 @@ class Measured:
     pruned: dict[str, Metric]
     dense: PreTrainedModel
     model: PreTrainedModel
+    dtype: torch.dtype
+    """What both are saved in; they were measured in fp32."""
     encoder_parameters_dense: int
     encoder_parameters_pruned: int
     zeros_dense: int
@@ -69,6 +71,7 @@ def build_report(spec: JobSpec, model_name: str, measured: Measured, warnings: l
         "model": {
             "name": spec.model.name if isinstance(spec.model, BuiltinModel) else model_name,
             "architecture": type(measured.dense).__name__,
+            "dtype": str(measured.dtype).removeprefix("torch."),
             "auto_class": task.auto_class.__name__,
             "processor_class": "AutoImageProcessor" if task.reads_images else "AutoTokenizer",
         },

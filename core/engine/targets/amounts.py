@@ -13,9 +13,6 @@ from core.engine.plan import Masks, Plan
 from core.engine.structures import give_structure
 from core.errors import UnreachableTargetError
 
-BYTES_PER_PARAMETER = 4
-"""In fp32."""
-
 HEADER_BYTES = 8
 """By which a tensor's entry in the header may be longer than in another model of so many parameters."""
 
@@ -43,19 +40,20 @@ def level_of_bytes(ladder: Ladder, size: int) -> Level:
         UnreachableTargetError: they take more whatever goes.
     """
     most, whole = removable_parameters(ladder), _whole_bytes(ladder)
+    bytes_per_parameter = ladder.prepared.dtype.itemsize
     if whole <= size:
         return _removing(ladder, 0)
-    estimate = min(most, math.ceil((whole - size) / BYTES_PER_PARAMETER))
+    estimate = min(most, math.ceil((whole - size) / bytes_per_parameter))
     # Every other model of these numbers of units has as many parameters, and a header that is hardly longer.
     with_nothing_gone = _stand_in_bytes(ladder, _removing(ladder, estimate))
-    least = with_nothing_gone - BYTES_PER_PARAMETER * most
+    least = with_nothing_gone - bytes_per_parameter * most
     if size < least:
         raise UnreachableTargetError(
             f"model.safetensors cannot be saved in {size:,} bytes: with nothing removed it takes {whole:,}, and "
             f"{least:,} at least.",
             param="/target/size_bytes",
         )
-    return _removing(ladder, math.ceil((with_nothing_gone - size) / BYTES_PER_PARAMETER))
+    return _removing(ladder, math.ceil((with_nothing_gone - size) / bytes_per_parameter))
 
 
 def removable_parameters(ladder: Ladder) -> int:
@@ -84,12 +82,13 @@ def _stand_in_bytes(ladder: Ladder, level: Level) -> int:
     pruner = ladder.stand_in(level)
     tensors, removed = len(list(pruner.anatomy.model.parameters())), pruner.masks.removed_parameters()
     delivered = _delivered_bytes(ladder, pruner.anatomy, pruner.plan())
-    return delivered + HEADER_BYTES * tensors + BYTES_PER_PARAMETER * removed
+    return delivered + HEADER_BYTES * tensors + ladder.prepared.dtype.itemsize * removed
 
 
 def _delivered_bytes(ladder: Ladder, anatomy: Anatomy, plan: Plan) -> int:
     """Bytes of a model as saved with what a plan keeps; its anatomy is stale afterwards."""
+    prepared = ladder.prepared
     give_structure(ladder.spec.structure, anatomy, plan)
     with TemporaryDirectory() as folder:
-        write_model(anatomy.model, ladder.prepared.task.processor, ladder.prepared.task, Path(folder))
+        write_model(anatomy.model, prepared.task.processor, prepared.task, Path(folder), prepared.dtype)
         return saved_bytes(Path(folder))
