@@ -220,6 +220,9 @@ class FileObject(_Answer):
     purpose: Purpose
     bytes: int
     sha256: str
+    columns: list[str] | None = Field(
+        description="Columns of JSONL and CSV, by the first rows; null where they are not known, as of Parquet."
+    )
     created_at: datetime
 
     @classmethod
@@ -231,6 +234,7 @@ class FileObject(_Answer):
             purpose=record.purpose,
             bytes=record.size,
             sha256=record.sha256,
+            columns=record.columns,
             created_at=record.created_at,
         )
 

@@ -176,6 +176,7 @@ files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("key", sa.String(300), nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("columns", sa.JSON(none_as_null=True)),
     sa.Index(None, "created_at", "id"),
 )
 

@@ -23,10 +23,14 @@ NeuroPruneError
 """
 
 import reprlib
+from collections.abc import Iterable
+from itertools import islice
 from typing import Literal
 
 SHOWN_CHARACTERS = 100
 """What a message repeats of a value of the user's."""
+
+SHOWN_NAMES = 10
 
 ErrorCode = Literal[
     "invalid_input",
@@ -52,6 +56,17 @@ def shown(value: object) -> str:
     text = short.repr(value)
     half = SHOWN_CHARACTERS // 2
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]}...{text[-half:]}"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names of the user's as a message lists them: the first `SHOWN_NAMES`."""
+    first = list(islice(names, SHOWN_NAMES + 1))
+    return ", ".join([*map(shown, first[:SHOWN_NAMES]), *(["…"] if len(first) > SHOWN_NAMES else [])])
+
+
+def encodable(text: str) -> str:
+    """Without lone surrogates, which JSON can spell and nothing can encode."""
+    return text.encode(errors="replace").decode()
 
 
 class NeuroPruneError(Exception):

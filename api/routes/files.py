@@ -111,7 +111,7 @@ def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecor
     services.store.expect_file(key)
     try:
         stored = services.storage.put(key, file.file)
-        _check(services.storage, key, purpose, services.settings)
+        columns = _check(services.storage, key, purpose, services.settings)
     except BaseException:
         _discard(key, services)
         raise
@@ -123,6 +123,7 @@ def _accept(file: UploadFile, purpose: Purpose, services: Services) -> FileRecor
         sha256=stored.sha256,
         key=key,
         created_at=datetime.now(UTC),
+        columns=columns,
     )
     services.store.add_file(record)
     return record
@@ -145,12 +146,14 @@ def _plain_name(name: str) -> str:
     return plain.encode()[-MAX_NAME_BYTES:].decode(errors="ignore")
 
 
-def _check(storage: Storage, key: str, purpose: Purpose, settings: Settings) -> None:
-    """Check the bytes as they are stored, which is what jobs will read."""
-    check = check_model_archive if purpose == "model" else check_dataset
+def _check(storage: Storage, key: str, purpose: Purpose, settings: Settings) -> list[str] | None:
+    """Check the bytes as they are stored, which is what jobs will read; tells the columns of rows."""
     try:
         with _on_disk(storage, key, settings.work_dir) as path:
-            check(path, settings.max_unpacked_bytes)
+            if purpose == "dataset":
+                return check_dataset(path, settings.max_unpacked_bytes)
+            check_model_archive(path, settings.max_unpacked_bytes)
+            return None
     except OSError as error:
         if is_out_of_space(error):
             raise StorageFullError("There is no room to check the file.") from error

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import InvalidDataError, shown
+from core.errors import InvalidDataError, shown, shown_names
 
 Feature = dict[str, Any]
 Batch = dict[str, Tensor]
-
-COLUMNS_SHOWN = 10
-"""Names of columns that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +50,9 @@ class Row(dict[str, Any]):
         found = f"holds {shown(self[column])}" if column in self else "is missing"
         if is_empty(self.get(column)):
             found = "is empty"
-        columns = ", ".join(map(shown, islice(self, COLUMNS_SHOWN)))
-        return self.error(f"column {shown(column)} {found}; it must hold {wanted}. The row has {columns or 'none'}.")
+        return self.error(
+            f"column {shown(column)} {found}; it must hold {wanted}. The row has {shown_names(self) or 'none'}."
+        )
 
 
 def is_empty(value: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 from core.engine.data import Row, Source
 from core.engine.parquet import parse_parquet
-from core.errors import InvalidInputError, shown
+from core.errors import InvalidInputError, encodable, shown
 from core.uploads import suffix_of
 from core.uploads.datasets import described, repeated
 
@@ -59,14 +59,14 @@ def _parse_jsonl(stream: BinaryIO, source: Source) -> Iterator[Row]:
             raise source.error("a number has too many digits, or the nesting is too deep.", number) from error
         if not isinstance(values, dict):
             raise source.error("a row must be a JSON object.", number)
-        yield Row({_encodable(column): _encodable(value) for column, value in values.items()}, source, number)
+        yield Row({encodable(column): _encodable(value) for column, value in values.items()}, source, number)
 
 
 def _encodable(value: Any) -> Any:
-    """Text, in lists as well, without lone surrogates, which JSON can spell and nothing can encode; else as it is."""
+    """Text, in lists as well, as `encodable` has it; all else as it is."""
     if isinstance(value, list):
         return [_encodable(part) for part in value]
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+    return encodable(value) if isinstance(value, str) else value
 
 
 def _parse_csv(stream: BinaryIO, source: Source) -> Iterator[Row]:

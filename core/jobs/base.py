@@ -5,6 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+MAX_COLUMN_NAME = 200
+"""Characters that the name of a column may have."""
+
 
 class MisfitError(ValueError):
     """Fields that do not fit each other. Pydantic reports a ValueError of ours among its own, and nothing else.

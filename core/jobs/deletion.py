@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from core.db import deletions, files, job_files, jobs, utcnow
 from core.errors import ConflictError
 from core.jobs.keys import artifacts_of, checkpoints_of
-from core.jobs.records import Job
+from core.jobs.records import FileRecord, Job
 from core.jobs.state import TERMINAL
 
 DELETED_AT_ONCE = 10
@@ -94,11 +94,11 @@ def is_due() -> sa.ColumnElement[bool]:
     return deletions.c.not_before.is_(None) | (deletions.c.not_before <= utcnow())
 
 
-def lock_files(connection: Connection, file_ids: Collection[str]) -> dict[str, str]:
-    """The purposes of those uploads that exist; until the transaction ends, none of them can be deleted."""
-    statement = sa.select(files.c.id, files.c.purpose).where(files.c.id.in_(file_ids))
+def lock_files(connection: Connection, file_ids: Collection[str]) -> dict[str, FileRecord]:
+    """Those uploads that exist, by id; until the transaction ends, none of them can be deleted."""
+    statement = sa.select(files).where(files.c.id.in_(file_ids))
     locked = statement.with_for_update(read=True, key_share=True)
-    return {row.id: row.purpose for row in connection.execute(locked)}
+    return {row["id"]: FileRecord(**row) for row in connection.execute(locked).mappings()}
 
 
 def _delete_jobs(connection: Connection, job_ids: Sequence[str]) -> None:

@@ -137,6 +137,8 @@ class FileRecord:
     sha256: str
     key: str
     created_at: datetime
+    columns: list[str] | None = None
+    """Of its rows, as far as they were looked at; None where that is not known, as of models."""
 
     @property
     def cursor(self) -> str:

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from core.errors import shown
-from core.jobs.base import MisfitError, Spec, an_object
+from core.jobs.base import MAX_COLUMN_NAME, MisfitError, Spec, an_object
 from core.jobs.methods import Method, NeuroPrune, check_masked, check_uniform, takes_target, trains
 from core.jobs.sources import Data, LabelledData, Model, UploadedData, UploadedModel
 from core.jobs.targets import MetricDropTarget, Target, check_drop, check_target
 
-Column = Annotated[str, Field(min_length=1, max_length=200)]
+Column = Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME)]
 """Name of a column of the data."""
 
 
@@ -387,6 +387,10 @@ class JobSpec(Spec):
                 f"executorch is for models that read one text, not for {self.task.name}", "/export/formats"
             )
         return self
+
+    def columns(self) -> dict[str, str]:
+        """The columns that every row must have: JSON pointer of the field → column."""
+        return {f"/task/{field}": name for field, name in self.task if field.endswith("_column") and name is not None}
 
     def file_ids(self) -> dict[str, str]:
         """The uploads this job reads: JSON pointer of the field → file id."""

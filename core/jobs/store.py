@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from core.db import artifacts, files, is_migrated, job_attempts, job_events, job_files, jobs, utcnow, workers
-from core.errors import ConflictError, InvalidInputError, NotFoundError, StorageError
+from core.errors import ConflictError, InvalidInputError, NotFoundError, StorageError, shown, shown_names
 from core.jobs import deletion, statistics
 from core.jobs.defaults import resolve
 from core.jobs.ids import new_job_id
@@ -38,7 +38,8 @@ class JobStore(LeaseStore):
         """Queue a job; or, where the key was seen before, the job it made then, and True.
 
         Raises:
-            InvalidInputError: a file that the spec names does not exist, or the key was used for another request.
+            InvalidInputError: a file that the spec names does not exist or lacks a column, or the key was used for
+                another request.
         """
         try:
             return self._create(spec, name, labels, idempotency_key)
@@ -357,17 +358,31 @@ def _earlier(connection: Connection, idempotency_key: str) -> Any:
 
 def _require_files(connection: Connection, spec: JobSpec) -> None:
     named = spec.file_ids()
-    purposes = deletion.lock_files(connection, set(named.values()))
+    uploads = deletion.lock_files(connection, set(named.values()))
     for pointer, file_id in named.items():
-        purpose = purposes.get(file_id)
-        if purpose is None:
+        upload = uploads.get(file_id)
+        if upload is None:
             raise InvalidInputError(
                 f"There is no file {file_id!r}; upload it with POST /v1/files and use the id it answers.", param=pointer
             )
         wanted = "model" if pointer.startswith("/model/") else "dataset"
-        if purpose != wanted:
+        if upload.purpose != wanted:
             raise InvalidInputError(
-                f"{file_id} was uploaded with purpose={purpose}; this field takes a file of purpose={wanted}.",
+                f"{file_id} was uploaded with purpose={upload.purpose}; this field takes a file of purpose={wanted}.",
+                param=pointer,
+            )
+        if wanted == "dataset":
+            _require_columns(upload, spec)
+
+
+def _require_columns(upload: FileRecord, spec: JobSpec) -> None:
+    """Refuse columns that none of the rows has that were looked at when they were uploaded."""
+    if upload.columns is None:
+        return
+    for pointer, name in spec.columns().items():
+        if name not in upload.columns:
+            raise InvalidInputError(
+                f"{upload.filename} has no column {shown(name)}; it has {shown_names(upload.columns) or 'none'}.",
                 param=pointer,
             )
 

@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
-from core.errors import InvalidDataError, shown
+from core.errors import InvalidDataError, encodable, shown
+from core.jobs.base import MAX_COLUMN_NAME
 from core.uploads import CHUNK_BYTES, suffix_of
 
 # Parsed, a row takes up to 32 times as much memory, where it has one letter a value. An image of 6 MB fits, in base64.
@@ -22,16 +23,20 @@ MAX_ROW_BYTES = 8 * 2**20
 csv.field_size_limit(MAX_ROW_BYTES)
 ROWS_CHECKED = 100
 BYTES_CHECKED = MAX_ROW_BYTES  # of rows that are large, or of many lines, fewer are: a line takes some 3 µs
+MAX_COLUMNS = 200  # that an upload's record lists
 _Row = TypeVar("_Row")
 PARQUET_MAGIC = b"PAR1"
 PARQUET_TAIL_BYTES = 4 + len(PARQUET_MAGIC)  # the footer's length, then the magic
 
 
-def check_dataset(path: Path, limit: int) -> None:
+def check_dataset(path: Path, limit: int) -> list[str] | None:
     """The file opens, begins as its suffix promises, and is whole and below `limit` bytes once unpacked.
 
     Of text the first rows are parsed, up to `ROWS_CHECKED` and `BYTES_CHECKED`; of Parquet only its frame is looked at,
     since its rows need a decoder that no upload should reach in the API's process.
+
+    Returns:
+        The columns of the rows that were parsed, in their order; None of Parquet, and where there are too many to keep.
 
     Raises:
         InvalidDataError: it does not; the message names the line.
@@ -40,11 +45,15 @@ def check_dataset(path: Path, limit: int) -> None:
     check = _CHECKS[suffix.removesuffix(".gz")]
     try:
         with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as source:
-            check(cast(BinaryIO, source), limit)
+            columns = check(cast(BinaryIO, source), limit)
             while source.read(CHUNK_BYTES):  # to the end, where gzip compares its checksum
                 _check_size(source.tell(), limit)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InvalidDataError(f"The file is not a whole gzip file: {error}.") from error
+    if columns is None or len(columns) > MAX_COLUMNS:
+        return None
+    # A longer name is none that a job can ask for.
+    return [name for name in columns if len(name) <= MAX_COLUMN_NAME]
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -90,8 +99,9 @@ class _Lines(Iterator[str]):
                 return
 
 
-def _check_jsonl(source: BinaryIO, limit: int) -> None:
+def _check_jsonl(source: BinaryIO, limit: int) -> list[str]:
     rows = 0
+    columns: dict[str, None] = {}
     lines = _Lines(source, limit)
     for line in lines.checked(lines):
         if not line.strip():
@@ -109,11 +119,13 @@ def _check_jsonl(source: BinaryIO, limit: int) -> None:
         if not isinstance(row, dict):
             raise InvalidDataError(f"Line {lines.row_number} is not a JSON object; JSONL has one object a line.")
         rows += 1
+        columns |= dict.fromkeys(map(encodable, row))
     if not rows:
         raise InvalidDataError("The file holds no rows.")
+    return list(columns)
 
 
-def _check_csv(source: BinaryIO, limit: int) -> None:
+def _check_csv(source: BinaryIO, limit: int) -> list[str]:
     lines = _Lines(source, limit)
     checked = lines.checked(csv.reader(lines, strict=True))
     rows = 0
@@ -133,6 +145,7 @@ def _check_csv(source: BinaryIO, limit: int) -> None:
         raise InvalidDataError(f"Line {lines.row_number} is not CSV: {described(error)}.") from error
     if not rows:
         raise InvalidDataError("The file holds no rows below its header.")
+    return header
 
 
 def repeated(names: list[str]) -> str | None:
@@ -160,7 +173,7 @@ def _check_parquet(source: BinaryIO, limit: int) -> None:
         raise InvalidDataError("The file is not Parquet: its footer would be longer than the file.")
 
 
-_CHECKS: dict[str, Callable[[BinaryIO, int], None]] = {
+_CHECKS: dict[str, Callable[[BinaryIO, int], list[str] | None]] = {
     ".jsonl": _check_jsonl,
     ".csv": _check_csv,
     ".parquet": _check_parquet,

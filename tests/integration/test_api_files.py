@@ -48,15 +48,21 @@ def assert_no_copy_kept(service):
 
 @on_every_store
 @pytest.mark.parametrize(
-    ("name", "content"), [("train.jsonl.gz", gzip.compress(ROWS, mtime=0)), ("t.csv", b"text\none\n")]
+    ("name", "content", "columns"),
+    [
+        ("train.jsonl.gz", gzip.compress(ROWS, mtime=0), ["text", "label"]),
+        ("t.csv", b"label,text\n1,one\n", ["label", "text"]),
+        ("t.parquet", b"PAR1pagesfooter\x06\0\0\0PAR1", None),
+    ],
 )
-def test_dataset_is_stored_and_usable(service, name, content):
+def test_dataset_is_stored_and_usable(service, name, content, columns):
     answer = upload(service, name, content)
     assert answer.status_code == 201, answer.text
     file = answer.json()
     assert answer.headers["location"] == f"/v1/files/{file['id']}"
     assert (file["object"], file["filename"], file["purpose"], file["bytes"]) == ("file", name, "dataset", len(content))
     assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert file["columns"] == columns
     assert service.http.get(answer.headers["location"]).json() == file
     with service.storage.open(service.store.get_file(file["id"]).key) as stored:
         assert stored.read() == content
@@ -64,6 +70,17 @@ def test_dataset_is_stored_and_usable(service, name, content):
     assert notes(service) == []
     job = service.http.post("/v1/jobs", json=upload_spec(file["id"]).model_dump(mode="json"))
     assert job.status_code == 202
+
+
+def test_a_job_that_names_a_column_which_is_not_there_is_refused_at_once(service):
+    file = upload(service, "reviews.csv", b"review,label\nfine,1\n").json()
+    answer = service.http.post("/v1/jobs", json=upload_spec(file["id"]).model_dump(mode="json"))
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error == {
+        "pointer": "/task/text_column",
+        "detail": "reviews.csv has no column 'text'; it has 'review', 'label'.",
+    }
 
 
 @on_every_store
@@ -292,7 +309,7 @@ def test_the_last_cursor_that_there_can_be_names_an_end(service):
 
 
 def test_a_file_is_deleted_unless_a_job_will_read_it(service):
-    file = upload(service, "t.csv", b"text\none\n").json()
+    file = upload(service, "t.csv", b"text,label\none,1\n").json()
     path = f"/v1/files/{file['id']}"
     job = service.http.post("/v1/jobs", json=upload_spec(file["id"]).model_dump(mode="json")).json()
     assert job["id"] in assert_problem(service.http.delete(path), 409, "conflict")["detail"]

@@ -166,14 +166,14 @@ def test_what_the_engine_refuses_is_the_users_to_mend(stack, upload_model, uploa
             "task": {
                 "name": "causal-lm",
                 "data": uploaded(stack, upload_rows),
-                "text_column": "prose",
+                "text_column": "label",
             },
             "target": {"sparsity": 0.3},
         }
     )
     job = stack.finished(job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", "invalid_input")
-    assert "prose" in job["error"]["message"]
+    assert "column 'label' holds" in job["error"]["message"]
     assert stack.client.artifacts(job_id) == []
     with pytest.raises(ApiError, match="has not succeeded"):
         stack.client.download(job_id, stack.stack.state_dir / "nothing")

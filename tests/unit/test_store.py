@@ -50,8 +50,8 @@ def created_hours_ago(store, hours):
         connection.execute(sa.update(db.jobs).values(created_at=db.utcnow(-hours * 3600)))
 
 
-def add_file(store, purpose="dataset"):
-    record = FileRecord("file_" + "a" * 32, "train.jsonl", purpose, 10, "00", "uploads/x", datetime.now(UTC))
+def add_file(store, purpose="dataset", columns=None):
+    record = FileRecord("file_" + "a" * 32, "train.jsonl", purpose, 10, "00", "uploads/x", datetime.now(UTC), columns)
     store.expect_file(record.key)
     store.add_file(record)
     return record
@@ -139,10 +139,29 @@ def test_file_of_the_wrong_purpose_is_refused(store):
         store.create(upload_spec(record.id), name=None, labels={})
 
 
-def test_uploaded_file_is_accepted(store):
-    record = add_file(store)
+@pytest.mark.parametrize("columns", [None, ["id", "label", "text"]])
+def test_uploaded_file_is_accepted(store, columns):
+    record = add_file(store, columns=columns)
     assert store.get_file(record.id) == record
     assert store.create(upload_spec(record.id), name=None, labels={})[0].status is Status.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("columns", "pointer", "message"),
+    [
+        (["label", "sentence"], "/task/text_column", "train.jsonl has no column 'text'; it has 'label', 'sentence'."),
+        (["text"], "/task/label_column", "train.jsonl has no column 'label'; it has 'text'."),
+        ([], "/task/label_column", "train.jsonl has no column 'label'; it has none."),
+        ([f"c{i}" for i in range(99)], "/task/label_column", "'c9', …."),
+    ],
+)
+def test_a_column_that_the_rows_lack_is_named_with_those_there_are(store, columns, pointer, message):
+    record = add_file(store, columns=columns)
+    with pytest.raises(InvalidInputError) as caught:
+        store.create(upload_spec(record.id), name=None, labels={})
+    assert caught.value.param == pointer
+    assert message in caught.value.message
+    assert store.page(10, None, None) == ([], None)
 
 
 @pytest.mark.parametrize(

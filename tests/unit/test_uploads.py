@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import stat
 import tarfile
 import tracemalloc
@@ -12,7 +13,7 @@ import pytest
 from core.errors import InvalidDataError, InvalidInputError, InvalidModelError
 from core.uploads import suffix_of
 from core.uploads.archives import check_model_archive, unpack_model_archive
-from core.uploads.datasets import BYTES_CHECKED, MAX_ROW_BYTES, check_dataset
+from core.uploads.datasets import BYTES_CHECKED, MAX_ROW_BYTES, ROWS_CHECKED, check_dataset
 from tests.archives import model_files, safetensors, write_tar, write_zip
 
 LIMIT = 10**7
@@ -279,6 +280,24 @@ def test_good_data_is_accepted_and_left_as_it_is(tmp_path, suffix, name, content
     uploaded = path.read_bytes()
     check_dataset(path, LIMIT)
     assert path.read_bytes() == uploaded
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.jsonl", b'{"text": "one", "id": 7}\n\n{"label": 1, "text": "two"}', ["text", "id", "label"]),
+        ("a.jsonl", b'{"text": "x"}\n' * ROWS_CHECKED + b'{"later": 1}\n', ["text"]),
+        ("a.jsonl", b'{"\\ud800": 1, "\\u00e9": 2}', ["?", "é"]),
+        ("a.jsonl", b'{"' + b"x" * 201 + b'": 1, "' + b"y" * 200 + b'": 2}', ["y" * 200]),
+        ("a.jsonl", json.dumps(dict.fromkeys(map(str, range(200)))).encode(), [str(i) for i in range(200)]),
+        ("a.jsonl", json.dumps(dict.fromkeys(map(str, range(201)))).encode(), None),
+        ("a.csv", b'\xef\xbb\xbftext,"the label"\r\none,1\r\n', ["text", "the label"]),
+        ("a.parquet", b"PAR1" + b"pages" + b"footer" + b"\x06\0\0\0PAR1", None),
+    ],
+)
+def test_the_columns_of_the_first_rows_are_told(tmp_path, suffix, name, content, columns):
+    assert check_dataset(dataset(tmp_path, name + suffix, content), LIMIT) == columns
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
