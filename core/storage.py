@@ -23,6 +23,8 @@ from core.errors import NeuroPruneError, NotFoundError, StorageError, StorageFul
 from core.resources import is_out_of_space
 
 CHUNK_BYTES = 2**20
+UNFINISHED = ".partial"
+"""Ends the name of what is being written."""
 READ_AHEAD_BYTES = 8 * 2**20
 """Of a remote object at once; each costs a request."""
 ATTEMPTS = 6
@@ -69,7 +71,7 @@ class Storage:
             StorageError: it could not be written; the key is as it was before.
         """
         path = self._path(key)
-        temporary = f"{path}.{secrets.token_hex(8)}.partial"
+        temporary = f"{path}.{secrets.token_hex(8)}{UNFINISHED}"
         with self._as_storage_error(key, missing=StorageError):
             if self._is_local:
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -116,13 +118,16 @@ class Storage:
     def delete_prefix(self, prefix: str) -> None:
         """Delete an object, or all below a prefix; nothing there is fine.
 
+        In a folder, what a killed process left of writing the object goes, too.
+
         Raises:
             StorageError: something stays.
         """
         path = self._path(prefix)
         with self._as_storage_error(prefix):
-            with suppress(FileNotFoundError):
-                self._files.rm(path, recursive=True)
+            for found in [path, *self._unfinished(path)]:
+                with suppress(FileNotFoundError):
+                    self._files.rm(found, recursive=True)
             # S3 refuses single objects of many, and s3fs does not tell; in a folder two may get into each other's way.
             stays = self._files.exists(path)
         if stays:
@@ -144,6 +149,13 @@ class Storage:
         if not all(_KEY_PART.fullmatch(part) for part in parts):
             raise StorageError(f"{key!r} is not a key: letters, digits, '.', '_', '-' in parts separated by '/'.")
         return "/".join([self._root, *parts])
+
+    def _unfinished(self, path: str) -> list[str]:
+        """Files in which an object was to be written that never got its name."""
+        if not self._is_local:
+            return []
+        target = Path(path)
+        return [str(file) for file in target.parent.glob(f"{target.name}.*{UNFINISHED}")]
 
     def _write(self, path: str, source: BinaryIO) -> StoredObject:
         with self._files.open(path, "wb") as target:

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import io
 import itertools
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -117,6 +119,28 @@ def test_an_interrupted_put_leaves_the_old_object(storage, content):
     storage.put("c", io.BytesIO(b""))
     with pytest.raises(NotFoundError):
         storage.open("a/b")
+
+
+DIES = """
+import io, os, sys
+from core.storage import Storage
+
+class Source(io.BytesIO):
+    def read(self, size=-1):
+        os._exit(9)
+
+Storage(sys.argv[1]).put("uploads/a.csv", Source())
+"""
+
+
+def test_what_a_killed_process_left_of_an_object_goes_with_it(tmp_path):
+    folder = str(tmp_path / "[a] store")
+    assert subprocess.run([sys.executable, "-c", DIES, folder], check=False).returncode == 9
+    storage = Storage(folder)
+    assert len(storage.names("uploads")) == 1
+    storage.put("uploads/a.csv.gz", io.BytesIO(b"another"))
+    storage.delete_prefix("uploads/a.csv")
+    assert storage.names("uploads") == ["a.csv.gz"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
