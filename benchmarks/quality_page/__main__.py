@@ -62,28 +62,28 @@ def _introduction() -> str:
         nothing. An example is a row, or for decoders a block of tokens. Metrics are of the validation splits, shares
         and correlations times 100. Jobs train longer than the runs of the two-core tables: see Jobs with default
         options."""
-    chosen = f"""What was chosen by looking at these numbers, which are flattered by it: NeuroPrune's ranking, the decay
-        of its saliencies, alpha, beta and the floors of all methods, by STS-B and SST-2, seed 0. That what stays takes
-        over what goes (compensation) everywhere but in T5, by GPT-2 on Shakespeare, the Llama, Multi30k, CoLA, STS-B
-        and RTE, seed 0; it was kept after a look at SST-2, and where it is the default, runs without it are
-        `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), by the Llama and both GPT-2s; with more heads,
-        STS-B and CoLA were looked at, too, and left as they were. The runs in full were made before, with heads in
-        proportion. A job's default distillation of 0.8 for decoders, by the Llama, half of it removed; in these tables
-        all train with 0.5. That layers of a T5 keep at least half of their even share, and not 0.8 of it, in all
-        methods that have this floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others stayed at 0.8 after a
-        look at CoLA, the Llama and Shakespeare as well."""
-    doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean nothing, least
-        of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B,
-        Multi30k and SST-2 got three seeds after their first was seen; CoLA, STS-B and RTE, quickest to run, got
-        two, two and one more of NeuroPrune, SMART and importance, as many as there was time for, as three did
-        not tell which is ahead at 70 %; at the last, the decoders and SciTLDR, until then of one seed, got two
-        more of these methods, as decided before any of those runs. Multi30k's BLEU, of 300 rows, goes up and
-        down between methods whose nats per token, in brackets, are alike, and on CoLA SMART's lead at 70 % is
-        one in Matthews and accuracy, not in the area under the ROC curve ([of three
-        seeds](decisions/0005-exact-targets-by-saliency.md#alternatives), by hand). The T5 of SciTLDR learns too
-        little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs
-        were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that
-        trained) and seconds were measured while other runs kept the machine busy, and compare only roughly."""
+    chosen = f"""What was chosen by looking at these numbers, which are flattered by it: NeuroPrune's ranking,
+        the decay of its saliencies, alpha, beta and the floors of all methods, by STS-B and SST-2, seed 0. That what
+        stays takes over what goes (compensation) everywhere but in T5, by GPT-2 on Shakespeare, the Llama, Multi30k,
+        CoLA, STS-B and RTE, seed 0; it was kept after a look at SST-2, and where it is the default, runs without it
+        are `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), by the Llama and both GPT-2s; with more
+        heads, STS-B, CoLA, Multi30k and SciTLDR were looked at, too, and left as they were. The runs in full were made
+        before, with heads in proportion. A job's default distillation of 0.8 for decoders, by the Llama, half of it
+        removed; in these tables all train with 0.5. That layers of a T5 keep at least half of their even share, and
+        not 0.8 of it, in all methods that have this floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others
+        stayed at 0.8 after a look at CoLA, the Llama and Shakespeare as well."""
+    doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean
+        nothing, least of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B,
+        Multi30k and SST-2 got three seeds after their first was seen; CoLA, STS-B and RTE, quickest to run, got two,
+        two and one more of NeuroPrune, SMART and importance, as many as there was time for, as three did not tell
+        which is ahead at 70 %; at the last, the decoders and SciTLDR, until then of one seed, got two more of these
+        methods, as decided before any of those runs. Multi30k's runs were made anew with all 1,014 rows, as was decided after
+        those of the first seed: of 300 rows, BLEU went up and down between methods whose nats per token, in brackets,
+        are alike. On CoLA SMART's lead at 70 % is one in Matthews and accuracy, not in the area under the ROC curve
+        ([of three seeds](decisions/0005-exact-targets-by-saliency.md#alternatives), by hand). The T5 of SciTLDR learns
+        too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the first runs were
+        seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that trained) and
+        seconds were measured while other runs kept the machine busy, and compare only roughly."""
     paragraphs = (fill(" ".join(text.split()), 120, break_on_hyphens=False) for text in (what, chosen, doubts))
     return "\n\n".join(paragraphs)
 

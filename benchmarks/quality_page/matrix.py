@@ -59,7 +59,8 @@ def about_matrix(matrix: Matrix) -> str:
     devices = " and ".join(sorted({result["device"] for result in matrix.results}))
     return fill(
         f"Trained on: {devices}. {done} of {total} runs are done; what is not in the tables is still to be run. The "
-        "figure shows the first seed.",
+        "figure shows means over a method's seeds, bars their standard deviation; "
+        "methods of one sparsity stand a little beside each other.",
         120,
     )
 
