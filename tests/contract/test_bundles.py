@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from client.bundle import verify_manifest
 from client.load import load
@@ -24,7 +24,7 @@ from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
 from core.errors import StorageFullError, VerificationError
 from core.jobs.spec import Training
-from tests import tiny
+from tests import tiny, tiny_tasks
 from tests.contract.test_families import CASES, THOROUGH, Case, inputs, masked, outputs, ragged_plan, write_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -128,33 +128,82 @@ def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(tmp_path):
             assert torch.equal(outputs(case, load(tmp_path / f"{times}-{number}")), expected[case]), (times, case)
 
 
-ANSWER = """
-batch = tokenizer(["the cat sat"], return_tensors="pt")
-batch.pop("token_type_ids", None)
-answer = model(**batch)[0].detach().flatten()
-"""
+ANSWERS = {
+    "sentence-embedding": "embeddings.tolist()",
+    "sequence-classification": "label",
+    "image-classification": "label",
+    "regression": "number",
+    "causal-lm": "text",
+    "masked-lm": "word",
+    "seq2seq": "text",
+}
+"""What the card's code of a task ends with."""
 
 
 def test_what_the_card_says_works(tmp_path):
     """With every task, each card's code on its own, all in one process."""
-    programs, expected = [], []
-    for number, case in enumerate(THOROUGH):
+    cases = [*THOROUGH, Case("t5", "seq2seq"), Case("vit", "image-classification")]
+    programs = []
+    for number, case in enumerate(cases):
         here = tmp_path / str(number)
         folder = made(case, here / "path" / "to" / "this" / "folder")
+        if case.task == "image-classification":
+            (here / "photo.jpg").write_bytes(tiny_tasks.image(0, "JPEG"))
+        elif case.family == "llama":
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer.model_input_names = ["input_ids", "attention_mask"]
+            tokenizer.save_pretrained(folder)
+            write_manifest(folder)
         code = re.search(r"```python\n(.*?)```", model_card(report(case)), re.DOTALL)[1]
-        programs.append((str(here), code + ANSWER))
-        own: dict[str, Any] = {"model": load(folder), "tokenizer": tiny.tokenizer()}
-        exec(ANSWER, own)
-        expected.append(own["answer"])
+        programs.append((str(here), code, ANSWERS[case.task]))
     answers = in_new_process(
         "import json, os\nanswers = []\n"
-        f"for folder, code in {programs!r}:\n"
-        "    os.chdir(folder)\n    own = {}\n    exec(code, own)\n    answers.append(own['answer'].tolist())\n"
+        f"for folder, code, answer in {programs!r}:\n"
+        "    os.chdir(folder)\n    own = {}\n    exec(code, own)\n    answers.append(eval(answer, own))\n"
         "print(json.dumps(answers))",
         tmp_path,
     )
-    for case, found, answer in zip(THOROUGH, answers, expected, strict=True):
-        assert float((torch.tensor(found) - answer).abs().max()) <= 1e-5, case
+    assert {case.task for case in cases} == ANSWERS.keys() == TASKS.keys()
+    for number, (case, found) in enumerate(zip(cases, answers, strict=True)):
+        model = load(tmp_path / str(number) / "path/to/this/folder")
+        assert agrees(case, model, found), (case, found)
+
+
+def agrees(case: Case, model: PreTrainedModel, found: Any) -> bool:
+    """Whether an answer is the model's, as far as its kind says."""
+    words = tiny.tokenizer()(["One text.", "Another."], return_tensors="pt", padding=True)
+    batch = {name: words[name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        if case.task == "sentence-embedding":
+            expected = TASKS[case.task].outputs(model, batch)
+            return float((torch.tensor(found) - expected).abs().max()) <= 1e-5
+        if case.task == "regression":
+            return found == pytest.approx(model(batch["input_ids"][:1]).logits.item(), abs=1e-5)
+    if "classification" in case.task:
+        return found in model.config.id2label.values()
+    return isinstance(found, str)
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        (
+            {"name": "regression", "text_pair_column": "b"},
+            "inputs = tokenizer('One text.', \"Another.\", return_tensors",
+        ),
+        ({"name": "regression", "text_pair_column": None}, "inputs = tokenizer('One text.', return_tensors"),
+        (
+            {"name": "seq2seq", "source_prefix": 'in "English": ', "max_target_length": 9, "num_beams": 3},
+            "inputs = tokenizer('in \"English\": One text.', return_tensors",
+        ),
+        (
+            {"name": "seq2seq", "source_prefix": "", "max_target_length": 9, "num_beams": 3},
+            "model.generate(**inputs, max_new_tokens=9, num_beams=3)",
+        ),
+    ],
+)
+def test_a_card_shows_how_the_job_asked_for_answers(task, line):
+    assert line in model_card({**report(CASES[0]), "spec": {"task": task}})
 
 
 def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
@@ -165,7 +214,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
             "name": "mine",
             "dtype": "float32",
             "auto_class": TASKS[case.task].auto_class.__name__,
-            "processor_class": "AutoTokenizer",
+            "processor_class": "AutoImageProcessor" if TASKS[case.task].reads_images else "AutoTokenizer",
         },
         "structure": "ragged",
         "sparsity": {"achieved": 0.5, "removed": 0.5, "zero": 0.0, "zero_in_dense": 0.0},
@@ -176,6 +225,7 @@ def report(case, dense_ms: float = 2.0, pruned_ms: float = 1.0) -> dict:
             "options": {"mode": "faithful", "granularity": "structured"},
         },
         "task": {"name": case.task, "held_out_rows": 8},
+        "spec": {"task": {"name": case.task, "max_target_length": 8, "num_beams": 1}},
         "metrics": {},
         "warnings": [],
         "parameters": {part: {"dense": 2, "pruned": 1} for part in ("encoder", "total")},

@@ -3,6 +3,7 @@
 from typing import Any
 
 from core.engine.report.plot import STRUCTURE_PLOT, TOPOLOGY_PLOT
+from core.engine.report.usage import usage
 from core.wording import LEAST_SHARE, against_target, speed_change
 
 
@@ -95,19 +96,12 @@ def _precision(dtype: str) -> str:
 
 def _use(report: dict[str, Any]) -> list[str]:
     """How to load the model."""
-    auto_class, processor_class = (report["model"][part] for part in ("auto_class", "processor_class"))
-    structure = report["structure"]
-    trust = ", trust_remote_code=True" if structure == "ragged" else ""
     return [
         "```python",
-        f"from transformers import {auto_class}, {processor_class}",
-        "",
-        f'model = {auto_class}.from_pretrained("path/to/this/folder"{trust})',
-        f"{'tokenizer' if processor_class == 'AutoTokenizer' else 'processor'} = "
-        f'{processor_class}.from_pretrained("path/to/this/folder")',
+        *usage(report),
         "```",
         "",
-        _WHAT_IT_TAKES[structure] + ': `from client.load import load; model = load("path/to/this/folder")`.',
+        _WHAT_IT_TAKES[report["structure"]] + ': `from client.load import load; model = load("path/to/this/folder")`.',
     ]
 
 
