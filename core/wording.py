@@ -23,12 +23,13 @@ def some_of(names: Sequence[str]) -> str:
 def against_target(target: Mapping[str, Any]) -> str:
     """What was asked for and what came of it, from a report's `target`; empty where one of the two is not known.
 
-    A frontier asks for several models, each of which is named by what it was to be.
+    A frontier as a whole asks for several models, each of its levels for one sparsity.
     """
     name, asked, achieved = target["name"], target["requested"], target["achieved"]
-    if name in (None, "frontier") or achieved is None:
+    if name is None or achieved is None or isinstance(asked, list):
         return ""
-    return f"Asked for: {name} {_amount(asked)}; achieved: {_amount(achieved)} ({target['unit']})."
+    what = "sparsity" if name == "frontier" else name
+    return f"Asked for: {what} {_amount(asked)}; achieved: {_amount(achieved)} ({target['unit']})."
 
 
 def _amount(value: float) -> str:

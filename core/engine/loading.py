@@ -82,7 +82,7 @@ def load_tokenizer(folder: Path, *, pads: bool = False) -> PreTrainedTokenizerBa
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:
-    """The folder's image processor, in the form that needs no torchvision.
+    """The folder's image processor, in the form that needs no torchvision and without code of its own.
 
     Raises:
         InvalidModelError: there is none, or it cannot be read.
@@ -92,6 +92,7 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
     with blaming_the_model("The model's image processor cannot be read"):
         auto_class: Any = AutoImageProcessor
         processor: BaseImageProcessor = auto_class.from_pretrained(folder, backend="pil", local_files_only=True)
+    vars(processor).pop("auto_map", None)
     return processor
 
 

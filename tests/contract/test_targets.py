@@ -128,6 +128,8 @@ def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_p
         assert parameters[-1] == level["parameters"]["encoder"]["pruned"] == report["parameters"]["encoder"]["pruned"]
         assert report["target"]["requested"] == requested
         assert level["metrics"] == report["metrics"]
+        card = (folder / "README.md").read_text()
+        assert f"Asked for: sparsity {requested}; achieved: {report['target']['achieved']:.4g} (share" in card
         # Of the data, not the blocks that texts are packed into.
         assert (report["task"]["train_rows"], report["task"]["held_out_rows"]) == (54, 6)
         assert f"[{level['folder']}]({level['folder']}/README.md)" in (bundle / "README.md").read_text()
@@ -136,6 +138,7 @@ def test_a_frontier_is_a_bundle_for_each_level_and_what_compares_them(job, tmp_p
         VerificationError, match=r"bundle is the folder of a frontier.*: sparsity-0\.4, sparsity-0\.7\."
     ):
         load(bundle)
+    assert "Asked for" not in (bundle / "README.md").read_text()
     assert (bundle / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == {
         "README.md",

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from core.engine.data import Row, Source
 from core.engine.inputs import Inputs
-from core.engine.loading import load_config, load_model, load_tokenizer
+from core.engine.loading import load_config, load_image_processor, load_model, load_tokenizer
 from core.engine.preparation import prepare
 from core.engine.tasks import TASKS
 from core.jobs import spec
@@ -131,12 +131,18 @@ def test_padding_is_delivered_where_batches_hold_some(name, tmp_path):
 def test_a_model_that_names_code_of_its_own_is_delivered_without(tmp_path):
     """None of it is run, nor is it in the bundle: whoever trusts the bundle's code would look for it in vain."""
     tiny.save(tiny.llama(), tmp_path / "model")
-    for file, own in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+    tiny_tasks.processor("image-classification").save_pretrained(tmp_path / "model")
+    own = {
+        "config.json": "AutoConfig",
+        "tokenizer_config.json": "AutoTokenizer",
+        "preprocessor_config.json": "AutoImageProcessor",
+    }
+    for file, name in own.items():
         path = tmp_path / "model" / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {own: "own_code.Own"}}))
-    for loaded in (load_config(tmp_path / "model"), load_tokenizer(tmp_path / "model")):
-        loaded.save_pretrained(tmp_path / "bundle")
-    for file in ("config.json", "tokenizer_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {name: "own_code.Own"}}))
+    for load in (load_config, load_tokenizer, load_image_processor):
+        load(tmp_path / "model").save_pretrained(tmp_path / "bundle")
+    for file in own:
         assert "auto_map" not in json.loads((tmp_path / "bundle" / file).read_text())
 
 
