@@ -221,7 +221,8 @@ class FileObject(_Answer):
     bytes: int
     sha256: str
     columns: list[str] | None = Field(
-        description="Columns of JSONL and CSV, by the first rows; null where they are not known, as of Parquet."
+        description="Columns of JSONL and CSV, by the first rows; null where they are not known, as of Parquet, "
+        "and where there are more than 200 or one's name has more than 200 characters."
     )
     created_at: datetime
 

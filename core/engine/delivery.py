@@ -200,7 +200,8 @@ def compact_and_compare(
     move(model, "cpu")
     model.train(False)
     round_weights(model, prepared.dtype)
-    with torch.inference_mode():
+    # Not inference mode: what a structure joins is saved, and converted for it, as weights are.
+    with torch.no_grad():
         masked = task.outputs(model, inputs)
         give_structure(structure, pruner.anatomy, pruner.plan())
         difference = float((task.outputs(model, inputs) - masked).abs().max())

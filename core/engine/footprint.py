@@ -17,16 +17,15 @@ from core.errors import OutOfGpuMemoryError, OutOfMemoryError, StorageFullError
 from core.jobs.spec import Training
 from core.resources import available_memory
 
-_FP32_BYTES = 4
 _TRAINING_COPIES = 4
 """Of the weights: themselves, their gradients, and Adam's two moments."""
 _CHECKPOINT_COPIES = 4
 """Of the weights: those of the dense model, themselves, and Adam's two moments."""
 
 
-def weights_bytes(shapes: Shapes) -> int:
-    """One copy of the tensors of a model's files, in fp32."""
-    return _FP32_BYTES * sum(map(prod, shapes.values()))
+def weights_bytes(shapes: Shapes, dtype: torch.dtype = torch.float32) -> int:
+    """One copy of the tensors of a model's files."""
+    return dtype.itemsize * sum(map(prod, shapes.values()))
 
 
 def training_bytes(shapes: Shapes, config: PreTrainedConfig, training: Training) -> int:
@@ -37,11 +36,12 @@ def training_bytes(shapes: Shapes, config: PreTrainedConfig, training: Training)
     return (_TRAINING_COPIES + 1) * weights_bytes(shapes) + activations
 
 
-def disk_bytes(shapes: Shapes, formats: Collection[str], *, trains: bool) -> int:
+def disk_bytes(shapes: Shapes, dtype: torch.dtype, formats: Collection[str], *, trains: bool) -> int:
     """What the work folder will hold beside the inputs."""
-    # The dense model and the pruned one, and both as ONNX to measure them side by side.
-    files = 2 + 2 * ("onnx" in formats) + len({"gguf", "executorch"} & set(formats))
-    return weights_bytes(shapes) * (files + _CHECKPOINT_COPIES * trains)
+    # The dense model and the pruned one; both as ONNX as well, to measure them side by side.
+    saved = 2 * weights_bytes(shapes, dtype)
+    others = 2 * ("onnx" in formats) + len({"gguf", "executorch"} & set(formats))
+    return saved + weights_bytes(shapes) * (others + _CHECKPOINT_COPIES * trains)
 
 
 def activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> int:
@@ -87,13 +87,20 @@ def check_memory(shapes: Shapes, config: PreTrainedConfig, training: Training) -
         )
 
 
-def check_disk(shapes: Shapes, formats: Collection[str], folder: Path, *, trains: bool) -> None:
+def check_disk(shapes: Shapes, dtype: torch.dtype, formats: Collection[str], folder: Path, *, trains: bool) -> None:
     """Refuse a job that the disk below `folder` cannot hold.
+
+    Args:
+        shapes: of the tensors in the model's files.
+        dtype: what models are saved in.
+        formats: what else than safetensors they are exported to.
+        folder: where the job works.
+        trains: whether checkpoints are written.
 
     Raises:
         StorageFullError: there is too little room.
     """
-    needed, free = disk_bytes(shapes, formats, trains=trains), shutil.disk_usage(folder).free
+    needed, free = disk_bytes(shapes, dtype, formats, trains=trains), shutil.disk_usage(folder).free
     if needed > free:
         raise StorageFullError(
             f"The job needs about {_gib(needed)} of disk to work; the worker has {_gib(free)} free. "

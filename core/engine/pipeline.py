@@ -16,6 +16,7 @@ from core.engine.delivery import Delivery, Dense
 from core.engine.evaluate import evaluate
 from core.engine.inputs import Inputs
 from core.engine.ladder import Ladder
+from core.engine.precision import round_weights
 from core.engine.preparation import Prepared, prepare
 from core.engine.report.document import summary_of
 from core.engine.report.structure import count_zeros
@@ -69,6 +70,7 @@ def run(
                     checkpoints=checkpoints,
                     listen=tracker.training_step,
                 )
+                round_weights(prepared.model, prepared.dtype)
             baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
             for doubt in prepared.task.doubts(prepared.train, baseline.summaries):
                 report(Warned(message=doubt))

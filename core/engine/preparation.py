@@ -65,7 +65,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     if "executorch" in spec.export.formats:
         check_lowerable(family_of(config.model_type))
     task = _task(spec, inputs, config, report)
-    check_disk(weight_shapes(inputs.model), spec.export.formats, Path(gettempdir()), trains=spec.training.trains)
+    shapes, dtype = weight_shapes(inputs.model), saved_dtype(inputs.model, family_of(config.model_type))
+    check_disk(shapes, dtype, spec.export.formats, Path(gettempdir()), trains=spec.training.trains)
     model, head_is_new = load_model(inputs.model, config, task, rows.everything, report)
     if model.can_generate():
         mend_generation_config(model, task.tokenizer, report)
@@ -77,7 +78,6 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
         check_vocabulary(task.tokenizer, train_features)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
-    dtype = saved_dtype(inputs.model)
     return Prepared(task, model, dtype, head_is_new, train_features, validation_features, held_out_features)
 
 

@@ -372,17 +372,18 @@ def _require_files(connection: Connection, spec: JobSpec) -> None:
                 param=pointer,
             )
         if wanted == "dataset":
-            _require_columns(upload, spec)
+            _require_columns(upload, pointer, spec)
 
 
-def _require_columns(upload: FileRecord, spec: JobSpec) -> None:
+def _require_columns(upload: FileRecord, place: str, spec: JobSpec) -> None:
     """Refuse columns that none of the rows has that were looked at when they were uploaded."""
     if upload.columns is None:
         return
     for pointer, name in spec.columns().items():
         if name not in upload.columns:
             raise InvalidInputError(
-                f"{upload.filename} has no column {shown(name)}; it has {shown_names(upload.columns) or 'none'}.",
+                f"{upload.filename}, the file of {place}, has no column {shown(name)}; it has "
+                f"{shown_names(upload.columns) or 'none'}.",
                 param=pointer,
             )
 

@@ -36,7 +36,8 @@ def check_dataset(path: Path, limit: int) -> list[str] | None:
     since its rows need a decoder that no upload should reach in the API's process.
 
     Returns:
-        The columns of the rows that were parsed, in their order; None of Parquet, and where there are too many to keep.
+        The columns of the rows that were parsed, in their order; None of Parquet, and where there are more
+        of them, or longer names, than a record keeps.
 
     Raises:
         InvalidDataError: it does not; the message names the line.
@@ -50,10 +51,9 @@ def check_dataset(path: Path, limit: int) -> list[str] | None:
                 _check_size(source.tell(), limit)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InvalidDataError(f"The file is not a whole gzip file: {error}.") from error
-    if columns is None or len(columns) > MAX_COLUMNS:
+    if columns is None or len(columns) > MAX_COLUMNS or any(len(name) > MAX_COLUMN_NAME for name in columns):
         return None
-    # A longer name is none that a job can ask for.
-    return [name for name in columns if len(name) <= MAX_COLUMN_NAME]
+    return columns
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -119,7 +119,8 @@ def _check_jsonl(source: BinaryIO, limit: int) -> list[str]:
         if not isinstance(row, dict):
             raise InvalidDataError(f"Line {lines.row_number} is not a JSON object; JSONL has one object a line.")
         rows += 1
-        columns |= dict.fromkeys(map(encodable, row))
+        if len(columns) <= MAX_COLUMNS:
+            columns |= dict.fromkeys(map(encodable, islice(row, MAX_COLUMNS + 1)))
     if not rows:
         raise InvalidDataError("The file holds no rows.")
     return list(columns)

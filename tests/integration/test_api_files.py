@@ -79,7 +79,7 @@ def test_a_job_that_names_a_column_which_is_not_there_is_refused_at_once(service
     (error,) = answer.json()["errors"]
     assert error == {
         "pointer": "/task/text_column",
-        "detail": "reviews.csv has no column 'text'; it has 'review', 'label'.",
+        "detail": "reviews.csv, the file of /task/data/train, has no column 'text'; it has 'review', 'label'.",
     }
 
 

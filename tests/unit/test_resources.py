@@ -33,9 +33,9 @@ def test_one_shot_methods_take_no_gradients():
 
 
 def test_disk_is_taken_by_bundles_formats_and_checkpoints():
-    assert disk_bytes(SHAPES, ["safetensors"], trains=False) == 2 * WEIGHTS
-    assert disk_bytes(SHAPES, ["safetensors"], trains=True) == 6 * WEIGHTS
-    assert disk_bytes(SHAPES, ["safetensors", "onnx", "gguf"], trains=False) == 5 * WEIGHTS
+    assert disk_bytes(SHAPES, torch.float32, ["safetensors"], trains=False) == 2 * WEIGHTS
+    assert disk_bytes(SHAPES, torch.float32, ["safetensors"], trains=True) == 6 * WEIGHTS
+    assert disk_bytes(SHAPES, torch.float32, ["safetensors", "onnx", "gguf"], trains=False) == 5 * WEIGHTS
 
 
 def test_activations_grow_as_the_formula_says():
@@ -84,9 +84,15 @@ def test_a_gpu_holds_what_is_trained(machine):
 
 
 def test_disk_has_to_suffice(machine, tmp_path):
-    check_disk(SHAPES, ["safetensors"], tmp_path, trains=True)
+    check_disk(SHAPES, torch.float32, ["safetensors"], tmp_path, trains=True)
     with pytest.raises(StorageFullError, match="Fewer formats"):
-        check_disk(SHAPES, ["safetensors", "gguf"], tmp_path, trains=True)
+        check_disk(SHAPES, torch.float32, ["safetensors", "gguf"], tmp_path, trains=True)
+
+
+def test_of_models_in_16_bits_less_is_written():
+    """The models themselves; checkpoints and other formats are in fp32."""
+    whole, half = (disk_bytes(SHAPES, dtype, ["onnx"], trains=True) for dtype in (torch.float32, torch.bfloat16))
+    assert (whole, half) == (8 * WEIGHTS, 7 * WEIGHTS)
 
 
 @pytest.fixture

@@ -32,6 +32,27 @@ def test_specs_survive_json():
     assert JobSpec.model_validate_json(demo_spec().model_dump_json()) == demo_spec()
 
 
+@pytest.mark.parametrize(
+    ("task", "columns"),
+    [
+        ({"name": "sentence-embedding"}, {"text_column": "text"}),
+        ({"name": "causal-lm", "text_column": "prose"}, {"text_column": "prose"}),
+        ({"name": "masked-lm"}, {"text_column": "text"}),
+        ({"name": "regression"}, {"text_column": "text", "label_column": "label"}),
+        (
+            {"name": "sequence-classification", "text_pair_column": "b", "label_column": "c"},
+            {"text_column": "text", "text_pair_column": "b", "label_column": "c"},
+        ),
+        ({"name": "seq2seq", "kind": "translation"}, {"source_column": "source", "target_column": "target"}),
+        ({"name": "image-classification"}, {"image_column": "image", "label_column": "label"}),
+    ],
+)
+def test_columns_are_told_by_their_field(task, columns):
+    data = {"source": "path", "train": "/data/train.csv"}
+    spec = demo_spec(task={**task, "data": data})
+    assert spec.columns() == {f"/task/{field}": column for field, column in columns.items()}
+
+
 def test_resolving_fills_only_what_was_left_open():
     resolved = resolve(demo_spec()).training
     assert resolved.num_train_epochs == TRAINING_DEFAULTS["sentence-embedding"].num_train_epochs

@@ -50,8 +50,9 @@ def created_hours_ago(store, hours):
         connection.execute(sa.update(db.jobs).values(created_at=db.utcnow(-hours * 3600)))
 
 
-def add_file(store, purpose="dataset", columns=None):
-    record = FileRecord("file_" + "a" * 32, "train.jsonl", purpose, 10, "00", "uploads/x", datetime.now(UTC), columns)
+def add_file(store, purpose="dataset", columns=None, number=0):
+    file_id, key = f"file_{'a' * 31}{number}", f"uploads/{number}"
+    record = FileRecord(file_id, "train.jsonl", purpose, 10, "00", key, datetime.now(UTC), columns)
     store.expect_file(record.key)
     store.add_file(record)
     return record
@@ -149,9 +150,13 @@ def test_uploaded_file_is_accepted(store, columns):
 @pytest.mark.parametrize(
     ("columns", "pointer", "message"),
     [
-        (["label", "sentence"], "/task/text_column", "train.jsonl has no column 'text'; it has 'label', 'sentence'."),
-        (["text"], "/task/label_column", "train.jsonl has no column 'label'; it has 'text'."),
-        ([], "/task/label_column", "train.jsonl has no column 'label'; it has none."),
+        (
+            ["label", "sentence"],
+            "/task/text_column",
+            "train.jsonl, the file of /task/data/train, has no column 'text'; it has 'label', 'sentence'.",
+        ),
+        (["text"], "/task/label_column", "has no column 'label'; it has 'text'."),
+        ([], "/task/label_column", "has no column 'label'; it has none."),
         ([f"c{i}" for i in range(99)], "/task/label_column", "'c9', …."),
     ],
 )
@@ -162,6 +167,13 @@ def test_a_column_that_the_rows_lack_is_named_with_those_there_are(store, column
     assert caught.value.param == pointer
     assert message in caught.value.message
     assert store.page(10, None, None) == ([], None)
+
+
+def test_each_file_must_have_the_columns(store):
+    train, test = add_file(store, columns=["text", "label"]), add_file(store, columns=["text"], number=1)
+    data = {"source": "upload", "train": train.id, "test": test.id}
+    with pytest.raises(InvalidInputError, match="the file of /task/data/test, has no column 'label'"):
+        store.create(demo_spec(task={"name": "regression", "data": data}), name=None, labels={})
 
 
 @pytest.mark.parametrize(

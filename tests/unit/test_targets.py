@@ -1,6 +1,7 @@
 """How much has to go for a target in parameters or bytes, and what another level adds to one."""
 
 import copy
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,10 @@ from core.engine.export.bundle import write_model
 from core.engine.ladder import AT_ONCE, Ladder, Level
 from core.engine.methods import Schedule, build_pruner
 from core.engine.methods.budget import Budget
+from core.engine.precision import weights_in
 from core.engine.structures import give_structure
 from core.engine.targets import speedup
-from core.engine.targets.amounts import level_of_bytes, level_of_parameters, removable_parameters
+from core.engine.targets.amounts import level_of_bytes, level_of_parameters, removable_parameters, removable_share
 from core.engine.targets.metric_drop import WithinDrop, is_within, standard_error
 from core.engine.targets.speedup import AtSpeed
 from core.engine.tasks import TASKS, Metric
@@ -104,24 +106,39 @@ def test_one_width_has_at_most_the_parameters():
 
 
 @every_model
-@pytest.mark.parametrize("share", [0.35, 0.62, 0.9])
-def test_bytes_are_met_within_a_neuron_and_never_exceeded(name, share, tmp_path):
+@pytest.mark.parametrize(
+    ("share", "dtype"), [(0.35, torch.float32), (0.62, torch.float32), (0.9, torch.float32), (0.62, torch.bfloat16)]
+)
+def test_bytes_are_met_within_a_neuron_and_never_exceeded(name, share, dtype, tmp_path):
     of = ladder(name)
-    of.prepared.model.save_pretrained(tmp_path / "dense")
+    of.prepared.dtype = dtype
+    with weights_in(of.prepared.model, dtype):
+        of.prepared.model.save_pretrained(tmp_path / "dense")
     dense = (tmp_path / "dense/model.safetensors").stat().st_size
-    size = dense - int(share * 4 * removable_parameters(of))
+    size = dense - int(share * dtype.itemsize * removable_parameters(of))
     level = level_of_bytes(of, size)
-    write_model(delivered(of, level), of.prepared.tokenizer, of.prepared.task, tmp_path / "pruned", torch.float32)
+    write_model(delivered(of, level), of.prepared.tokenizer, of.prepared.task, tmp_path / "pruned", dtype)
     saved = (tmp_path / "pruned/model.safetensors").stat().st_size
     anatomy = bind(of.prepared.model)
     slack = 16 * len(list(of.prepared.model.parameters()))
-    assert 0 <= size - saved <= 4 * max(anatomy.mlps[0].units.cost, 0.001 * anatomy.encoder_parameters) + slack
+    assert (
+        0
+        <= size - saved
+        <= dtype.itemsize * max(anatomy.mlps[0].units.cost, 0.001 * anatomy.encoder_parameters) + slack
+    )
 
 
-def test_fewer_bytes_than_must_stay_are_refused_with_what_is_possible():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_fewer_bytes_than_must_stay_are_refused_with_what_is_possible(dtype):
+    of = ladder("bert")
+    of.prepared.dtype = dtype
     with pytest.raises(UnreachableTargetError, match=r"cannot be saved in 1,000 bytes: .* at least\.") as caught:
-        level_of_bytes(ladder("bert"), 1000)
+        level_of_bytes(of, 1000)
     assert caught.value.param == "/target/size_bytes"
+    least = int(re.search(r"([\d,]+) at least", caught.value.message)[1].replace(",", ""))
+    assert level_of_bytes(of, least).sparsity == pytest.approx(removable_share(of))
+    with pytest.raises(UnreachableTargetError):
+        level_of_bytes(of, least - 1)
 
 
 @given(st.floats(0.05, 0.9), st.floats(0.05, 0.9), st.floats(0, 1), st.booleans())

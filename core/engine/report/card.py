@@ -50,7 +50,7 @@ def model_card(report: dict[str, Any]) -> str:
             *_use(report),
             "",
             "`report.json` lists every head and neuron that was kept, `manifest.json` the sha256 of each file, and "
-            "`probe.safetensors` inputs with the outputs that a correct load must give.",
+            "`probe.safetensors` inputs with the outputs that a correct load, in fp32, must give.",
             "",
         ]
     )
