@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from celery.signals import worker_ready, worker_shutdown
 
 from core.db import create_engine
@@ -51,10 +52,14 @@ class Reaper:
             thread.start()
 
     def stop(self) -> None:
-        """Return when what is under way is over, or takes too long."""
+        """Return when what is under way is over, or takes too long; nobody counts on this worker any more."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(self._settings.reaper_interval_seconds)
+        try:
+            self._store.worker_gone(self._worker)
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("this worker is counted until its silence is noticed: %s", error)
 
     def round(self) -> None:
         """Say that this worker lives; take lost jobs back, send waiting ones again."""

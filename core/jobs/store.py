@@ -302,6 +302,11 @@ class JobStore(LeaseStore):
                 # A name is a process's, and comes once: those of long ago are forgotten.
                 connection.execute(sa.delete(workers).where(workers.c.seen_at < utcnow(-WORKER_FORGOTTEN_SECONDS)))
 
+    def worker_gone(self, name: str) -> None:
+        """A worker's last word."""
+        with self._writer.begin() as connection:
+            connection.execute(sa.delete(workers).where(workers.c.name == name))
+
     def live_workers(self, within_seconds: float) -> list[WorkerRecord]:
         """Workers that showed themselves within this time."""
         statement = sa.select(workers).where(workers.c.seen_at > utcnow(-within_seconds)).order_by(workers.c.name)

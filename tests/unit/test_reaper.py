@@ -280,6 +280,17 @@ def test_the_worker_shows_itself_while_the_store_does_not_answer(reaper, store, 
     finally:
         answer.set()
         reaper.stop()
+    assert store.live_workers(5) == [], "one that has stopped is not counted on"
+
+
+def test_a_worker_stops_without_the_database(reaper, monkeypatch):
+    def gone(_):
+        raise sa.exc.OperationalError("DELETE", {}, Exception("connection refused"))
+
+    monkeypatch.setattr(reaper._store, "worker_gone", gone)
+    reaper.start()
+    reaper.stop()
+    assert not any(thread.is_alive() for thread in reaper._threads)
 
 
 def test_a_job_that_waited_too_long_expires(reaper, store, engine, job_id):

@@ -471,6 +471,14 @@ def test_workers_are_live_while_they_show_themselves(store):
     assert store.live_workers(-1) == []
 
 
+def test_a_worker_that_says_goodbye_is_not_live(store):
+    store.worker_seen("a", ["cpu"])
+    store.worker_seen("b", ["cpu"])
+    store.worker_gone("a")
+    store.worker_gone("never seen")
+    assert [worker.name for worker in store.live_workers(5)] == ["b"]
+
+
 def test_workers_of_long_ago_are_forgotten_when_another_begins(store, engine):
     store.worker_seen("old", ["jobs"])
     with engine.begin() as connection:
