@@ -57,8 +57,7 @@ def about_budgets() -> str:
         "their standard errors. Below each seed's model, single jobs: all levels that the search tried, and the next "
         f"{BEYOND} above its model that it had not, as they come out of jobs that name these sparsities. Within the "
         "budget is what the search goes by, the drop with its error (which counts for half of the budget at most); in "
-        "brackets, by the drop alone, before rounding. Made when pruning stayed in fp32 after dense training in bf16; "
-        "jobs now prune in bf16, too, where the processor has it."
+        "brackets, by the drop alone, before rounding."
     )
 
 
