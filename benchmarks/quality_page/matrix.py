@@ -59,8 +59,9 @@ def about_matrix(matrix: Matrix) -> str:
     devices = " and ".join(sorted({result["device"] for result in matrix.results}))
     return fill(
         f"Trained on: {devices}. {done} of {total} runs are done; what is not in the tables is still to be run. The "
-        "figure shows means over a method's seeds, bars their standard deviation; "
-        "methods of one sparsity stand a little beside each other.",
+        "figure shows a method's mean change against the dense model of each seed, from the mean of the dense ones; "
+        "bars are its standard deviation, none where there is one seed. Methods of one sparsity stand a little beside "
+        "each other.",
         120,
     )
 

@@ -70,7 +70,7 @@ def run(
                     checkpoints=checkpoints,
                     listen=tracker.training_step,
                 )
-                round_weights(prepared.model, prepared.dtype)
+            round_weights(prepared.model, prepared.dtype)
             baseline = evaluate(prepared.task, prepared.model, prepared.held_out)
             for doubt in prepared.task.doubts(prepared.train, baseline.summaries):
                 report(Warned(message=doubt))

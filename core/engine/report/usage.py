@@ -1,8 +1,10 @@
 """How a bundle's model is loaded and used: the lines of Python that its card shows."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+_NO_TYPES = "return_token_type_ids=False"
 _LABEL = ["label = model.config.id2label[model(**inputs).logits.argmax(-1).item()]"]
 
 
@@ -50,8 +52,10 @@ def _answer(task: Mapping[str, Any]) -> list[str]:
         case "image-classification":
             return ['inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")', *_LABEL]
         case "causal-lm":
+            # As the model was trained: its own start, no end, and no token types, which decoders do not know.
+            prompt, as_trained = '(tokenizer.bos_token or "") + "One text."', f"add_special_tokens=False, {_NO_TYPES}"
             return [
-                _tokenized(task),
+                f'inputs = tokenizer({prompt}, {as_trained}, return_tensors="pt")',
                 "text = tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True)",
             ]
         case "masked-lm":
@@ -61,16 +65,16 @@ def _answer(task: Mapping[str, Any]) -> list[str]:
                 'word = tokenizer.decode(guesses[inputs["input_ids"] == tokenizer.mask_token_id])',
             ]
         case _:
-            longest = f"max_new_tokens={task['max_target_length']}, num_beams={task['num_beams']}"
+            options = f"max_new_tokens={task['max_target_length']}, num_beams={task['num_beams']}, do_sample=False"
             return [
-                _tokenized(task),
-                f"written = model.generate(**inputs, {longest})",
+                _tokenized(task, _NO_TYPES),
+                f"written = model.generate(**inputs, {options})",
                 "text = tokenizer.decode(written[0], skip_special_tokens=True)",
             ]
 
 
-def _tokenized(task: Mapping[str, Any]) -> str:
+def _tokenized(task: Mapping[str, Any], *options: str) -> str:
     """The line that makes a model's inputs, of one text or of a pair."""
-    text = repr(f"{task.get('source_prefix', '')}One text.")
-    pair = ', "Another."' if task.get("text_pair_column") else ""
-    return f'inputs = tokenizer({text}{pair}, return_tensors="pt")'
+    texts = [f"{task.get('source_prefix', '')}One text.", *(["Another."] if task.get("text_pair_column") else [])]
+    given = ", ".join([*(json.dumps(text, ensure_ascii=False) for text in texts), *options])
+    return f'inputs = tokenizer({given}, return_tensors="pt")'
