@@ -33,7 +33,21 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 HEADLINE = "The metric that a budget is set in and that is shown first; all of the task's are reported."
 
 
-class SentenceEmbedding(Spec):
+ANSWERS = ("label_column", "target_column")
+"""Fields of columns that a model does not read, but is to tell."""
+
+
+class _Task(Spec):
+    def columns(self) -> dict[str, str]:
+        """The columns that every row must have, by the field that names them."""
+        return {field: name for field, name in self if field.endswith("_column") and name is not None}
+
+    def input_columns(self) -> tuple[str, ...]:
+        """What the model reads of a row."""
+        return tuple(name for field, name in self.columns().items() if field not in ANSWERS)
+
+
+class SentenceEmbedding(_Task):
     """Keep the model's sentence embeddings (mean-pooled, normalised); needs no labels.
 
     Metrics: mean cosine to the dense model's embedding, and Spearman correlation of pairwise similarities.
@@ -44,12 +58,8 @@ class SentenceEmbedding(Spec):
     metric: Literal["cosine_to_dense", "similarity_spearman"] = Field("cosine_to_dense", description=HEADLINE)
     text_column: Column = Field("text", description="Column that holds one sentence or paragraph a row.")
 
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.text_column,)
 
-
-class _Classification(Spec):
+class _Classification(_Task):
     metric: Literal["accuracy", "macro_f1", "matthews"] = Field("accuracy", description=HEADLINE)
     label_column: Column = Field("label", description="Column of the label: an integer or a string.")
     label_names: (
@@ -70,12 +80,8 @@ class SequenceClassification(_Classification):
     text_column: Column = Field("text", description="Column of the (first) text.")
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
 
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.text_column, *([self.text_pair_column] if self.text_pair_column else []))
 
-
-class Regression(Spec):
+class Regression(_Task):
     """Assign one number to a text or a pair of texts. Metrics: Pearson and Spearman correlation."""
 
     name: Literal["regression"]
@@ -85,12 +91,8 @@ class Regression(Spec):
     text_pair_column: Column | None = Field(None, description="Column of the second text, for pairs.")
     label_column: Column = Field("label", description="Column of the number.")
 
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.text_column, *([self.text_pair_column] if self.text_pair_column else []))
 
-
-class CausalLM(Spec):
+class CausalLM(_Task):
     """Predict the next token. Metrics: nats per token, perplexity, nats per character of the text."""
 
     name: Literal["causal-lm"]
@@ -100,12 +102,8 @@ class CausalLM(Spec):
     )
     text_column: Column = Field("text", description="Column that holds one document a row.")
 
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.text_column,)
 
-
-class MaskedLM(Spec):
+class MaskedLM(_Task):
     """Guess hidden tokens, 15 % of each text. Metrics: nats per hidden token, perplexity, accuracy of the guesses."""
 
     name: Literal["masked-lm"]
@@ -113,17 +111,13 @@ class MaskedLM(Spec):
     metric: Literal["nats_per_token", "perplexity", "accuracy"] = Field("nats_per_token", description=HEADLINE)
     text_column: Column = Field("text", description="Column that holds one text a row.")
 
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.text_column,)
-
 
 Seq2SeqMetric = Literal[
     "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "nats_per_token", "perplexity", "nats_per_character"
 ]
 
 
-class Seq2Seq(Spec):
+class Seq2Seq(_Task):
     """Write a text from a text: translate or summarise it, with an encoder-decoder.
 
     Metrics: of what the model writes, BLEU and chrF for translations, ROUGE-1, 2 and L for summaries; of the
@@ -152,10 +146,6 @@ class Seq2Seq(Spec):
     )
     num_beams: int = Field(1, ge=1, le=16, description="Beams in evaluation; 1 takes the likeliest token.")
 
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.source_column,)
-
     @model_validator(mode="after")
     def _metric_fits_kind(self) -> "Seq2Seq":
         other = {"translation": ("rouge_1", "rouge_2", "rouge_l"), "summarisation": ("bleu", "chrf")}[self.kind]
@@ -172,10 +162,6 @@ class ImageClassification(_Classification):
     image_column: Column = Field(
         "image", description="Column of the PNG or JPEG file: base64 text or, in Parquet, bytes or {bytes: …}."
     )
-
-    def input_columns(self) -> tuple[str, ...]:
-        """What the model reads of a row."""
-        return (self.image_column,)
 
 
 Task = Annotated[
@@ -390,7 +376,7 @@ class JobSpec(Spec):
 
     def columns(self) -> dict[str, str]:
         """The columns that every row must have: JSON pointer of the field → column."""
-        return {f"/task/{field}": name for field, name in self.task if field.endswith("_column") and name is not None}
+        return {f"/task/{field}": name for field, name in self.task.columns().items()}
 
     def file_ids(self) -> dict[str, str]:
         """The uploads this job reads: JSON pointer of the field → file id."""

@@ -51,6 +51,8 @@ def test_columns_are_told_by_their_field(task, columns):
     data = {"source": "path", "train": "/data/train.csv"}
     spec = demo_spec(task={**task, "data": data})
     assert spec.columns() == {f"/task/{field}": column for field, column in columns.items()}
+    answers = {"label_column", "target_column"}
+    assert spec.task.input_columns() == tuple(name for field, name in columns.items() if field not in answers)
 
 
 def test_resolving_fills_only_what_was_left_open():
