@@ -134,6 +134,8 @@ def _check_csv(source: BinaryIO, limit: int) -> list[str]:
         header = next(checked, [])
         if not header or not all(name.strip() for name in header):
             raise InvalidDataError("Line 1 must name every column of the CSV.")
+        if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
+            raise InvalidDataError(f"Line 1 names one column, {shown(header[0])}; columns must be separated by commas.")
         if twice := repeated(header):
             raise InvalidDataError(f"Line 1 names the column {shown(twice)} twice.")
         for row in checked:
