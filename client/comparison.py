@@ -23,7 +23,7 @@ def _dense_and_pruned(summary: Json, title: str) -> Table:
         dense, pruned = metric["dense"], metric["pruned"]
         table.add_row(name.replace("_", " "), f"{dense:.4f}", f"{pruned:.4f}", f"{pruned - dense:+.4f}")
     for name, count in summary["parameters"].items():
-        table.add_row(f"{name} parameters", *_pair(count, 1e6, "M"), _share(count))
+        table.add_row(f"{name} parameters", f"{count['dense']:,}", f"{count['pruned']:,}", _share(count))
     _add_zeros(table, summary["sparsity"])
     table.add_row("weights on disk", *_pair(summary["size_bytes"], 1e6, " MB"), _share(summary["size_bytes"]))
     for runtime, sides in summary["latency_ms"].items():
@@ -50,7 +50,7 @@ def _frontier(summary: Json, title: str) -> Table:
         table.add_column(heading, justify="right", overflow="fold")
     for name, side, level in [("dense", "dense", levels[0]), *((each["folder"], "pruned", each) for each in levels)]:
         metric, count = level["metrics"].get(headline), level["parameters"]["encoder"][side]
-        cells = ["" if metric is None else f"{metric[side]:.4f}", f"{count / 1e6:.2f}M"]
+        cells = ["" if metric is None else f"{metric[side]:.4f}", f"{count:,}"]
         for runtime in runtimes:
             median = _medians(level["latency_ms"][runtime])
             change = "" if side == "dense" else f", {speed_change(*median.values())}"

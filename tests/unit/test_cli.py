@@ -482,7 +482,8 @@ def test_the_time_left_is_minutes_and_seconds():
 
 def test_a_summary_sets_dense_beside_pruned():
     shown = printed(SUMMARY)
-    for text in ("title", "0.9500", "-0.0500", "5.00M", "-50.0%", "60.00 MB", "-25.0%", "ONNX Runtime", "2.00x faster"):
+    texts = ("title", "0.9500", "-0.0500", "5,000,000", "-50.0%", "60.00 MB", "-25.0%", "ONNX Runtime", "2.00x faster")
+    for text in texts:
         assert text in shown
 
 
@@ -516,9 +517,9 @@ def test_a_frontier_is_a_row_a_level():
     lines = printed({"headline_metric": "pearson", "frontier": levels}).splitlines()
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     assert rows == [
-        ["dense", "0.9000", "10.00M", "20.00 ms"],
-        ["(sparsity-0.5)", "0.8800", "5.00M", "10.00 ms, 2.00x faster"],
-        ["sparsity-0.75", "0.8900", "2.50M", "5.00 ms, 4.00x faster"],
+        ["dense", "0.9000", "10,000,000", "20.00 ms"],
+        ["(sparsity-0.5)", "0.8800", "5,000,000", "10.00 ms, 2.00x faster"],
+        ["sparsity-0.75", "0.8900", "2,500,000", "5.00 ms, 4.00x faster"],
     ]
 
 
