@@ -19,6 +19,8 @@ from core.resources import available_memory
 
 _TRAINING_COPIES = 4
 """Of the weights: themselves, their gradients, and Adam's two moments."""
+_ATTENTION_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout_rate")
+"""What configs call the rate at which attention probabilities are dropped in training."""
 _CHECKPOINT_COPIES = 4
 """Of the weights: those of the dense model, themselves, and Adam's two moments."""
 
@@ -48,14 +50,17 @@ def activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> int:
     """What a forward pass keeps for the backward one, in fp32.
 
     sbh(34 + 5as/h) bytes a layer in 16 bits (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
-    Transformer Models", equation 2), and twice that in 32; heads and embeddings come on top.
+    Transformer Models", equation 2), and twice that in 32; heads and embeddings come on top. The second term is the
+    attention matrices', which fused attentions do not keep where nothing of them is dropped.
     """
     hidden, heads, layers = (
         getattr(config, name, 0) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
     if not hidden:
         return 0
-    return int(2 * layers * length * batch * hidden * (34 + 5 * heads * length / hidden))
+    drops = any(getattr(config, name, 0) for name in _ATTENTION_DROPOUTS)
+    matrices = 5 * heads * length / hidden if drops else 0
+    return int(2 * layers * length * batch * hidden * (34 + matrices))
 
 
 def check_memory(shapes: Shapes, config: PreTrainedConfig, training: Training) -> None:

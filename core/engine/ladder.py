@@ -117,9 +117,17 @@ class Ladder:
         )
         return pruner
 
-    def stand_in(self, level: Level) -> Pruner:
-        """An untrained copy on the CPU from which as much is gone as at a level; which units is left to chance."""
-        pruner = self._pruner(self.dense_copy(), level, AT_ONCE, None)
+    def stand_in(self, level: Level, previous: Pruner | None = None) -> Pruner:
+        """An untrained copy on the CPU from which as much is gone as at a level; which units is left to chance.
+
+        Args:
+            level: Where to.
+            previous: A stand-in at a lower level, to go on from.
+
+        Raises:
+            UnreachableTargetError, InvalidModelError: as `check`, but after what the lower level took.
+        """
+        pruner = self._pruner(self.dense_copy(), level, AT_ONCE, previous)
         pruner.step(1, 0.0)
         return pruner
 

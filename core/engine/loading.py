@@ -222,7 +222,7 @@ def load_model(
             report(Warned(message=f"The model's head does not fit the data's labels; {_new_head(config)}"))
     head_is_new = bool(changes) or head_is_missing
     if head_is_new:
-        task.start_head(model)
+        task.start_head(model, rows)
     _check_finite(model)
     return model, head_is_new
 

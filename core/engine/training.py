@@ -104,6 +104,7 @@ def train(
         checkpoints.stop_deferred(),
         tempfile.TemporaryDirectory() as scratch,
         _dropout(model, task.dropout),
+        _use_cache_kept(model),
         _narrowing(pruner) as narrow,
     ):
         trainer = _DistillingTrainer(
@@ -154,6 +155,18 @@ def _dropout(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     finally:
         for layer, rate in zip(layers, rates, strict=True):
             layer.p = rate
+
+
+@contextmanager
+def _use_cache_kept(model: PreTrainedModel) -> Iterator[None]:
+    """The Trainer writes its own wish into the config, which is delivered."""
+    said = vars(model.config)
+    wanted = {name: said[name] for name in ("use_cache",) if name in said}
+    try:
+        yield
+    finally:
+        said.pop("use_cache", None)
+        said.update(wanted)
 
 
 def uses_bf16(training: spec.Training) -> bool:

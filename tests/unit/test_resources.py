@@ -47,6 +47,14 @@ def test_activations_grow_as_the_formula_says():
     assert activation_bytes(config, 1, 32) > 2 * once
 
 
+def test_attention_matrices_count_only_where_dropout_keeps_them():
+    config = tiny.llama_config()
+    once, fused = (activation_bytes(config, 1, length) for length in (16, 1024))
+    assert fused == 64 * once
+    config.attention_dropout = 0.1
+    assert activation_bytes(config, 1, 1024) > 10 * fused
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """As much memory and disk is free as a small job takes, but no GPU."""

@@ -224,6 +224,20 @@ def test_the_standard_error_of_a_drop_is_that_of_the_pairs_differences():
     assert standard_error(StoredMetric(), Evaluation({}, dense[:1]), Evaluation({}, pruned[:1]), "accuracy") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "metric", "batches"),
+    [
+        ("masked-lm", "accuracy", [[3.0, 2.0, 1.0], [0.0, 0.0, 0.0]]),
+        ("masked-lm", "nats_per_token", [[3.0, 2.0, 1.0], [0.0, 0.0, 0.0]]),
+        ("seq2seq", "nats_per_character", [[3.0, 2.0, 9.0], [0.0, 0.0, 0.0]]),
+    ],
+)
+def test_a_drop_has_no_standard_error_where_one_batch_holds_all_that_counts(name, metric, batches):
+    task = TASKS[name](SimpleNamespace(metric=metric), None, tiny.tokenizer())
+    evaluation = Evaluation({}, [torch.tensor(batch, dtype=torch.float64) for batch in batches])
+    assert standard_error(task, evaluation, evaluation, metric) is None
+
+
 def test_there_is_no_standard_error_of_what_batches_do_not_sum_up():
     """As of BLEU, which is of written texts; nor of a metric that is not defined without some of the rows."""
     summaries = [torch.ones(2), torch.ones(2)]

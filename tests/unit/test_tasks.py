@@ -231,6 +231,11 @@ def test_classes_are_the_sorted_training_labels():
         (["a", "b", "c"], [2, 0], [2, 0]),
         (["a", "b", "c"], ["2", "0"], [2, 0]),
         (["1", "0"], [0, 1], [1, 0]),
+        (["1", "2", "3"], [0, 1, 2], [0, 1, 2]),
+        (["1", "2", "3"], ["0", "1", "2"], [0, 1, 2]),
+        (["1", "2", "3"], [3, 1], [2, 0]),
+        (["-1", "0", "1"], ["-1", "1", "0"], [0, 2, 1]),
+        (["01", "1"], ["1", "01"], [1, 0]),
     ],
 )
 def test_a_trained_head_keeps_its_own_classes(names, labels, expected):
@@ -240,6 +245,38 @@ def test_a_trained_head_keeps_its_own_classes(names, labels, expected):
     assert ours.model_options(config, rows) == {}
     features = ours.features(rows)
     assert [features[i]["labels"] for i in range(len(rows))] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("1", "2", "3"), ["1", "3", "2"], [0, 2, 1]),
+        (("1", "2", "3"), [0, 1, 2], [0, 1, 2]),
+        (("-1", "0", "1"), ["-1", "0", "1"], [0, 1, 2]),
+        (("401", "V42"), ["V42", "401"], [1, 0]),
+    ],
+)
+def test_integers_are_the_specs_names_if_all_of_them_are_and_else_places(names, labels, expected):
+    ours = task("sequence-classification", label_names=names)
+    rows = labelled(*labels)
+    ours.model_options(tiny.bert_config(), rows)
+    assert [ours.class_of(row) for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["-1", "0", "1", "-1"], ["-1", "0", "1"]),
+        ([-1, "1", 0], ["-1", "0", "1"]),
+        (["401", "V42", "250"], ["250", "401", "V42"]),
+        (["01", "1", "02"], ["01", "02", "1"]),
+        (["-0", "0"], ["-0", "0"]),
+    ],
+)
+def test_text_is_an_integer_where_all_labels_are(labels, names):
+    ours, rows = task("sequence-classification"), labelled(*labels)
+    assert ours.model_options(tiny.bert_config(), rows)["id2label"] == dict(enumerate(names))
+    assert [names[ours.class_of(row)] for row in rows] == [str(label) for label in labels]
 
 
 def test_digits_sort_as_numbers():
@@ -384,9 +421,20 @@ def test_a_new_head_starts_around_the_labels_and_as_far_apart(model_type, last):
     with torch.no_grad():
         before = ours.outputs(model, batch) - model.get_submodule(last).bias
         ours.model_options(model.config, numbers([100.0, 200.0, 300.0, 400.0]))
-        ours.start_head(model)
+        ours.start_head(model, rows())
         after = ours.outputs(model, batch)
     torch.testing.assert_close(after, 250 + before * float(np.std([100, 200, 300, 400])), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3"])
+def test_a_new_head_without_a_bias_starts_around_the_labels_too(model_type):
+    model, ours = tiny_families.model(model_type, "regression"), task("regression")
+    ours.model_options(model.config, numbers([100.0, 102.0]))
+    ours.start_head(model, rows())
+    features = ours.features(rows())
+    with torch.no_grad():
+        answers = ours.outputs(model.eval(), ours.collate(list(features.features)))
+    assert answers.mean().item() == pytest.approx(101, abs=0.01)
 
 
 @pytest.mark.parametrize("distillation", [None, 0.3, 1.0])

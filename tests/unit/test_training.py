@@ -59,6 +59,21 @@ def run(sparsity=0.5, precision="fp32", seed=0, **options):
     return model, pruner, heard
 
 
+@pytest.mark.parametrize("wanted", [True, False, None])
+def test_the_config_says_of_its_cache_what_it_said_before(wanted):
+    model = tiny.llama()
+    if wanted is None:
+        del model.config.use_cache
+    else:
+        model.config.use_cache = wanted
+    before = model.config.to_diff_dict()
+    part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
+    task = TASKS["causal-lm"](part, spec.Training(learning_rate=1e-2, max_length=16), tiny.tokenizer())
+    features = task.features([{"text": text} for text in tiny.sentences(4)])
+    train(task, model, features, steps=1, stage="dense", listen=lambda _: None)
+    assert model.config.to_diff_dict() == before
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_removed_units_stay_zero_through_every_step(precision):
     _, pruner, heard = run(precision=precision)

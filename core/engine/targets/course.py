@@ -58,8 +58,10 @@ class Frontier(Course):
 
     def __init__(self, ladder: Ladder, sparsities: tuple[float, ...]) -> None:
         self._levels = [Level(sparsity) for sparsity in sparsities]
+        stand_in = None
         for level in self._levels:
-            ladder.check(level)
+            # Within reach from dense, a level may not be within reach from the one before.
+            stand_in = ladder.stand_in(level, stand_in)
         self._ladder = ladder
         self.bundles = len(self._levels)
 

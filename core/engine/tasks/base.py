@@ -72,7 +72,7 @@ class Task(ABC):
         """
         return {}
 
-    def start_head(self, model: PreTrainedModel) -> None:  # noqa: B027 most heads start well from small random weights
+    def start_head(self, model: PreTrainedModel, rows: list[Row]) -> None:  # noqa: B027 most heads start well as they are
         """Fit an untrained task head to the rows that `model_options` saw, in place."""
 
     def encode(
@@ -186,13 +186,19 @@ def same_answer(answer: str) -> str:
 
 
 def token_metrics(nats: float, tokens: float) -> dict[str, Metric]:
-    """How well a model predicts so many tokens, from their total cross entropy."""
+    """How well a model predicts so many tokens, from their total cross entropy; NaN where there are none."""
+    each = share_of(nats, tokens)
     return {
-        "nats_per_token": Metric(nats / tokens, "nats", False),
-        "perplexity": Metric(math.exp(min(nats / tokens, 700.0)), "1", False),
+        "nats_per_token": Metric(each, "nats", False),
+        "perplexity": Metric(math.exp(min(each, 700.0)), "1", False),
     }
 
 
 def text_metrics(nats: float, tokens: float, characters: float) -> dict[str, Metric]:
     """The same of tokens that stand for so many characters."""
-    return token_metrics(nats, tokens) | {"nats_per_character": Metric(nats / characters, "nats", False)}
+    return token_metrics(nats, tokens) | {"nats_per_character": Metric(share_of(nats, characters), "nats", False)}
+
+
+def share_of(total: float, count: float) -> float:
+    """The mean of so many; NaN of none, which a part of the held-out rows may hold."""
+    return total / count if count else math.nan

@@ -1,6 +1,7 @@
 """One of several labels for a row: what texts and images have in common."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from core.wording import some_of
 Label = int | str
 DISTILLATION_TEMPERATURE = 2.0
 
+INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
+"""As integers are written; `01` is a code."""
+
 
 class ClassificationTask(Task):
     """Logits [B, C]."""
@@ -26,6 +30,8 @@ class ClassificationTask(Task):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._classes: dict[Label, int] = {}
+        self._are_integers = False
+        """Whether the training rows' labels are, so that text which reads as one is one."""
         self._data_names: tuple[str, ...] = ()
 
     def model_options(self, config: PreTrainedConfig, rows: list[Row]) -> dict[str, Any]:
@@ -38,10 +44,9 @@ class ClassificationTask(Task):
         labels = self._labels(rows)
         self._data_names = rows[0].source.class_names.get(self.spec.label_column, ())
         if named := self.spec.label_names or self._data_names:
-            return self._name_classes(config, named)
-        own = {int(i): _plain(str(name)) for i, name in (config.id2label or {}).items()}
-        by_id: dict[Label, int] = {i: i for i in own}
-        self._classes = by_id | {name: i for i, name in own.items()}
+            return self._name_classes(config, named, labels)
+        own = {str(name): int(i) for i, name in (config.id2label or {}).items()}
+        self._classes = self._known(own, {i: i for i in own.values()}, labels)
         if labels <= set(self._classes):
             return {}
         self._classes = {label: i for i, label in enumerate(sorted(labels))}
@@ -54,6 +59,9 @@ class ClassificationTask(Task):
             InvalidDataError: they are not of one type, or only one.
         """
         column, param = shown(self.spec.label_column), "/task/label_column"
+        # Decided by all of them: CSV and a config's class names know no integers.
+        texts = (label for row in rows if isinstance(label := self._written(row), str))
+        self._are_integers = all(INTEGER.fullmatch(text) for text in texts)
         first, labels = self._label(rows[0]), set[Label]()
         for row in rows:
             label = self._label(row)
@@ -66,8 +74,8 @@ class ClassificationTask(Task):
             raise rows[0].source.error(problem, param=param)
         return labels
 
-    def _name_classes(self, config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:
-        """Changes to the config for classes of these names. A label is a number, or a name that is none."""
+    def _name_classes(self, config: PreTrainedConfig, names: tuple[str, ...], labels: set[Label]) -> dict[str, Any]:
+        """Changes to the config for classes of these names."""
         own = {str(name).casefold(): int(i) for i, name in (config.id2label or {}).items()}
         named = [own[name.casefold()] for name in names if name.casefold() in own]
         classes, changes = list(range(len(names))), _head_for(names)
@@ -76,9 +84,17 @@ class ClassificationTask(Task):
         elif set(own) == {f"label_{i}" for i in classes}:
             config.update({"id2label": changes["id2label"], "label2id": changes["label2id"]})
             changes = {}
-        self._classes = {name: i for name, i in zip(names, classes, strict=True) if isinstance(_plain(name), str)}
-        self._classes.update(enumerate(classes))
+        by_name, by_place = dict(zip(names, classes, strict=True)), dict(enumerate(classes))
+        # Data that names its classes means places by its integers.
+        self._classes = self._known(by_name, by_place, labels if self.spec.label_names else None)
         return changes
+
+    def _known(self, by_name: dict[str, int], by_place: dict[int, int], labels: set[Label] | None) -> dict[Label, int]:
+        """What labels stand for: integers are names if all labels are, and else places; None are never names."""
+        named = {self._read(name): number for name, number in by_name.items()}
+        if labels is not None and labels <= set(named) and any(isinstance(name, int) for name in named):
+            return named
+        return {name: number for name, number in named.items() if isinstance(name, str)} | by_place
 
     @staticmethod
     def outputs(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -116,10 +132,17 @@ class ClassificationTask(Task):
         return shown(max(labels, key=lambda label: isinstance(label, str)))
 
     def _label(self, row: Row) -> Label:
+        return self._read(self._written(row))
+
+    def _written(self, row: Row) -> Label:
         label = row.get(self.spec.label_column)
         if isinstance(label, bool) or not isinstance(label, int | str) or is_empty(label):
             raise row.lacks(self.spec.label_column, "an integer or a string")
-        return _plain(label)
+        return label
+
+    def _read(self, label: Label) -> Label:
+        """Text as an integer, where it is one and labels are."""
+        return int(label) if isinstance(label, str) and self._are_integers and INTEGER.fullmatch(label) else label
 
     def class_of(self, row: Row) -> int:
         """The label's number. Raises `InvalidDataError` where training knows no such label."""
@@ -139,7 +162,10 @@ class ClassificationTask(Task):
         name = names[label]
         if name in self._data_names:
             return self._data_names.index(name)
-        return name if self._data_names or name in self._classes else label
+        if self._data_names:
+            return name
+        read = self._read(name)
+        return read if read in self._classes else label
 
 
 def classification_metrics(answers: Tensor) -> dict[str, Metric]:
@@ -173,10 +199,3 @@ def _head_for(names: Sequence[str]) -> dict[str, Any]:
 
 def _listed(labels: list[Label]) -> str:
     return ", ".join(map(shown, labels))
-
-
-def _plain(label: Label) -> Label:
-    """Digits as an integer: CSV and a config's class names know no others."""
-    return (
-        int(label) if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) <= 18 else label
-    )

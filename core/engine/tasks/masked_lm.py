@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from core.engine.data import Batch, Feature, Features, Row, pad
-from core.engine.tasks.base import NO_LABEL, Metric, Task, model_inputs, soft_cross_entropy, token_metrics
+from core.engine.tasks.base import NO_LABEL, Metric, Task, model_inputs, share_of, soft_cross_entropy, token_metrics
 from core.errors import InvalidDataError, InvalidModelError
 
 HIDDEN = 0.15
@@ -70,9 +70,8 @@ class MaskedLMTask(Task):
 
     def metrics(self, summaries: list[Tensor], reference: list[Tensor]) -> dict[str, Metric]:
         nats, tokens, guessed = torch.stack(summaries).sum(0).tolist()
-        return token_metrics(nats, tokens) | {
-            "accuracy": Metric(guessed / tokens, "share of hidden tokens, 0 … 1", True)
-        }
+        accuracy = share_of(guessed, tokens)
+        return token_metrics(nats, tokens) | {"accuracy": Metric(accuracy, "share of hidden tokens, 0 … 1", True)}
 
     def _hide(self, feature: Feature, generator: torch.Generator) -> Feature:
         """A row with some of its tokens hidden, and these as its targets."""

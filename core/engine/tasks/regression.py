@@ -17,6 +17,9 @@ from core.errors import shown
 EQUAL_ANSWERS = 1e-5
 """Answers that differ by less than this share of the largest differ by rounding."""
 
+ROWS_CENTRED_ON = 64
+"""At most, where a head without a bias is started: what it reads differs little in the mean."""
+
 
 class RegressionTask(Task):
     """One logit a row, [B], in the labels' own units: what transformers loads as `problem_type="regression"`."""
@@ -47,16 +50,32 @@ class RegressionTask(Task):
             return {}
         return {"num_labels": 1, "problem_type": self.name}
 
-    @torch.no_grad()
-    def start_head(self, model: PreTrainedModel) -> None:
+    def start_head(self, model: PreTrainedModel, rows: list[Row]) -> None:
         """Let the answers start around the labels' mean, and spread as they are: what is far is far in steps, too."""
         body = set(model.base_model.modules())
         for module in model.modules():
             # Not the layers that some heads have before the last.
             if module not in body and isinstance(module, nn.Linear) and module.out_features == 1:
-                module.weight.mul_(self._deviation)
+                module.weight.data.mul_(self._deviation)
                 if module.bias is not None:
-                    module.bias.fill_(self._mean)
+                    module.bias.data.fill_(self._mean)
+                else:
+                    self._centre(model, module.weight, rows)
+
+    def _centre(self, model: PreTrainedModel, weight: nn.Parameter, rows: list[Row]) -> None:
+        """Move the mean answer to the labels' mean along what the last layer reads in the mean: it has no bias."""
+        was_training = model.training
+        model.train(False)
+        sample = self.features(rows[:: math.ceil(len(rows) / ROWS_CENTRED_ON)])
+        total, slope = 0.0, torch.zeros_like(weight)
+        for row in sample.features:
+            answer = self.outputs(model, self.collate([row]))[0]
+            # An answer is linear in the weights: its slope is what they read.
+            slope += torch.autograd.grad(answer, weight)[0]
+            total += answer.item()
+        model.train(was_training)
+        missing = self._mean - total / len(sample)
+        weight.data.add_(missing * len(sample) * slope / slope.square().sum())
 
     def features(self, rows: list[Row]) -> Features:
         encoded = self.encode(rows, self.spec.text_column, self.spec.text_pair_column)
