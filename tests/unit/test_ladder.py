@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-
 from transformers import BertConfig, BertModel
 
 from core.engine import ladder as ladders
