@@ -119,13 +119,28 @@ def install(app: FastAPI) -> None:
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> Response:
-    faults = [_fault(each) for each in error.errors()[:MOST_ERRORS]]
-    status = 400 if any(each["type"] == "json_invalid" for each in error.errors()) else 422
+    errors = _without_echoes(error.errors())
+    faults = [_fault(each) for each in errors[:MOST_ERRORS]]
+    status = 400 if any(each["type"] == "json_invalid" for each in errors) else 422
     return problem(request, status, _summary(faults), code="invalid_input", errors=faults)
+
+
+def _without_echoes(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All but those of lists that are too short because pydantic does not count the faulty items, told beside them."""
+
+    def is_echo(error: Mapping[str, Any]) -> bool:
+        place = error["loc"]
+        return error["type"] == "too_short" and any(
+            other["loc"] != place and other["loc"][: len(place)] == place for other in errors
+        )
+
+    return [error for error in errors if not is_echo(error)]
 
 
 def _fault(error: Mapping[str, Any]) -> Fault:
     source, *rest = error["loc"]
+    if isinstance(error.get("ctx", {}).get("error"), ValueError) and error["loc"] == ("body", "file"):
+        return Fault(pointer="/file", detail="Must be a file with its name; with curl: -F file=@NAME.")
     if source == "body":
         pointer, detail = describe(error, JobRequest)
         return Fault(pointer=pointer, detail=detail)

@@ -60,6 +60,10 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str
             return "", "Send a JSON object with Content-Type: application/json."
         case "missing":
             return place.pointer, "Required."
+        case "tuple_type" | "list_type":
+            return place.pointer, "Must be a list."
+        case "dict_type":
+            return place.pointer, "Must be an object."
         case "value_error":
             fault = context["error"]
             if isinstance(fault, MisfitError):

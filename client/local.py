@@ -26,6 +26,7 @@ from client import broker
 from core import db, processes
 from core.errors import ConfigurationError
 from core.settings import get_settings
+from core.storage import Storage
 
 DEFAULT_PORT = 8000
 
@@ -204,6 +205,7 @@ class EmbeddedStack:
         if "NEUROPRUNE_BROKER_URL" not in environment:
             environment["NEUROPRUNE_BROKER_URL"] = self._start_broker(environment)
         db.upgrade(environment["NEUROPRUNE_DATABASE_URL"])
+        Storage(environment["NEUROPRUNE_STORAGE_URL"])  # a kind that is not known is better said here, too
         self._socket = self._exit.enter_context(_open_socket(self._port))
         api = [
             sys.executable,
@@ -220,7 +222,7 @@ class EmbeddedStack:
         listener = self._socket.fileno()
         self._launch("api", [*api, "--fd", str(listener)], environment, stop_seconds=5, pass_fds=[listener])
         self._launch("worker", [sys.executable, "-m", "worker"], environment, stop_seconds=90)
-        self._wait_until("the API and the worker", self._is_ready)
+        self._wait_until("the API and the worker", self._missing)
 
     def _start_broker(self, environment: Mapping[str, str]) -> str:
         program = broker.find_server()
@@ -229,7 +231,7 @@ class EmbeddedStack:
         data.mkdir(mode=0o700, exist_ok=True)
         command = broker.server_command(program, socket_path, data)
         self._launch("broker", command, environment, stop_seconds=5, is_healthy=lambda: broker.answers(socket_path))
-        self._wait_until("the broker", lambda: broker.answers(socket_path))
+        self._wait_until("the broker", lambda: None if broker.answers(socket_path) else "It does not answer.")
         return f"redis+socket://{quote(str(socket_path))}"
 
     def _launch(
@@ -255,23 +257,26 @@ class EmbeddedStack:
         self._services.append(service)
         service.start()
 
-    def _wait_until(self, what: str, condition: Callable[[], bool]) -> None:
+    def _wait_until(self, what: str, missing: Callable[[], str | None]) -> None:
+        """Until nothing is missing any more; what still is, if it takes too long, is told."""
         deadline = time.monotonic() + _READY_SECONDS
-        while not condition():
+        while reason := missing():
             for service in self._services:
                 if not service.is_running:
                     raise ConfigurationError(f"The {service.name} did not start. Its log ends:\n{service.log_tail()}")
             if time.monotonic() > deadline:
                 raise ConfigurationError(
-                    f"Waited {_READY_SECONDS:g} s for {what} in vain; see the logs in {self.state_dir / 'logs'}."
+                    f"Waited {_READY_SECONDS:g} s for {what} in vain. {reason} The logs are in "
+                    f"{self.state_dir / 'logs'}."
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _is_ready(self) -> bool:
+    def _missing(self) -> str | None:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success
+            answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
         except httpx.TransportError:
-            return False
+            return "The API does not answer."
+        return None if answer.is_success else str(answer.json()["detail"])
 
     def _stop(self) -> None:
         """The worker first, which gives its job back; the broker last."""

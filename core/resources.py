@@ -58,9 +58,11 @@ def is_out_of_space(error: BaseException | None) -> bool:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What lies in a folder and below it; files that vanish meanwhile count nothing."""
+    """What lies in a folder and below it; what vanishes meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.lstat().st_size
+    # Path.rglob raises where a folder vanishes under it.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).lstat().st_size
     return total

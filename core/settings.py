@@ -17,6 +17,9 @@ PREFIX = "NEUROPRUNE_"
 _KEY = re.compile(r"[\x21-\x7e]{16,}")
 _HOST = re.compile(r"\*|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
+Seconds = Annotated[float, Field(le=100 * 365.25 * 24 * 3600)]
+"""A century at most: databases reckon with no endless times."""
+
 
 class Settings(BaseSettings):
     """One deployment. Relative paths are taken from the working directory of the process."""
@@ -59,32 +62,31 @@ class Settings(BaseSettings):
         64 * 2**30, gt=0, description="Most that one job's work folder may hold, inputs and bundle included, bytes."
     )
     max_attempts: int = Field(3, ge=1, description="Times a job is started before a lost worker fails it.")
-    lease_seconds: float = Field(60.0, gt=0, description="A running job whose lease is older than this is lost.")
-    reaper_interval_seconds: float = Field(5.0, gt=0, description="How often lost and unsent jobs are looked for.")
-    redispatch_seconds: float = Field(
+    lease_seconds: Seconds = Field(60.0, gt=0, description="A running job whose lease is older than this is lost.")
+    reaper_interval_seconds: Seconds = Field(5.0, gt=0, description="How often lost and unsent jobs are looked for.")
+    redispatch_seconds: Seconds = Field(
         30.0, gt=0, description="A queued job that nobody claimed within this time is published again."
     )
-    cancel_grace_seconds: float = Field(2.0, ge=0, description="Between SIGINT and SIGKILL to a job's process.")
-    run_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="Longest run of one attempt.")
-    queue_timeout_seconds: float | None = Field(
+    cancel_grace_seconds: Seconds = Field(2.0, ge=0, description="Between SIGINT and SIGKILL to a job's process.")
+    run_timeout_seconds: Seconds = Field(24 * 3600.0, gt=0, description="Longest run of one attempt.")
+    queue_timeout_seconds: Seconds | None = Field(
         None, gt=0, description="A job that waited longer than this for a worker expires; None: it waits on."
     )
-    checkpoint_interval_seconds: float = Field(
+    checkpoint_interval_seconds: Seconds = Field(
         300.0, gt=0, description="Time between two checkpoints of a training, from which another worker can go on."
     )
-    checkpoint_retention_seconds: float = Field(
+    checkpoint_retention_seconds: Seconds = Field(
         7 * 24 * 3600.0,
         ge=0,
         description="How long a job that ended without a bundle can be tried again from its checkpoints.",
     )
-    retention_seconds: float | None = Field(
+    retention_seconds: Seconds | None = Field(
         None,
         gt=0,
-        le=100 * 365.25 * 24 * 3600,
         description="How long ended jobs are kept with their bundles, and uploads that no job names, a century at "
         "most; None: until they are deleted.",
     )
-    shutdown_grace_seconds: float = Field(
+    shutdown_grace_seconds: Seconds = Field(
         60.0, ge=0, description="How long a job's process may take to write a checkpoint when its worker stops."
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -100,6 +102,20 @@ class Settings(BaseSettings):
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of a job's process; by default OMP_NUM_THREADS, else all."
     )
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_of_redis(cls, url: str) -> str:
+        if not url.startswith(("redis://", "rediss://", "redis+socket://")):
+            raise ValueError("it has to begin with redis://, rediss:// or redis+socket://")
+        return url
+
+    @field_validator("database_url", "broker_url", "storage_url", "work_dir", mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        if value == "":  # as a folder, it would be the working directory
+            raise ValueError("it is empty; unset it for the default")
+        return value
 
     @field_validator("model_roots", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from core.errors import NeuroPruneError, NotFoundError, StorageError, StorageFullError
+from core.errors import ConfigurationError, NeuroPruneError, NotFoundError, StorageError, StorageFullError, shown
 from core.resources import is_out_of_space
 
 CHUNK_BYTES = 2**20
@@ -54,9 +54,14 @@ class Storage:
     """
 
     def __init__(self, url: str, *, attempts: int = ATTEMPTS) -> None:
+        """Open it; what is reached over a network is not asked yet.
+
+        Raises:
+            ConfigurationError: no such kind of store is known here.
+        """
         is_s3 = url.startswith("s3://")
         self._files: Any
-        self._files, root = fsspec.core.url_to_fs(url, **(_s3_options(attempts) if is_s3 else {}))
+        self._files, root = _opened(url, _s3_options(attempts) if is_s3 else {})
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._failures = _s3_failures() if is_s3 else (OSError,)
@@ -185,6 +190,18 @@ class Storage:
                 raise StorageFullError(f"There is no room for {key!r}.") from error
             reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
             raise StorageError(f"The store could not handle {key!r}: {reason}.") from error
+
+
+def _opened(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """The file system of a URL, and where in it the URL leads."""
+    if "://" not in url:  # in a folder's name, `::` is nothing special
+        return LocalFileSystem(), str(Path(url).absolute())
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(
+            f"NEUROPRUNE_STORAGE_URL: {shown(url)} cannot be used ({error}); it has to be a folder or s3://bucket/prefix."
+        ) from error
 
 
 def _s3_options(attempts: int) -> dict[str, Any]:

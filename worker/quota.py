@@ -2,10 +2,20 @@
 
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from core.resources import folder_bytes
 
 _CHECK_SECONDS = 2.0
+_LEAST_ROOM_BYTES = 2**20
+"""Without which not even a job's start is worth a try."""
+
+
+def check_room(folder: Path) -> None:
+    """Raise OSError where a job cannot be begun: the folder cannot be made, or has no room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(_LEAST_ROOM_BYTES))
 
 
 class DiskQuota:

@@ -24,6 +24,7 @@ from core.jobs.state import ACTIVE, TERMINAL
 from core.jobs.store import JobStore
 from core.settings import Settings, get_settings
 from core.storage import Storage
+from worker.quota import check_room
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,13 @@ class Reaper:
             logger.warning("this worker is counted until its silence is noticed: %s", error)
 
     def round(self) -> None:
-        """Say that this worker lives; take lost jobs back, send waiting ones again."""
-        self._store.worker_seen(self._worker, [QUEUE])
+        """Say that this worker can take jobs; take lost jobs back, send waiting ones again."""
+        try:
+            check_room(self._settings.work_dir)
+        except OSError as error:
+            logger.warning("this worker is not counted while it has no room to work in: %s", error)
+        else:
+            self._store.worker_seen(self._worker, [QUEUE])
         for job_id in self._store.reap():
             logger.warning("job %s lost its worker and waits again", job_id)
         if self._settings.queue_timeout_seconds is not None:

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from core.settings import Settings
 from core.storage import Storage
 from worker.assignment import Assignment, Upload
 from worker.child import Child
-from worker.quota import DiskQuota
+from worker.quota import DiskQuota, check_room
 
 RUNNER = (sys.executable, "-m", "worker.runner")
 
@@ -41,8 +40,6 @@ _HEARTBEAT_SECONDS = 1.0
 """At most this between two looks at the job's status; a shorter lease is renewed six times while it lasts."""
 _UNFIT_SECONDS = 2.0
 """Between two looks at whether a worker that cannot do a job can by now."""
-_LEAST_ROOM_BYTES = 2**20
-"""Room in the work folder without which not even a job's start is worth a try."""
 _EXIT_SECONDS = 10.0
 """How long a process may take to exit after its last message, if the lease is not short."""
 
@@ -122,9 +119,7 @@ class Supervisor:
 
     def _check_fit(self) -> None:
         """Raise what keeps a job from being done here: no room to work in, or no store to put its bundle in."""
-        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self._settings.work_dir) as probe:
-            probe.write(bytes(_LEAST_ROOM_BYTES))
+        check_room(self._settings.work_dir)
         self._storage.check_writable()
 
     def _run(self, lease: Lease) -> None:
@@ -154,8 +149,8 @@ class Supervisor:
                     self._store.start(lease)
                 return self._watch(lease, heartbeat, child, DiskQuota(work_dir, self._settings.job_disk_bytes))
         except OSError as error:
-            logger.exception("job %s: attempt %d could not be started", lease.job_id, lease.attempt)
-            return Lost(f"the worker could not start the job's process ({error.strerror})")
+            logger.exception("job %s: attempt %d could not be run", lease.job_id, lease.attempt)
+            return Lost(f"the worker could not run the job's process ({error.strerror or error})")
         except OperationalError as error:
             logger.warning("job %s: the database did not answer before it was started: %s", lease.job_id, error)
             return HandedBack("the database did not answer when it was to be started")

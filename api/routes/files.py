@@ -33,6 +33,9 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 UPLOADS_AT_ONCE = 8
 """Others wait: one takes a thread for minutes, of the 40 that all requests share, and to be checked some memory."""
 
+MOST_FIELDS = 8
+"""Of a form, one of which is asked for: a file sent as a field, or a field too many, is to be answered in our words."""
+
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """What a multipart body holds beside the file."""
 
@@ -44,7 +47,7 @@ _ACCEPTED = " ".join(f"{purpose}: {', '.join(suffixes)}." for purpose, suffixes 
     status_code=201,
     response_model=FileObject,
     responses=problems(400, 413, 422, 503, 507),
-    form_limits={"max_files": 1, "max_fields": 1, "max_part_size": 1024},
+    form_limits={"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": 1024},
 )
 async def upload_file(
     file: Annotated[UploadFile, File(description=_ACCEPTED)],

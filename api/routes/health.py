@@ -74,7 +74,8 @@ def _check_storage(services: Services) -> None:
 
 def _check_worker(services: Services) -> None:
     if not services.store.live_workers(WORKER_SILENT_SECONDS):
-        raise NotReadyError(f"None was seen in the last {WORKER_SILENT_SECONDS:.0f} seconds; start one.")
+        silent = f"{WORKER_SILENT_SECONDS:.0f} seconds"
+        raise NotReadyError(f"None that can take jobs was seen in the last {silent}; start one, or see its log.")
 
 
 _CHECKS: dict[str, Callable[[Services], None]] = {

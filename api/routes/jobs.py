@@ -215,7 +215,7 @@ def _present(services: Services, found: Sequence[Job]) -> list[JobObject]:
     reason = ""
     if places:
         awake = store.live_workers(WORKER_SILENT_SECONDS)
-        reason = "Waits for a free worker." if awake else "No worker is running."
+        reason = "Waits for a free worker." if awake else "No worker that can take jobs is running."
     queues = {job_id: JobQueue(position=place, reason=reason) for job_id, place in places.items()}
     return [JobObject.of(job, queues.get(job.id), services.settings.retention_seconds) for job in found]
 

@@ -394,5 +394,6 @@ def _require_columns(upload: FileRecord, place: str, spec: JobSpec) -> None:
 
 
 def _request_sha256(spec: JobSpec, name: str | None, labels: dict[str, str]) -> str:
-    request = repr((spec.model_dump_json(), name, sorted(labels.items())))
+    # Without defaults, so that a request stays the same when a later version knows more options.
+    request = repr((spec.model_dump_json(exclude_defaults=True), name, sorted(labels.items())))
     return hashlib.sha256(request.encode()).hexdigest()

@@ -29,6 +29,7 @@ MAX_DIRECTORY_BYTES = 16 * 2**20
 # type, shape, offsets), so more than 100,000 tensors fit into one file; DeepSeek-V3 has 92,000, and these in 163 files.
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_NAME_BYTES = 255  # what file systems take
+MAX_PATH_BYTES = 1024  # of a name with its folders; systems take 4,096, with those of the job's folder
 
 
 def check_model_archive(archive: Path, limit: int) -> None:
@@ -185,6 +186,10 @@ def _safe_name(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise InvalidModelError(f"{shown(name)} in the archive would be written outside of its folder.")
+    if len(name.encode(errors="replace")) > MAX_PATH_BYTES:
+        raise InvalidModelError(
+            f"{shown(name)} in the archive lies too deep; its name and folders may have {MAX_PATH_BYTES} bytes."
+        )
     if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.parts) or not _is_encodable(name):
         raise InvalidModelError(
             f"{shown(name)} in the archive is no name for a file; it must be UTF-8, at most {MAX_NAME_BYTES} bytes."

@@ -51,6 +51,7 @@ def test_missing_upload_is_named(service):
         (json.dumps(DEMO | {"method": {"name": "neuroprune", "beta": 1}}).replace("1}", "1e999}").encode(),
          422, "invalid_input", ["/method/beta"]),
         (json.dumps({str(n): n for n in range(4000)}).encode(), 422, "invalid_input", None),
+        (json.dumps(DEMO | {"target": {"frontier": [0.5, 2]}}).encode(), 422, "invalid_input", ["/target/frontier/1"]),
         (b" " * (MAX_BODY_BYTES + 1), 413, "content_too_large", []),
     ],
 )  # fmt: skip
@@ -60,6 +61,19 @@ def test_broken_bodies(service, body, status, code, pointers):
     assert_problem(answer, status, code or answer.json()["code"], *named)
     assert len(answer.content) < 5000
     assert_nothing_stored(service)
+
+
+@pytest.mark.parametrize(
+    ("part", "detail"),
+    [
+        ({"export": {"formats": "onnx"}}, "/export/formats: Must be a list."),
+        ({"labels": ["a"]}, "/labels: Must be an object."),
+        ({"labels": None}, "/labels: Must be an object."),
+    ],
+)
+def test_types_are_named_as_json_has_them(service, part, detail):
+    answer = service.http.post("/v1/jobs", json=DEMO | part)
+    assert assert_problem(answer, 422, "invalid_input", detail.partition(":")[0])["detail"] == detail
 
 
 def test_a_body_that_grows_too_large_is_cut_off(service):

@@ -243,6 +243,13 @@ def test_forms_that_lack_something(service):
     assert "'model' or 'dataset'" in problem["detail"]
 
 
+def test_a_file_that_is_sent_as_text_is_named(service):
+    """As curl does with -F file=train.csv, without the @."""
+    form = {"purpose": (None, "dataset"), "file": (None, "train.csv"), "note": (None, "for us")}
+    problem = assert_problem(service.http.post("/v1/files", files=form), 422, "invalid_input", "/file")
+    assert problem["detail"] == "/file: Must be a file with its name; with curl: -F file=@NAME."
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [

@@ -35,7 +35,7 @@ def test_submitted_job_is_accepted_stored_and_sent(service):
     assert (job["object"], job["status"], job["name"], job["labels"]) == ("job", "queued", "demo", {"team": "search"})
     assert job["spec"]["training"]["learning_rate"] is None
     assert job["resolved_spec"]["training"]["learning_rate"] == TRAINING_DEFAULTS["sentence-embedding"].learning_rate
-    assert job["queue"] == {"position": 1, "reason": "No worker is running."}
+    assert job["queue"] == {"position": 1, "reason": "No worker that can take jobs is running."}
     assert job["created_at"].endswith("Z")
     assert service.http.get(answer.headers["location"]).json() == job
     until(lambda: service.store.undispatched(30) == [])
@@ -50,7 +50,7 @@ def test_job_is_accepted_while_the_broker_is_down(service):
 
 @pytest.mark.parametrize(
     ("seen_seconds_ago", "reason"),
-    [(LIVE_SECONDS, "Waits for a free worker."), (SILENT_SECONDS, "No worker is running.")],
+    [(LIVE_SECONDS, "Waits for a free worker."), (SILENT_SECONDS, "No worker that can take jobs is running.")],
 )
 def test_only_a_worker_that_was_seen_lately_is_waited_for(service, seen_seconds_ago, reason):
     service.see_worker("w", seen_seconds_ago)

@@ -157,6 +157,14 @@ def test_a_stack_that_cannot_start_says_why_and_leaves_nothing(tmp_path, monkeyp
         _ = stack.url
 
 
+def test_a_stack_that_never_gets_ready_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_READY_SECONDS", 0.2)
+    stack = EmbeddedStack(tmp_path, port=0)
+    with pytest.raises(ConfigurationError, match=r"0\.2 s for the API in vain\. storage: It does not answer\. The lo"):
+        stack._wait_until("the API", lambda: "storage: It does not answer.")
+    stack._wait_until("the API", lambda: None)
+
+
 def test_the_url_is_the_sockets():
     stack = EmbeddedStack.__new__(EmbeddedStack)
     with socket.socket() as listener:

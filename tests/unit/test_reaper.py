@@ -68,6 +68,14 @@ def test_the_worker_shows_itself(reaper, store):
     assert [worker.name for worker in store.live_workers(5)] == ["w"]
 
 
+def test_a_worker_without_room_is_not_counted_and_still_looks_after_jobs(reaper, store, dispatcher, settings, job_id):
+    settings.work_dir.parent.mkdir(parents=True, exist_ok=True)
+    settings.work_dir.write_text("in the way")
+    reaper.round()
+    assert store.live_workers(5) == []
+    assert dispatcher.sent == [job_id]
+
+
 def test_a_job_that_was_never_sent_is_sent_once(reaper, dispatcher, job_id):
     reaper.round()
     reaper.round()

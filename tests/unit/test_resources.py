@@ -1,6 +1,8 @@
 """What is left of a machine, and what a job will take of it."""
 
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -141,3 +143,19 @@ def test_a_folder_is_as_large_as_its_files(tmp_path):
     (tmp_path / "a" / "b" / "file").write_bytes(bytes(1000))
     (tmp_path / "dangling").symlink_to("nowhere")
     assert 1000 <= resources.folder_bytes(tmp_path) - empty < 1100
+
+
+def test_a_folder_that_vanishes_under_the_count_counts_nothing(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "stays").mkdir()
+    (tmp_path / "stays" / "file").write_bytes(bytes(1000))
+    scandir = os.scandir
+
+    def vanishing(path):
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert resources.folder_bytes(tmp_path) == 1000
+    assert resources.folder_bytes(tmp_path / "gone") == 0

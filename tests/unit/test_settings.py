@@ -35,6 +35,9 @@ def test_broken_json_is_said(monkeypatch):
         Settings()
 
 
+SECONDS = [name.upper() for name in Settings.model_fields if name.endswith("_seconds")]
+
+
 @pytest.mark.parametrize("given", [f"{KEY},{NEXT_KEY}", f" {KEY}\t{NEXT_KEY}\n", f"{KEY}, {NEXT_KEY},"])
 def test_keys_are_parted_by_commas_or_spaces_and_not_shown(monkeypatch, given):
     monkeypatch.setenv("NEUROPRUNE_API_KEYS", given)
@@ -57,13 +60,21 @@ def test_without_keys_and_hosts_the_service_is_for_this_machine(monkeypatch):
         ("API_KEYS", "", "it is empty; unset it for the default"),
         ("API_KEYS", " , ", "it is empty; unset it for the default"),
         ("ALLOWED_HOSTS", "", "it is empty; unset it for the default"),
+        ("DATABASE_URL", "", "it is empty; unset it for the default"),
+        ("BROKER_URL", "", "it is empty; unset it for the default"),
+        ("STORAGE_URL", "", "it is empty; unset it for the default"),
+        ("WORK_DIR", "", "it is empty; unset it for the default"),
+        ("BROKER_URL", "valkey://127.0.0.1:6379/0", "begin with redis://, rediss:// or redis+socket://"),
+        ("BROKER_URL", "127.0.0.1:6379", "begin with redis://, rediss:// or redis+socket://"),
+        *((name, "inf", "less than or equal to 3155760000") for name in SECONDS),
+        *((name, "nan", "less than or equal to 3155760000") for name in SECONDS),
         ("ALLOWED_HOSTS", "localhost,prune.example:8000", "'prune.example:8000' is no name or address without port"),
         ("ALLOWED_HOSTS", "https://prune.example", "'https://prune.example' is no name or address"),
         ("ALLOWED_HOSTS", "*.prune.example", "is no name or address"),
         ("ALLOWED_HOSTS", "::1", "such as prune.example or [::1]"),
     ],
 )
-def test_keys_and_hosts_that_are_none_are_refused(monkeypatch, name, given, complaint):
+def test_what_cannot_be_meant_is_refused(monkeypatch, name, given, complaint):
     monkeypatch.setenv(f"NEUROPRUNE_{name}", given)
     get_settings.cache_clear()
     with pytest.raises(ConfigurationError) as caught:

@@ -10,7 +10,7 @@ import sys
 import httpx
 import pytest
 
-from core.errors import NotFoundError, StorageError, StorageFullError
+from core.errors import ConfigurationError, NotFoundError, StorageError, StorageFullError
 from core.storage import CHUNK_BYTES, READ_AHEAD_BYTES, Storage
 from tests.faulty import FaultyProxy
 from tests.servers import s3, s3_environment
@@ -218,6 +218,19 @@ def test_unwritable_store_says_so(tmp_path):
     with pytest.raises(StorageError):
         Storage(str(tmp_path / "file" / "below")).check_writable()
     Storage(str(tmp_path / "fine")).check_writable()
+
+
+def test_a_folders_name_may_hold_what_urls_chain_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Storage("a::b/store").put("x/y", io.BytesIO(b"z"))
+    assert (tmp_path / "a::b" / "store" / "x" / "y").read_bytes() == b"z"
+    assert Storage(str(tmp_path / "a::b" / "store")).local_path("x/y") == tmp_path / "a::b" / "store" / "x" / "y"
+
+
+@pytest.mark.parametrize("url", ["foo://bucket", "gs://bucket/prefix"])
+def test_a_kind_of_store_that_is_not_known_is_a_wrong_setting(url):
+    with pytest.raises(ConfigurationError, match=rf"^NEUROPRUNE_STORAGE_URL: '{url}' cannot be used"):
+        Storage(url)
 
 
 def test_a_bucket_that_is_not_there_is_the_stores_fault(s3_url):

@@ -189,6 +189,12 @@ def test_idempotency_key_replays_and_refuses_another_request(store, change):
     assert len(store.page(10, None, None)[0]) == 1
 
 
+def test_a_default_that_is_written_out_makes_no_other_request(store):
+    first, _ = store.create(demo_spec(), name=None, labels={}, idempotency_key="k")
+    spelt_out = demo_spec(training={"seed": 42}, export={"formats": ["safetensors", "onnx"]})
+    assert store.create(spelt_out, name=None, labels={}, idempotency_key="k") == (first, True)
+
+
 def test_idempotency_key_is_remembered_for_a_day(store):
     first = queued(store, idempotency_key="k")
     created_hours_ago(store, 23)

@@ -113,6 +113,14 @@ def test_names_cannot_leave_the_folder(tmp_path, suffix, write, name):
 
 
 @FORMATS
+def test_paths_that_no_job_folder_can_hold_are_refused(tmp_path, suffix, write):
+    deep = "/".join(["d" * 200] * 6)
+    archive = write(tmp_path / f"m{suffix}", model_files() | {f"{deep}/x": b"x"})
+    with pytest.raises(InvalidModelError, match="lies too deep; its name and folders may have 1024 bytes"):
+        check_model_archive(archive, LIMIT)
+
+
+@FORMATS
 def test_bombs_are_refused_before_they_go_off(tmp_path, suffix, write):
     archive = write(tmp_path / f"m{suffix}", model_files() | {"big.txt": bytes(LIMIT)})
     assert archive.stat().st_size < LIMIT / 100
