@@ -66,8 +66,9 @@ class _Classification(_Task):
         Annotated[tuple[Column, ...], Field(min_length=2, max_length=10_000), AfterValidator(_distinct)] | None
     ) = Field(
         None,
-        description="Names of the classes 0, 1, …, in this order; the labels are these numbers or names. Default: what "
-        "the data says of itself (Parquet and hub data with class labels), else the labels as they are, sorted. Where "
+        description="Names of the classes 0, 1, …, in this order; the labels are these numbers or names, and integers "
+        "are names if all of them are some. Default: what the data says of itself (Parquet and hub data with class "
+        "labels), else the model's own if the labels are its, else the labels as they are, sorted. Where "
         "they do not fit into the 64 KiB that a request may have, let the data or the labels say them.",
     )
 

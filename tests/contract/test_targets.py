@@ -65,8 +65,8 @@ def test_a_model_that_is_small_enough_stays_whole_with_a_warning(job, target):
 @pytest.mark.parametrize(
     ("make", "task"),
     [
-        (tiny.bert, "sentence-embedding"),
-        (tiny.llama, "causal-lm"),
+        pytest.param(tiny.bert, "sentence-embedding", marks=pytest.mark.thorough),
+        pytest.param(tiny.llama, "causal-lm", marks=pytest.mark.thorough),
         (lambda: tiny_families.model("mixtral", "causal-lm"), "causal-lm"),
     ],
 )
