@@ -26,7 +26,12 @@ EXPONENTS = (1.01, 20.0)
 
 Array = NDArray[np.float64]
 Verdict = Literal[
-    "too few", "not heavy-tailed", "undecided", "heavy-tailed, power law not excluded", "heavy-tailed, lognormal"
+    "too few",
+    "not heavy-tailed",
+    "too narrow",
+    "undecided",
+    "heavy-tailed, power law not excluded",
+    "heavy-tailed, lognormal",
 ]
 
 
@@ -60,8 +65,10 @@ class Tail:
     @property
     def verdict(self) -> Verdict:
         """In words. A power law that is not excluded is not shown either: the test only compares."""
-        if self.x_max < LEAST_SPAN * self.x_min or self.exponential.sign < 0:
+        if self.exponential.sign < 0:
             return "not heavy-tailed"
+        if self.x_max < LEAST_SPAN * self.x_min:
+            return "too narrow"
         if self.exponential.sign == 0:
             return "undecided"
         return "heavy-tailed, lognormal" if self.lognormal.sign < 0 else "heavy-tailed, power law not excluded"

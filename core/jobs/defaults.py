@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.jobs.methods import LAYER_FLOOR, NeuroPrune, has_floor, takes_target, trains
+from core.jobs.methods import LAYER_FLOOR, Gradual, NeuroPrune, has_floor, takes_target, trains
 from core.jobs.spec import JobSpec, Seq2Seq, headline_of
 from core.jobs.targets import AnyTarget, FrontierTarget, SparsityTarget, SpeedupTarget
 
@@ -82,8 +82,8 @@ def resolve(spec: JobSpec) -> JobSpec:
     task, method = spec.task, spec.method
     if isinstance(method, NeuroPrune) and method.takes_units and method.compensation is None:
         method = method.model_copy(update={"compensation": task.name in COMPENSATES})
-    if isinstance(method, NeuroPrune) and method.takes_units and method.head_exponent is None:
-        spares = method.heads_kept is None and _spares_heads(spec)
+    if isinstance(method, Gradual) and method.takes_units and method.head_exponent is None:
+        spares = getattr(method, "heads_kept", None) is None and _spares_heads(spec)
         exponent = HEAD_EXPONENTS.get(task.name, 1.0) if spares else 1.0
         method = method.model_copy(update={"head_exponent": exponent})
     if has_floor(method) and method.layer_floor is None:

@@ -63,11 +63,20 @@ _LAYER_FLOOR = (
 )
 
 
-class _Gradual(Spec):
+class Gradual(Spec):
     """Options of every method that removes along the schedule while the model trains."""
 
     granularity: Granularity = Field("structured", description=_STRUCTURED + _UNSTRUCTURED + _PATTERN)
     layer_floor: float | None = Field(None, ge=0, le=1, description=_LAYER_FLOOR)
+    head_exponent: float | None = Field(
+        None,
+        ge=1,
+        le=3,
+        description="How heads are spared: the share of them that goes is this power of the share that goes of heads "
+        "and neurons together, and neurons make up the rest of the target. 1: heads go in proportion to their "
+        "parameters. Default: 1.6 for causal-lm with structure ragged or masked and a target other than a sparsity "
+        "above 0.9, frontier and speedup; 1 otherwise.",
+    )
     experts: float = Field(
         0.0,
         ge=0,
@@ -77,9 +86,11 @@ class _Gradual(Spec):
     )
 
     @model_validator(mode="after")
-    def _layers_share_a_budget(self) -> "_Gradual":
+    def _layers_share_a_budget(self) -> "Gradual":
         if self.granularity != "structured":
-            self._refuse_changed({"experts"}, f"with granularity {self.granularity}")
+            # A resolved job says what it does without; that is no reason to refuse it with another granularity.
+            of_units = {"experts"} | ({"head_exponent"} if self.spares_heads else set())
+            self._refuse_changed(of_units, f"with granularity {self.granularity}")
         if pattern_of(self.granularity) is not None:
             self._refuse_changed({"layer_floor"}, f"with granularity {self.granularity}, the same in every layer")
         return self
@@ -90,9 +101,24 @@ class _Gradual(Spec):
         return LAYER_FLOOR if self.layer_floor is None else self.layer_floor
 
     @property
+    def exponent(self) -> float:
+        """`head_exponent`, or where it is open, heads in proportion."""
+        return 1.0 if self.head_exponent is None else self.head_exponent
+
+    @property
     def names_floor(self) -> bool:
         """Whether a floor was asked for; a resolved job names the usual one where none is read."""
         return self.layer_floor not in (None, LAYER_FLOOR)
+
+    @property
+    def spares_heads(self) -> bool:
+        """Whether fewer heads are to go than in proportion."""
+        return self.head_exponent not in (None, 1)
+
+    @property
+    def takes_units(self) -> bool:
+        """Whether whole heads and neurons go while the model trains."""
+        return self.granularity == "structured"
 
     def _refuse_changed(self, names: set[str], where: str) -> None:
         """Options that would be ignored must have their defaults.
@@ -107,7 +133,7 @@ class _Gradual(Spec):
             raise MisfitError(f"{', '.join(changed)} cannot be set {where}", f"/{changed[0]}")
 
 
-class NeuroPrune(_Gradual):
+class NeuroPrune(Gradual):
     """NeuroPrune (Dhurandhar et al., ACL Findings 2024, https://arxiv.org/abs/2404.01306).
 
     targeted: the target is met exactly. While the model trains, the paper's two penalties shrink poorly connected
@@ -155,15 +181,6 @@ class NeuroPrune(_Gradual):
         description="Attention heads that stay in the whole model (those with a key and value of their own); neurons "
         "make up the rest of the target. Default: as many as head_exponent leaves.",
     )
-    head_exponent: float | None = Field(
-        None,
-        ge=1,
-        le=3,
-        description="How heads are spared: the share of them that goes is this power of the share that goes of heads "
-        "and neurons together, and neurons make up the rest of the target. 1: heads go in proportion to their "
-        "parameters. Default: 1.6 for causal-lm with structure ragged or masked and a target other than a sparsity "
-        "above 0.9, frontier and speedup; 1 otherwise.",
-    )
     in_rows: float = Field(
         0.0,
         ge=0,
@@ -176,15 +193,13 @@ class NeuroPrune(_Gradual):
     def _options_fit_mode(self) -> "NeuroPrune":
         faithful, single = self.mode == "faithful", self.granularity != "structured"
         structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
-        # A resolved job says what it does without; that is no reason to refuse it with another mode or granularity.
+        # As of the exponent, of a resolved job.
         if self.compensation:
             structured_only.add("compensation")
-        if self.spares_heads:
-            structured_only.add("head_exponent")
         if faithful:
-            self._refuse_changed(
-                (structured_only - {"theta"}) | {"granularity", "layer_floor", "experts"}, "with mode faithful"
-            )
+            exponent = {"head_exponent"} if self.spares_heads else set()
+            others = {"granularity", "layer_floor", "experts"} | exponent
+            self._refuse_changed((structured_only - {"theta"}) | others, "with mode faithful")
         elif single:
             self._refuse_changed(structured_only, f"with granularity {self.granularity}")
         if self.heads_kept is not None and self.spares_heads:
@@ -192,14 +207,8 @@ class NeuroPrune(_Gradual):
         return self
 
     @property
-    def spares_heads(self) -> bool:
-        """Whether fewer heads are to go than in proportion."""
-        return self.head_exponent not in (None, 1)
-
-    @property
     def takes_units(self) -> bool:
-        """Whether whole heads and neurons go while the model trains."""
-        return self.mode == "targeted" and self.granularity == "structured"
+        return self.mode == "targeted" and super().takes_units
 
     def strengths(self) -> tuple[float, float]:
         """alpha and beta, with the mode's default where they are left out."""
@@ -207,7 +216,7 @@ class NeuroPrune(_Gradual):
         return (default if self.alpha is None else self.alpha), (default if self.beta is None else self.beta)
 
 
-class Importance(_Gradual):
+class Importance(Gradual):
     """Magnitude and sensitivity: the lowest mix of both goes, little by little, then training under the held mask.
 
     Sensitivity is the first-order change in loss, |w · dL/dw|, averaged over batches.
@@ -240,13 +249,13 @@ class Smart(Spec):
         return self
 
 
-class Magnitude(_Gradual):
+class Magnitude(Gradual):
     """Gradual magnitude pruning (GMP*, Kurtic & Alistarh 2022): the smallest go along a cubic schedule."""
 
     name: Literal["magnitude"]
 
 
-class L1(_Gradual):
+class L1(Gradual):
     """Plain l1 regularisation, the same for every weight; the smallest go along the schedule."""
 
     name: Literal["l1"]
@@ -255,7 +264,7 @@ class L1(_Gradual):
     )
 
 
-class Random(_Gradual):
+class Random(Gradual):
     """Whatever chance picks goes: what any other method has to beat."""
 
     name: Literal["random"]
@@ -303,7 +312,7 @@ def trains(method: Any) -> bool:
 
 def has_floor(method: Any) -> TypeGuard[NeuroPrune | Importance | Magnitude | L1 | Random]:
     """Whether layers may compete for one budget, each with a guaranteed rest."""
-    return isinstance(method, _Gradual)
+    return isinstance(method, Gradual)
 
 
 def removes_units(method: Any) -> bool:
@@ -313,7 +322,7 @@ def removes_units(method: Any) -> bool:
 
 def goes_on(method: Any) -> bool:
     """Whether a model that the method has pruned can be pruned further in another run of training."""
-    return isinstance(method, _Gradual)
+    return isinstance(method, Gradual)
 
 
 def check_masked(method: Any) -> None:
@@ -322,7 +331,7 @@ def check_masked(method: Any) -> None:
     Raises:
         MisfitError: says what.
     """
-    if isinstance(method, _Gradual) and method.experts:
+    if isinstance(method, Gradual) and method.experts:
         raise MisfitError(
             "masked is not possible with experts: a stock router chooses among experts of zeros as well; ragged is",
             "/structure",
@@ -349,9 +358,9 @@ def check_uniform(method: Any) -> None:
         raise MisfitError(
             "uniform is not possible with in_rows: stock classes read all hidden dimensions", "/structure"
         )
-    if isinstance(method, _Gradual) and method.experts:
+    if isinstance(method, Gradual) and method.experts:
         raise MisfitError(
             "uniform is not possible with experts: no stock class is narrowed so yet; ragged is", "/structure"
         )
-    if isinstance(method, _Gradual) and method.names_floor:
+    if isinstance(method, Gradual) and method.names_floor:
         raise MisfitError("cannot be set with structure uniform, the same in every layer", "/method/layer_floor")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
 from core.jobs.base import MisfitError, Spec
-from core.jobs.methods import NeuroPrune, goes_on, removes_units
+from core.jobs.methods import Gradual, NeuroPrune, goes_on, removes_units
 
 MOST_SPARSITY = 0.95
 Sparsity = Annotated[float, Field(ge=0, le=MOST_SPARSITY)]
@@ -191,7 +191,7 @@ def check_target(target: AnyTarget, method: Any, structure: str, formats: tuple[
             "neuroprune, importance, magnitude, l1 and random can",
             pointer,
         )
-    if isinstance(target, SpeedupTarget | FrontierTarget) and isinstance(method, NeuroPrune) and method.spares_heads:
+    if isinstance(target, SpeedupTarget | FrontierTarget) and isinstance(method, Gradual) and method.spares_heads:
         raise MisfitError(
             "is not possible with a head_exponent above 1: it prunes in several steps, and one could leave the next "
             "too few neurons",

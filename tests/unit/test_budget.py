@@ -17,7 +17,7 @@ from core.engine.methods.gradual import gradual
 from core.engine.methods.random import RandomCriterion
 from core.engine.methods.schedule import Schedule
 from core.errors import NumericalError, UnreachableTargetError
-from core.jobs.methods import Magnitude, NeuroPrune
+from core.jobs.methods import L1, Importance, Magnitude, NeuroPrune, Random
 from tests import tiny, tiny_families
 
 
@@ -334,10 +334,11 @@ def test_what_every_layer_keeps_is_as_asked_for_or_usual(method, asked, floor):
     assert pruner.removal.floor == floor
 
 
-def test_neuroprune_spares_heads():
+@pytest.mark.parametrize("kind", [NeuroPrune, Importance, Magnitude, L1, Random])
+def test_every_gradual_method_can_spare_heads(kind):
     anatomy = bind(tiny.llama())
     removed = []
     for exponent in (None, 1.0, 3.0):
-        method = NeuroPrune(name="neuroprune", head_exponent=exponent)
+        method = kind(name=kind.__name__.lower(), head_exponent=exponent)
         removed.append(build_pruner(anatomy, method, 0.5, AT_ONCE, 0).removal.budget.counts(1.0)["heads"])
     assert removed[0] == removed[1] > removed[2]

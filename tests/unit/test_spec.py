@@ -88,16 +88,18 @@ def test_what_stays_takes_over_where_that_pays(name):
     assert compensation({"mode": "faithful"}) is None
 
 
+@pytest.mark.parametrize("method_name", ["neuroprune", "importance", "magnitude", "l1", "random"])
 @pytest.mark.parametrize("name", TRAINING_DEFAULTS)
-def test_heads_are_spared_where_that_pays(name):
+def test_heads_are_spared_where_that_pays(name, method_name):
     def exponent(method):
-        return resolved_method(name, {"name": "neuroprune", **method}).head_exponent
+        return resolved_method(name, {"name": method_name, **method}).head_exponent
 
     assert exponent({}) == (1.6 if name == "causal-lm" else 1)
     assert exponent({"head_exponent": 2}) == 2
-    assert exponent({"heads_kept": 3}) == 1
     assert exponent({"granularity": "unstructured"}) is None
-    assert exponent({"mode": "faithful"}) is None
+    if method_name == "neuroprune":
+        assert exponent({"heads_kept": 3}) == 1
+        assert exponent({"mode": "faithful"}) is None
 
 
 @pytest.mark.parametrize(
@@ -236,6 +238,8 @@ UPLOADED = {"data": {"source": "upload", "train": FILE}}
          "/method/layer_floor", "cannot be set with granularity 2:4"),
         ({"method": {"name": "neuroprune", "head_exponent": 1.1}, "target": {"frontier": [0.3, 0.5]}},
          "/target/frontier", "head_exponent above 1"),
+        ({"method": {"name": "importance", "head_exponent": 1.1}, "target": {"speedup": 2}},
+         "/target/speedup", "head_exponent above 1"),
         ({"method": {"name": "neuroprune", "heads_kept": 3, "head_exponent": 1.1}},
          "/method/head_exponent", "cannot be set with heads_kept"),
         ({"training": {"dense_epochs": 1}}, "/training/dense_epochs", "no labels"),
@@ -363,6 +367,10 @@ def test_a_target_of_several_steps_needs_a_method_that_goes_on(target):
         ),
         (FAITHFUL | {"compensation": True}, "compensation cannot be set with mode faithful"),
         (FAITHFUL | {"head_exponent": 2}, "head_exponent cannot be set with mode faithful"),
+        (
+            {"name": "l1", "granularity": "unstructured", "head_exponent": 2},
+            "head_exponent cannot be set with granularity unstructured",
+        ),
         ({"name": "l1", "granularity": "2:4", "layer_floor": 0.5}, "layer_floor cannot be set with granularity 2:4"),
         ({"name": "magnitude", "granularity": "4:4"}, "N must be below M; 4:4 is not"),
         ({"name": "magnitude", "granularity": "0:4"}, "Must be structured, unstructured or a pattern such as 2:4."),
