@@ -66,8 +66,8 @@ def _introduction() -> str:
         the decay of its saliencies, alpha, beta and the floors of all methods, by STS-B and SST-2, seed 0. That what
         stays takes over what goes (compensation) everywhere but in T5, by GPT-2 on Shakespeare, the Llama, Multi30k,
         CoLA, STS-B and RTE, seed 0; it was kept after a look at SST-2, and where it is the default, runs without it
-        are `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), by the Llama and both GPT-2s; with more
-        heads, STS-B, CoLA, Multi30k and SciTLDR were looked at, too, and left as they were. The runs in full were made
+        are `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), in all methods but SMART, which learns
+        how many, by NeuroPrune's runs of the Llama and both GPT-2s; with more heads, STS-B, CoLA, Multi30k and SciTLDR were looked at, too, and left as they were. The runs in full were made
         before, with heads in proportion. A job's default distillation of 0.8 for decoders, by the Llama, half of it
         removed; in these tables all train with 0.5. That layers of a T5 keep at least half of their even share, and
         not 0.8 of it, in all methods that have this floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others
