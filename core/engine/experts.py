@@ -25,7 +25,7 @@ def separate(layer: nn.Module, row: ExpertsRow) -> list[dict[str, Any]]:
     """Give every expert of a layer its own projections, in place, and say where they are; the outputs stay."""
     experts: Any = layer.get_submodule(row.module)
     if not isinstance(experts, Experts):
-        stored, experts = experts, Experts(experts, experts.num_experts)
+        stored, experts = experts, Experts(experts, [1] * experts.num_experts)
         for expert, gate_up, down in zip(experts.experts, stored.gate_up_proj, stored.down_proj, strict=True):
             _set_weight(expert.gate_up, gate_up.clone())
             _set_weight(expert.down, down.clone())

@@ -128,6 +128,32 @@ def test_a_loaded_model_can_be_saved_and_loaded_again_by_both_loaders(tmp_path):
             assert torch.equal(outputs(case, load(tmp_path / f"{times}-{number}")), expected[case]), (times, case)
 
 
+@pytest.mark.parametrize("case", [CASES[0], *(case for case in CASES if case.family in ("t5", "mixtral"))], ids=str)
+def test_a_loaded_model_is_pickled_and_made_anew_as_every_model_is(case, tmp_path):
+    model = load(made(case, tmp_path / "bundle"))
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(outputs(case, again), outputs(case, model))
+    # What was in memory before would be no initial weight.
+    rubbish = [torch.full_like(parameter, torch.nan) for parameter in model.parameters()]
+    del rubbish
+    fresh = dict(type(model)(model.config).named_parameters())
+    assert {name: p.shape for name, p in fresh.items()} == {name: p.shape for name, p in model.named_parameters()}
+    assert all(0 <= parameter.abs().max() < 10 for parameter in fresh.values() if parameter.numel())
+
+
+def test_what_others_write_into_a_saved_models_folder_is_not_of_it(bundle, tmp_path):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "all_results.json").write_text("{}")
+    load(bundle).save_pretrained(saved)
+    (saved / "all_results.json").write_text('{"loss": 1}')
+    load(saved)
+    (saved / "config.json").write_text((saved / "config.json").read_text() + " ")
+    with pytest.raises(VerificationError, match=r"config\.json is not the file that was delivered"):
+        load(saved)
+
+
 ANSWERS = {
     "sentence-embedding": "embeddings.tolist()",
     "sequence-classification": "label",

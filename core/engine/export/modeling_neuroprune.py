@@ -20,7 +20,7 @@ import inspect
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,8 @@ FORMAT = 2
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MODELING_FILE = "modeling_neuroprune.py"
+MODEL_FILES = ("config.json", "generation_config.json", MODELING_FILE, "*.safetensors", "*.safetensors.index.json")
+"""What a model is saved as."""
 READ_DIMENSIONS = "read_dimensions"
 KEPT_HEADS = "kept_heads"
 
@@ -141,9 +143,9 @@ class Experts(nn.ModuleList):
     The names of its parameters are none that transformers would gather into such a tensor when it loads them.
     """
 
-    def __init__(self, stock: Any, count: int) -> None:
-        """So many experts of one neuron each, which `narrow` gives their width, of the kind that `stock` holds."""
-        super().__init__(Expert(stock.hidden_dim, 1, stock.act_fn) for _ in range(count))
+    def __init__(self, stock: Any, widths: Iterable[int]) -> None:
+        """Experts of so many neurons each, of the kind that `stock` holds."""
+        super().__init__(Expert(stock.hidden_dim, neurons, stock.act_fn) for neurons in widths)
         self.to(stock.down_proj)
 
     @property
@@ -167,9 +169,18 @@ def expert_paths(module: str, index: int) -> dict[str, Any]:
     return {"inputs": (f"{path}.gate_up", f"{path}.gate_up"), "output": f"{path}.down"}
 
 
-def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """A model class like `base` that takes its layers' widths from `config.neuroprune`."""
+_PRUNED: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+"""By the class that it was made from: pickle asks for a model's class by name, and wants the model's own."""
 
+
+def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The model class like `base` that takes its layers' widths from `config.neuroprune`."""
+    if base not in _PRUNED:
+        _PRUNED[base] = _made(base)
+    return _PRUNED[base]
+
+
+def _made(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     class Pruned(base):  # type: ignore[misc, valid-type]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
@@ -178,8 +189,10 @@ def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             """Save as every model does, and what is needed to load it again."""
             super().save_pretrained(save_directory, *args, **kwargs)
-            copy_code(Path(save_directory))
-            write_manifest(Path(save_directory))
+            folder = Path(save_directory)
+            copy_code(folder)
+            # Others may write into the folder, too, and go on writing.
+            write_manifest(folder, files=[path for pattern in MODEL_FILES for path in folder.glob(pattern)])
 
     Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
     return Pruned
@@ -198,14 +211,14 @@ def copy_code(folder: Path) -> None:
     shutil.copyfile(__file__, folder / MODELING_FILE)
 
 
-def write_manifest(folder: Path, generator: str = "neuroprune") -> None:
-    """Record size and sha256 of every file in the folder; written last."""
-    files = {
+def write_manifest(folder: Path, generator: str = "neuroprune", files: Iterable[Path] | None = None) -> None:
+    """Record size and sha256 of these files of the folder, or of all; written last."""
+    recorded = {
         path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.iterdir() if files is None else files)
         if path.is_file() and path.name != MANIFEST_FILE
     }
-    manifest = {"format": MANIFEST_FORMAT, "generator": generator, "files": files}
+    manifest = {"format": MANIFEST_FORMAT, "generator": generator, "files": recorded}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -216,7 +229,7 @@ def sha256(path: Path) -> str:
 
 
 def narrow(model: PreTrainedModel, description: dict[str, Any]) -> None:
-    """Give every layer the widths of `description`, in place; new weights are uninitialised.
+    """Give every layer the widths of `description`, in place; it keeps the first of the weights it has.
 
     Raises:
         ValueError: unknown format, or other layers described than the model has.
@@ -401,11 +414,11 @@ def _narrow_experts(layer: nn.Module, row: dict[str, Any], widths: list[dict[str
     """Leave as many experts as there are `widths`; the router chooses among them as if there had never been others."""
     experts = layer.get_submodule(row["module"])
     if not isinstance(experts, Experts):
-        layer.set_submodule(row["module"], Experts(experts, len(widths)))
+        layer.set_submodule(row["module"], Experts(experts, [described["neurons"] for described in widths]))
     for index, described in enumerate(widths):
         _narrow_mlp(layer, expert_paths(row["module"], index), described["neurons"])
     router: Any = layer.get_submodule(row["router"])
-    router.weight = nn.Parameter(router.weight.new_empty(len(widths), router.weight.shape[1]))
+    router.weight = _first(router.weight, len(widths))
     router.num_experts = len(widths)
     router.top_k = min(router.top_k, len(widths))
 
@@ -422,11 +435,16 @@ def _resize(layer: nn.Module, path: str, in_features: int | None = None, out_fea
         shape = module.out_features, module.in_features
     else:
         raise TypeError(f"{path} is a {type(module).__name__}, neither a Linear layer nor a Conv1D.")
-    module.weight = nn.Parameter(module.weight.new_empty(shape))
+    module.weight = _first(module.weight, *shape)
     if module.bias is not None and out_features is not None:
-        module.bias = nn.Parameter(module.bias.new_empty(out_features))
+        module.bias = _first(module.bias, out_features)
     if isinstance(module, Conv1D) and not module.nx:
         layer.set_submodule(path, Constant(module))
+
+
+def _first(tensor: torch.Tensor, *shape: int) -> nn.Parameter:
+    """The beginning of a parameter, in each dimension: as its class initialises it, where no weights are loaded."""
+    return nn.Parameter(tensor.detach()[tuple(slice(size) for size in shape)].clone())
 
 
 def _set_attribute(layer: nn.Module, path: str, value: int) -> None:
