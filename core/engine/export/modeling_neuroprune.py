@@ -414,7 +414,9 @@ def _narrow_experts(layer: nn.Module, row: dict[str, Any], widths: list[dict[str
     """Leave as many experts as there are `widths`; the router chooses among them as if there had never been others."""
     experts = layer.get_submodule(row["module"])
     if not isinstance(experts, Experts):
-        layer.set_submodule(row["module"], Experts(experts, [described["neurons"] for described in widths]))
+        # What has no neuron is made with one: torch warns of initial weights without entries.
+        experts = Experts(experts, [max(1, described["neurons"]) for described in widths])
+        layer.set_submodule(row["module"], experts)
     for index, described in enumerate(widths):
         _narrow_mlp(layer, expert_paths(row["module"], index), described["neurons"])
     router: Any = layer.get_submodule(row["router"])
