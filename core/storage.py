@@ -194,8 +194,8 @@ class Storage:
 
 def _opened(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     """The file system of a URL, and where in it the URL leads."""
-    if "://" not in url:  # in a folder's name, `::` is nothing special
-        return LocalFileSystem(), str(Path(url).absolute())
+    if "::" in url and "://" not in url:  # in a folder's name it is nothing special
+        return LocalFileSystem(), str(Path(url).expanduser().absolute())
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
     except (ImportError, ValueError) as error:

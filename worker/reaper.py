@@ -63,19 +63,14 @@ class Reaper:
             logger.warning("this worker is counted until its silence is noticed: %s", error)
 
     def round(self) -> None:
-        """Say that this worker can take jobs; take lost jobs back, send waiting ones again."""
-        try:
-            check_room(self._settings.work_dir)
-        except OSError as error:
-            logger.warning("this worker is not counted while it has no room to work in: %s", error)
-        else:
-            self._store.worker_seen(self._worker, [QUEUE])
+        """Take lost jobs back, send waiting ones again; say that this worker can take jobs."""
         for job_id in self._store.reap():
             logger.warning("job %s lost its worker and waits again", job_id)
         if self._settings.queue_timeout_seconds is not None:
             for job_id in self._store.expire(self._settings.queue_timeout_seconds):
                 logger.warning("job %s waited too long and has expired", job_id)
         self._send_again()
+        self._show_itself()
 
     def sweep(self) -> None:
         """Remove what ended jobs and vanished workers left, and what was deleted or is too old."""
@@ -83,6 +78,15 @@ class Reaper:
         self._delete_old()
         self._sweep_deleted()
         self._sweep_checkpoints()
+
+    def _show_itself(self) -> None:
+        """Last, as a disk may hang: whether others' jobs are looked after must not depend on this worker's."""
+        try:
+            check_room(self._settings.work_dir)
+        except OSError as error:
+            logger.warning("this worker is not counted while it has no room to work in: %s", error)
+        else:
+            self._store.worker_seen(self._worker, [QUEUE])
 
     def _send_again(self) -> None:
         waiting = self._store.undispatched(self._settings.redispatch_seconds)

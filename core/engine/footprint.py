@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig
 
 from core.engine.inspection import Shapes
 from core.errors import OutOfGpuMemoryError, OutOfMemoryError, StorageFullError
@@ -59,7 +59,8 @@ def activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> int:
     if not hidden:
         return 0
     drops = any(getattr(config, name, 0) for name in _ATTENTION_DROPOUTS)
-    matrices = 5 * heads * length / hidden if drops else 0
+    is_fused = getattr(AutoModel._model_mapping.get(type(config), None), "_supports_sdpa", False)
+    matrices = 0 if is_fused and not drops else 5 * heads * length / hidden
     return int(2 * layers * length * batch * hidden * (34 + matrices))
 
 

@@ -56,14 +56,18 @@ class Ladder:
         self._checkpoints = checkpoints
         self._teacher: Teacher | None = None
 
-    def check(self, level: Level) -> None:
+    def check(self, level: Level, previous: Pruner | None = None) -> None:
         """Refuse a level that the model cannot be brought to.
+
+        Args:
+            level: Where to.
+            previous: A stand-in at a lower level, to go on from.
 
         Raises:
             UnreachableTargetError: says what is possible.
             InvalidModelError: the method or the structure is not for this model.
         """
-        self._pruner(self.prepared.model, level, AT_ONCE, None)
+        self._pruner(self.prepared.model, level, AT_ONCE, previous)
 
     def can_reach(self, level: Level) -> bool:
         """Whether the model can be brought to a level."""
@@ -123,9 +127,6 @@ class Ladder:
         Args:
             level: Where to.
             previous: A stand-in at a lower level, to go on from.
-
-        Raises:
-            UnreachableTargetError, InvalidModelError: as `check`, but after what the lower level took.
         """
         pruner = self._pruner(self.dense_copy(), level, AT_ONCE, previous)
         pruner.step(1, 0.0)

@@ -88,7 +88,7 @@ class Gradual(Spec):
     @model_validator(mode="after")
     def _layers_share_a_budget(self) -> "Gradual":
         if self.granularity != "structured":
-            # A resolved job says what it does without; that is no reason to refuse it with another granularity.
+            # A resolved job names an exponent of 1 as well, which changes nothing.
             of_units = {"experts"} | ({"head_exponent"} if self.spares_heads else set())
             self._refuse_changed(of_units, f"with granularity {self.granularity}")
         if pattern_of(self.granularity) is not None:
@@ -193,7 +193,7 @@ class NeuroPrune(Gradual):
     def _options_fit_mode(self) -> "NeuroPrune":
         faithful, single = self.mode == "faithful", self.granularity != "structured"
         structured_only = {"theta", "redundancy", "importance", "heads_kept", "in_rows"}
-        # As of the exponent, of a resolved job.
+        # A resolved job says that it does without; that is no reason to refuse it with another mode or granularity.
         if self.compensation:
             structured_only.add("compensation")
         if faithful:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BloomConfig
 
 from core import resources
 from core.engine import footprint
@@ -55,6 +56,9 @@ def test_attention_matrices_count_only_where_dropout_keeps_them():
     assert fused == 64 * once
     config.attention_dropout = 0.1
     assert activation_bytes(config, 1, 1024) > 10 * fused
+    # Of these, transformers has no fused attention.
+    bloom = BloomConfig(hidden_size=32, n_layer=3, n_head=8, attention_dropout=0.0)
+    assert activation_bytes(bloom, 1, 1024) > 10 * 64 * activation_bytes(bloom, 1, 16)
 
 
 @pytest.fixture

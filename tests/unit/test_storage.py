@@ -227,6 +227,12 @@ def test_a_folders_name_may_hold_what_urls_chain_with(tmp_path, monkeypatch):
     assert Storage(str(tmp_path / "a::b" / "store")).local_path("x/y") == tmp_path / "a::b" / "store" / "x" / "y"
 
 
+def test_a_folder_may_be_below_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("store", "a::b"):
+        assert Storage(f"~/{name}").local_path("x") == tmp_path / name / "x"
+
+
 @pytest.mark.parametrize("url", ["foo://bucket", "gs://bucket/prefix"])
 def test_a_kind_of_store_that_is_not_known_is_a_wrong_setting(url):
     with pytest.raises(ConfigurationError, match=rf"^NEUROPRUNE_STORAGE_URL: '{url}' cannot be used"):

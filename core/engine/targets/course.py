@@ -7,6 +7,7 @@ from typing import Any
 
 from core.engine.ladder import Ladder, Level
 from core.engine.methods import Pruner
+from core.jobs.methods import removes_units
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ class Frontier(Course):
 
     def __init__(self, ladder: Ladder, sparsities: tuple[float, ...]) -> None:
         self._levels = [Level(sparsity) for sparsity in sparsities]
-        stand_in = None
+        previous = None
         for level in self._levels:
-            # Within reach from dense, a level may not be within reach from the one before.
-            stand_in = ladder.stand_in(level, stand_in)
+            ladder.check(level, previous)
+            # Of whole units, a level that is within reach from dense may not be within reach from the one before.
+            if removes_units(ladder.spec.method) and level is not self._levels[-1]:
+                previous = ladder.stand_in(level, previous)
         self._ladder = ladder
         self.bundles = len(self._levels)
 

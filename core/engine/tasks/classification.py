@@ -18,6 +18,9 @@ from core.wording import some_of
 Label = int | str
 DISTILLATION_TEMPERATURE = 2.0
 
+MOST_STRAYS = 0.01
+"""Share of the rows up to which labels that are no integers, where all others are, are taken for mistakes."""
+
 INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
 """As integers are written; `01` is a code."""
 
@@ -45,8 +48,8 @@ class ClassificationTask(Task):
         self._data_names = rows[0].source.class_names.get(self.spec.label_column, ())
         if named := self.spec.label_names or self._data_names:
             return self._name_classes(config, named, labels)
-        own = {str(name): int(i) for i, name in (config.id2label or {}).items()}
-        self._classes = self._known(own, {i: i for i in own.values()}, labels)
+        own = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+        self._classes = self._known({name: i for i, name in own.items()}, {i: i for i in own}, labels)
         if labels <= set(self._classes):
             return {}
         self._classes = {label: i for i, label in enumerate(sorted(labels))}
@@ -60,8 +63,12 @@ class ClassificationTask(Task):
         """
         column, param = shown(self.spec.label_column), "/task/label_column"
         # Decided by all of them: CSV and a config's class names know no integers.
-        texts = (label for row in rows if isinstance(label := self._written(row), str))
-        self._are_integers = all(INTEGER.fullmatch(text) for text in texts)
+        texts = [(label, row) for row in rows if isinstance(label := self._written(row), str)]
+        others = [row for label, row in texts if not INTEGER.fullmatch(label)]
+        self._are_integers = not others
+        if others and not self.spec.label_names and len(others) <= MOST_STRAYS * len(rows):
+            problem = f"column {column} holds {shown(self._written(others[0]))}, and integers in nearly all other rows"
+            raise others[0].error(f"{problem}; if it is the name of a class, give all of them in label_names.", param)
         first, labels = self._label(rows[0]), set[Label]()
         for row in rows:
             label = self._label(row)

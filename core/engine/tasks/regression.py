@@ -17,8 +17,11 @@ from core.errors import shown
 EQUAL_ANSWERS = 1e-5
 """Answers that differ by less than this share of the largest differ by rounding."""
 
+RIDGE = 0.1
+"""Of that regression, as a share of the mean squared length of what is read."""
+
 ROWS_CENTRED_ON = 64
-"""At most, where a head without a bias is started: what it reads differs little in the mean."""
+"""At most, where a head without a bias is started."""
 
 
 class RegressionTask(Task):
@@ -51,7 +54,10 @@ class RegressionTask(Task):
         return {"num_labels": 1, "problem_type": self.name}
 
     def start_head(self, model: PreTrainedModel, rows: list[Row]) -> None:
-        """Let the answers start around the labels' mean, and spread as they are: what is far is far in steps, too."""
+        """Let the answers start around the labels' mean: what is far is far in steps, too.
+
+        They spread as the labels do; where the last layer has no bias, as much as what it reads makes them.
+        """
         body = set(model.base_model.modules())
         for module in model.modules():
             # Not the layers that some heads have before the last.
@@ -63,19 +69,27 @@ class RegressionTask(Task):
                     self._centre(model, module.weight, rows)
 
     def _centre(self, model: PreTrainedModel, weight: nn.Parameter, rows: list[Row]) -> None:
-        """Move the mean answer to the labels' mean along what the last layer reads in the mean: it has no bias."""
+        """Move the answers' mean to the labels' in a direction in which answers differ little: the layer has no bias.
+
+        Ridge regression of a constant on what the layer reads.
+        """
         was_training = model.training
         model.train(False)
         sample = self.features(rows[:: math.ceil(len(rows) / ROWS_CENTRED_ON)])
-        total, slope = 0.0, torch.zeros_like(weight)
+        answers, reads = [], []
         for row in sample.features:
             answer = self.outputs(model, self.collate([row]))[0]
+            answers.append(answer.item())
             # An answer is linear in the weights: its slope is what they read.
-            slope += torch.autograd.grad(answer, weight)[0]
-            total += answer.item()
+            reads.append(torch.autograd.grad(answer, weight)[0].flatten())
         model.train(was_training)
-        missing = self._mean - total / len(sample)
-        weight.data.add_(missing * len(sample) * slope / slope.square().sum())
+        read = torch.stack(reads).double()
+        products = read @ read.T
+        damped = products + RIDGE * products.diagonal().mean() * torch.eye(len(products))
+        shares = torch.linalg.solve(damped, torch.ones(len(products), dtype=torch.double))
+        missing = self._mean - sum(answers) / len(answers)
+        change = read.T @ shares * missing / (products @ shares).mean()
+        weight.data.add_(change.view_as(weight).to(weight.dtype))
 
     def features(self, rows: list[Row]) -> Features:
         encoded = self.encode(rows, self.spec.text_column, self.spec.text_pair_column)
