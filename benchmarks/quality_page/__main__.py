@@ -63,17 +63,18 @@ def _introduction() -> str:
         nothing. An example is a row, or for decoders a block of tokens. Metrics are of the validation splits, shares
         and correlations times 100. Jobs train longer than the runs of the two-core tables: see Jobs with default
         options."""
-    chosen = f"""What was chosen by looking at these numbers, which are flattered by it: NeuroPrune's ranking,
-        the decay of its saliencies, alpha, beta and the floors of all methods, by STS-B and SST-2, seed 0. That
-        what stays takes over what goes (compensation) everywhere but in T5, by GPT-2 on Shakespeare, the Llama,
-        Multi30k, CoLA, STS-B and RTE, seed 0; it was kept after a look at SST-2, and where it is the default,
-        runs without it are `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), in all methods but
-        SMART, which learns how many, by NeuroPrune's runs of the Llama and both GPT-2s (magnitude, l1 and random
-        still have theirs in proportion there); with more heads, STS-B, CoLA, Multi30k and SciTLDR were looked at, too, and left as they were. The runs in full were made
-        before, with heads in proportion. A job's default distillation of 0.8 for decoders, by the Llama, half
-        of it removed; in these tables all train with 0.5. That layers of a T5 keep at least half of their even
-        share, and not 0.8 of it, in all methods that have this floor, by nats on Multi30k, seeds 0 and 1, and
-        SciTLDR; the others stayed at 0.8 after a look at CoLA, the Llama and Shakespeare as well."""
+    chosen = f"""What was chosen by looking at these numbers, which are flattered by it: NeuroPrune's ranking, the
+        decay of its saliencies, alpha, beta and the floors of all methods, by STS-B and SST-2, seed 0. That what
+        stays takes over what goes (compensation) everywhere but in T5, by GPT-2 on Shakespeare, the Llama,
+        Multi30k, CoLA, STS-B and RTE, seed 0; it was kept after a look at SST-2, and where it is the default, runs
+        without it are `{UNCOMPENSATED}`. That decoders spare heads (`head_exponent`), in all methods but SMART,
+        which learns how many, by NeuroPrune's runs of the Llama and both GPT-2s (magnitude, l1 and random still
+        have theirs in proportion there); with more heads, STS-B, CoLA, Multi30k and SciTLDR were looked at, too,
+        and left as they were. The runs in full were made before, with heads in proportion. A job's default
+        distillation of 0.8 for decoders, by the Llama, half of it removed; in these tables all train with 0.5. That
+        layers of a T5 keep at least half of their even share, and not 0.8 of it, in all methods that have this
+        floor, by nats on Multi30k, seeds 0 and 1, and SciTLDR; the others stayed at 0.8 after a look at CoLA, the
+        Llama and Shakespeare as well."""
     doubts = """Single runs are noisy, as a look at neighbouring sparsities shows: small differences mean
         nothing, least of all on RTE, whose dense model hardly does better than guessing, and in ratios on CoLA. STS-B,
         Multi30k and SST-2 got three seeds after their first was seen; CoLA, STS-B and RTE, quickest to run, got two,
