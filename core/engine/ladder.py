@@ -67,7 +67,9 @@ class Ladder:
             UnreachableTargetError: says what is possible.
             InvalidModelError: the method or the structure is not for this model.
         """
-        self._pruner(self.prepared.model, level, AT_ONCE, previous)
+        # What is gone before would leave the dense model, too.
+        model = self.prepared.model if previous is None else previous.anatomy.model
+        self._pruner(model, level, AT_ONCE, previous)
 
     def can_reach(self, level: Level) -> bool:
         """Whether the model can be brought to a level."""

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import BertConfig, BertModel
 
 from core.engine import ladder as ladders
@@ -19,11 +20,14 @@ def test_a_frontier_is_refused_at_once_where_a_level_is_out_of_reach_from_the_on
     config = BertConfig(vocab_size=tiny.VOCABULARY, **sizes)
     spec = demo_spec(method={"name": "random"}, training={"num_train_epochs": 1})
     ladder = Ladder(spec, SimpleNamespace(model=BertModel(config), task=None, train=range(40)), listen=None)
+    before = {name: tensor.clone() for name, tensor in ladder.prepared.model.state_dict().items()}
     for sparsity in (0.85, 0.92):
         ladder.check(Level(sparsity))
         Frontier(ladder, (0.5, sparsity))
     with pytest.raises(UnreachableTargetError, match=r"0\.9200 cannot be met"):
         Frontier(ladder, (0.85, 0.92))
+    after = ladder.prepared.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_a_level_starts_with_what_is_gone_of_it_already(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 import benchmarks.quality
 from benchmarks.quality import CASES, UNCOMPENSATED, runs
-from benchmarks.quality_page.__main__ import check_dense_models
+from benchmarks.quality_page.__main__ import check
 from benchmarks.quality_page.matrix import beside, one_sided
 from benchmarks.quality_page.values import quality
 from core.jobs.defaults import COMPENSATES
@@ -19,10 +19,18 @@ def result(dense: float, **also: Any) -> dict[str, Any]:
 
 
 def test_runs_of_one_case_and_seed_start_from_one_dense_model() -> None:
-    check_dense_models([result(0.85), result(0.85 + 5e-7), result(0.7, seed=1), result(0.7, case="rte")])
-    check_dense_models([result(0.85), result(0.86, full=True)])
-    with pytest.raises(SystemExit, match="'stsb', False, 0"):
-        check_dense_models([result(0.85), result(0.7, seed=1), result(0.851)])
+    one = result(0.85, method="neuroprune", target=0.5)
+    check([one, result(0.85 + 5e-9, method="smart", target=0.5), result(0.7, seed=1, method="smart", target=0.5)])
+    check([one, result(0.86, full=True, method="neuroprune", target=0.5)])
+    with pytest.raises(SystemExit, match="'stsb', False, 0.*start from different dense models"):
+        check([one, result(0.85 + 5e-8, method="smart", target=0.5)])
+
+
+def test_a_run_that_is_there_twice_is_refused() -> None:
+    one = result(0.85, method="importance", target=0.5)
+    check([one, result(0.85, method="importance", target=0.7)])
+    with pytest.raises(SystemExit, match="twice.*'importance', 0.5, 0"):
+        check([one, result(0.85, method="importance", target=0.5, options={"head_exponent": 1.6})])
 
 
 def line(case: str, method: str, pruned: float, seed: int = 0) -> dict[str, Any]:
