@@ -22,14 +22,14 @@ def test_runs_of_one_case_and_seed_start_from_one_dense_model() -> None:
     one = result(0.85, method="neuroprune", target=0.5)
     check([one, result(0.85 + 5e-9, method="smart", target=0.5), result(0.7, seed=1, method="smart", target=0.5)])
     check([one, result(0.86, full=True, method="neuroprune", target=0.5)])
-    with pytest.raises(SystemExit, match="'stsb', False, 0.*start from different dense models"):
+    with pytest.raises(SystemExit, match=r"'stsb', False, 0.*start from different dense models"):
         check([one, result(0.85 + 5e-8, method="smart", target=0.5)])
 
 
 def test_a_run_that_is_there_twice_is_refused() -> None:
     one = result(0.85, method="importance", target=0.5)
     check([one, result(0.85, method="importance", target=0.7)])
-    with pytest.raises(SystemExit, match="twice.*'importance', 0.5, 0"):
+    with pytest.raises(SystemExit, match=r"twice.*'importance', 0.5, 0"):
         check([one, result(0.85, method="importance", target=0.5, options={"head_exponent": 1.6})])
 
 
