@@ -139,8 +139,6 @@ def _without_echoes(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
 
 def _fault(error: Mapping[str, Any]) -> Fault:
     source, *rest = error["loc"]
-    if isinstance(error.get("ctx", {}).get("error"), ValueError) and error["loc"] == ("body", "file"):
-        return Fault(pointer="/file", detail="Must be a file with its name; with curl: -F file=@NAME.")
     if source == "body":
         pointer, detail = describe(error, JobRequest)
         return Fault(pointer=pointer, detail=detail)

@@ -64,6 +64,8 @@ def describe(error: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str
             return place.pointer, "Must be a list."
         case "dict_type":
             return place.pointer, "Must be an object."
+        case "value_error" if error["loc"] == ("body", "file"):  # of an upload, sent as text
+            return place.pointer, "Must be a file with its name; with curl: -F file=@NAME."
         case "value_error":
             fault = context["error"]
             if isinstance(fault, MisfitError):

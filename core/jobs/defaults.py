@@ -60,8 +60,10 @@ def _spares_heads(spec: JobSpec) -> bool:
     """Whether fewer heads may go than in proportion.
 
     Not with one width for all layers, which leaves few numbers of heads to choose from, nor where `check_target`
-    refuses it.
+    refuses it, nor where the job says how many stay.
     """
+    if isinstance(spec.method, NeuroPrune) and spec.method.heads_kept is not None:
+        return False
     if spec.structure == "uniform" or isinstance(spec.target, FrontierTarget | SpeedupTarget):
         return False
     return not isinstance(spec.target, SparsityTarget) or spec.target.sparsity <= MOST_SPARING
@@ -83,8 +85,7 @@ def resolve(spec: JobSpec) -> JobSpec:
     if isinstance(method, NeuroPrune) and method.takes_units and method.compensation is None:
         method = method.model_copy(update={"compensation": task.name in COMPENSATES})
     if isinstance(method, Gradual) and method.takes_units and method.head_exponent is None:
-        spares = getattr(method, "heads_kept", None) is None and _spares_heads(spec)
-        exponent = HEAD_EXPONENTS.get(task.name, 1.0) if spares else 1.0
+        exponent = HEAD_EXPONENTS.get(task.name, 1.0) if _spares_heads(spec) else 1.0
         method = method.model_copy(update={"head_exponent": exponent})
     if has_floor(method) and method.layer_floor is None:
         competes = spec.structure != "uniform" and takes_target(method)

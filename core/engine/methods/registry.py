@@ -46,22 +46,6 @@ def build_pruner(
     match method:
         case methods.NeuroPrune(mode="faithful"):
             return FaithfulNeuroPrune(anatomy, method)
-        case methods.NeuroPrune():
-            return gradual(
-                anatomy,
-                NeuroPruneCriterion(anatomy, method),
-                schedule,
-                sparsity,
-                granularity=method.granularity,
-                layer_floor=method.floor,
-                head_exponent=method.exponent,
-                experts=method.experts,
-                heads_kept=method.heads_kept,
-                in_rows=method.in_rows,
-                uniform=uniform,
-                at_least=at_least,
-                previous=previous,
-            )
         case methods.Smart():
             assert sparsity is not None  # noqa: S101 the contract asks for a target
             return SmartPruner(anatomy, sparsity, schedule, method, uniform=uniform, at_least=at_least)
@@ -79,6 +63,8 @@ def build_pruner(
                 layer_floor=method.floor,
                 head_exponent=method.exponent,
                 experts=method.experts,
+                heads_kept=method.heads_kept if isinstance(method, methods.NeuroPrune) else None,
+                in_rows=method.in_rows if isinstance(method, methods.NeuroPrune) else 0.0,
                 uniform=uniform,
                 at_least=at_least,
                 previous=previous,
@@ -86,9 +72,13 @@ def build_pruner(
 
 
 def _criterion(
-    anatomy: Anatomy, method: methods.Importance | methods.Magnitude | methods.L1 | methods.Random, seed: int
+    anatomy: Anatomy,
+    method: methods.NeuroPrune | methods.Importance | methods.Magnitude | methods.L1 | methods.Random,
+    seed: int,
 ) -> Criterion:
     match method:
+        case methods.NeuroPrune():
+            return NeuroPruneCriterion(anatomy, method)
         case methods.Importance():
             return ImportanceCriterion(anatomy, method.sensitivity_share, by_weight=method.granularity != "structured")
         case methods.Magnitude():
