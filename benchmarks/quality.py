@@ -156,14 +156,14 @@ CASES = {
         minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
         full_epochs=2,
         seeds=3,
-        more_seeds=2,
+        more_seeds=7,
     ),
     "rte": Case(
         "MiniLM, RTE",
         minilm("rte", {**_LABEL, **_PAIR}, 3, None, num_train_epochs=1, max_length=96),
         full_epochs=4,
         seeds=3,
-        more_seeds=1,
+        more_seeds=5,
     ),
     "babyllama": Case("Llama 0.9M, TinyStories", babyllama, full_epochs=1.5, more_seeds=2, decoder=True),
     "gpt2-tinystories": Case(
