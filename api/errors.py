@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from api.pointers import describe
 from api.schemas import JobRequest
+from core.db import UNAVAILABLE
 from core.errors import (
     ConflictError,
     InvalidInputError,
@@ -114,7 +115,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(NeuroPruneError)(_domain)
-    for kind in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.ProgrammingError, sa.exc.TimeoutError):
+    for kind in (*UNAVAILABLE, sa.exc.InterfaceError, sa.exc.ProgrammingError, sa.exc.TimeoutError):
         app.exception_handler(kind)(_no_database)
 
 

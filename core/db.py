@@ -34,6 +34,9 @@ POSTGRESQL_CONNECTION = {
 }
 """Seconds, the last milliseconds: a server behind a cut line is given up well within a lease, not after hours."""
 
+UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InternalError)
+"""What the driver raises while a database cannot be used; the second, PostgreSQL's while it is read-only."""
+
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
 from structlog.contextvars import bound_contextvars
 
+from core.db import UNAVAILABLE
 from core.dispatch import Dispatcher
 from core.errors import IllegalTransitionError, LeaseLostError, NotFoundError, StorageError
 from core.jobs.keys import artifact_prefix, checkpoints_of
@@ -151,7 +151,7 @@ class Supervisor:
         except OSError as error:
             logger.exception("job %s: attempt %d could not be run", lease.job_id, lease.attempt)
             return Lost(f"the worker could not run the job's process ({error.strerror or error})")
-        except OperationalError as error:
+        except UNAVAILABLE as error:
             logger.warning("job %s: the database did not answer before it was started: %s", lease.job_id, error)
             return HandedBack("the database did not answer when it was to be started")
         except NotFoundError as error:
@@ -237,7 +237,7 @@ class Supervisor:
         """
         try:
             self._store.keep_checkpoint(lease, checkpoint)
-        except OperationalError as error:
+        except UNAVAILABLE as error:
             logger.warning("job %s: a checkpoint could not be recorded: %s", lease.job_id, error)
 
     def _verdict(self, lease: Lease, child: Child) -> Outcome:
@@ -258,7 +258,7 @@ class Supervisor:
         while True:
             try:
                 return self._record_once(lease, outcome)
-            except OperationalError as error:
+            except UNAVAILABLE as error:
                 logger.warning("job %s: its ending could not be recorded: %s", lease.job_id, error)
                 if time.monotonic() > deadline:
                     raise
@@ -280,7 +280,7 @@ class Supervisor:
             self._store.get(lease.job_id)
         except NotFoundError:
             self._discard(lease, checkpoints_of(lease.job_id))
-        except OperationalError as error:
+        except UNAVAILABLE as error:
             logger.warning("job %s: its checkpoints stay, if it was deleted: %s", lease.job_id, error)
 
     def _discard(self, lease: Lease, prefix: str) -> None:
@@ -321,7 +321,7 @@ class Relay:
     def _record(self, message: Note) -> None:
         try:
             self._store.record(self._lease, message)
-        except OperationalError as error:  # a gap in the history is no reason to end the job
+        except UNAVAILABLE as error:  # a gap in the history is no reason to end the job
             logger.warning("job %s: %r could not be recorded: %s", self._lease.job_id, message, error)
 
 
@@ -352,7 +352,7 @@ class Heartbeat:
         try:
             self._status = self._store.renew(self._lease)
             self._renewed_at = now
-        except OperationalError as error:
+        except UNAVAILABLE as error:
             logger.warning("job %s: its lease could not be renewed: %s", self._lease.job_id, error)
             if now - self._renewed_at > self._lease_seconds:
                 raise LeaseLostError("The lease ran out while the database did not answer.") from error

@@ -30,7 +30,7 @@ from core.engine.inspection import (
     weight_shapes,
 )
 from core.engine.tasks import Task
-from core.errors import InvalidModelError
+from core.errors import InvalidModelError, shown
 from core.families import FAMILIES, family_of
 from core.family import Family
 from core.progress import Reporter, Warned
@@ -47,6 +47,15 @@ TOKENIZER_FILES = (
 
 OF_LOADING = ("is_local", "local_files_only", "auto_map")
 """How a tokenizer was loaded, and with what code: transformers would write it among the tokenizer's own options."""
+
+OPENED = ("vocab", "merges", "init_inputs", "gguf_file", "tokenizer_object")
+"""Options of a tokenizer that transformers opens as files wherever they lead; it saves none of them itself."""
+
+MOST_LABELS = 100_000
+"""That a config may have by number alone: transformers makes a name for each before anything can be checked."""
+
+OF_OTHER_FILES = ("auto_map", "transformers_weights")
+"""Entries of a config that name code, or weights other than those that are checked."""
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -72,6 +81,7 @@ def load_tokenizer(folder: Path, *, pads: bool = False) -> PreTrainedTokenizerBa
         raise InvalidModelError(
             f"The model's folder holds no tokenizer; one of {', '.join(TOKENIZER_FILES)} is needed.", param="/model"
         )
+    _check_tokenizer_files(folder)
     with blaming_the_model("The model's tokenizer cannot be read"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for name in OF_LOADING:
@@ -79,6 +89,24 @@ def load_tokenizer(folder: Path, *, pads: bool = False) -> PreTrainedTokenizerBa
     if pads and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Refuse what transformers would open as a file, wherever on this machine it is: it would be delivered."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (folder / name).is_file():
+            continue
+        with blaming_the_model(f"{name} cannot be read"):
+            entries = dict(json.loads((folder / name).read_text()))
+        opened = [key for key in OPENED if entries.get(key)]
+        if name == "special_tokens_map.json":
+            # All of it becomes options of the tokenizer, after those that say where its files are.
+            opened += [key for key in entries if not key.endswith(("_token", "_tokens"))]
+        if opened:
+            raise InvalidModelError(
+                f"{name} has the entry {shown(opened[0])}, by which files elsewhere would be read; leave it out.",
+                param="/model",
+            )
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:
@@ -108,6 +136,9 @@ def check_architecture(folder: Path, task_name: str) -> None:
         model_type = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidModelError(f"config.json is missing or names no model_type: {error!r}", param="/model") from error
+    labels = config.get("num_labels")
+    if isinstance(labels, int | float) and labels > MOST_LABELS:
+        raise InvalidModelError(f"config.json: num_labels is more than {MOST_LABELS}.", param="/model")
     family = family_of(str(model_type))
     if not family.tasks:
         able = ", ".join(f.model_type for f in FAMILIES if task_name in f.tasks)
@@ -133,7 +164,7 @@ def check_architecture(folder: Path, task_name: str) -> None:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The model's config, without the code of its own that it may name: none is run or delivered.
+    """The model's config, without the code of its own or other weights that it may name: none is read or delivered.
 
     Raises:
         InvalidModelError: it is not one that transformers accepts.
@@ -141,7 +172,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     with blaming_the_model("config.json cannot be used"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    vars(config).pop("auto_map", None)
+    for name in OF_OTHER_FILES:
+        vars(config).pop(name, None)
     check_activation(config, family_of(config.model_type))
     return config
 

@@ -53,13 +53,15 @@ def _parse_jsonl(stream: BinaryIO, source: Source) -> Iterator[Row]:
             continue
         try:
             values = json.loads(line)
+            if isinstance(values, dict):
+                values = {encodable(column): _encodable(value) for column, value in values.items()}
         except json.JSONDecodeError as error:
             raise source.error(f"not JSON ({error.msg}).", number) from error
         except (ValueError, RecursionError) as error:
             raise source.error("a number has too many digits, or the nesting is too deep.", number) from error
         if not isinstance(values, dict):
             raise source.error("a row must be a JSON object.", number)
-        yield Row({encodable(column): _encodable(value) for column, value in values.items()}, source, number)
+        yield Row(values, source, number)
 
 
 def _encodable(value: Any) -> Any:

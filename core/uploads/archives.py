@@ -155,6 +155,8 @@ def _tar_members(archive: Path, limit: int) -> Iterator[_Member | None]:
                 yield None
                 continue
             name = _safe_name(info.name)
+            if info.size < 0:  # Some tarfiles go back by it, to read what they have read, again and again.
+                raise InvalidModelError(f"{name} in the archive has a negative size.")
             if not info.isreg() or info.issparse():
                 raise InvalidModelError(f"{name} in the archive is a link or a device; only files are accepted.")
             yield _Member(name, info.size, cast(_Opener, partial(opened.extractfile, info)))

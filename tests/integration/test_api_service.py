@@ -17,6 +17,7 @@ from core.uploads import SUFFIXES
 from tests.apis import LIVE_SECONDS, PATIENCE_SECONDS, SILENT_SECONDS, until
 from tests.databases import SQLITE_ONLY
 from tests.problems import assert_problem
+from tests.specs import DEMO
 
 pytestmark = SQLITE_ONLY
 
@@ -69,6 +70,17 @@ def test_a_database_that_does_not_answer_is_named(service, monkeypatch):
     monkeypatch.setattr(JobStore, "answers", refuse)
     problem = assert_problem(service.http.get("/readyz"), 503, "not_ready", "database")
     assert "does not answer" in problem["detail"]
+
+
+def test_a_database_that_became_read_only_is_unavailable(service, monkeypatch):
+    """As a PostgreSQL is that became a standby."""
+
+    def refuse(self, *_, **__):
+        raise sa.exc.InternalError("INSERT", {}, Exception("cannot execute INSERT in a read-only transaction"))
+
+    monkeypatch.setattr(JobStore, "create", refuse)
+    answer = service.http.post("/v1/jobs", json=DEMO)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
 
 
 def test_every_missing_part_is_named(service, engine):

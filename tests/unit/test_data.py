@@ -111,6 +111,7 @@ def test_errors_repeat_little_of_a_row(row):
         ("rows.jsonl", b'{"text": "a"}\n{"text": \n', r"rows\.jsonl, line 2: not JSON"),
         ("rows.jsonl", b'{"text": "a"}\n[1]\n', r"line 2: a row must be a JSON object"),
         ("rows.jsonl", b'{"text": "a"}\n' * 150 + b"[" * 100_000, "line 151: .* nesting is too deep"),
+        ("rows.jsonl", b'{"text": ' + b"[" * 800 + b"]" * 800 + b"}", "line 1: .* nesting is too deep"),
         ("rows.jsonl", b'{"text": "a"}\n' * 150 + b"9" * 5000, "line 151: a number has too many digits"),
         ("rows.jsonl", b"\n\n", "holds no rows"),
         ("rows.jsonl", b"\xff\xfe", "cannot be read"),

@@ -9,9 +9,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from core.engine.data import Row, Source
 from core.engine.inputs import Inputs
-from core.engine.loading import load_config, load_image_processor, load_model, load_tokenizer
+from core.engine.loading import check_architecture, load_config, load_image_processor, load_model, load_tokenizer
 from core.engine.preparation import prepare
 from core.engine.tasks import TASKS
+from core.errors import InvalidModelError
 from core.jobs import spec
 from core.jobs.defaults import resolve
 from core.jobs.sources import PathData
@@ -144,6 +145,69 @@ def test_a_model_that_names_code_of_its_own_is_delivered_without(tmp_path):
         load(tmp_path / "model").save_pretrained(tmp_path / "bundle")
     for file in own:
         assert "auto_map" not in json.loads((tmp_path / "bundle" / file).read_text())
+
+
+PIECES = {"vocab.txt": "[PAD]\n[UNK]"}
+LETTERS = {"vocab.json": '{"a": 0}'}
+WHOLE = {"tokenizer.json": None}
+"""As it is saved."""
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "tokens"),
+    [
+        (PIECES, {"tokenizer_class": "BertTokenizer", "vocab": "{secret}"}, {}),
+        (PIECES, {"tokenizer_class": "DistilBertTokenizer", "vocab": "{secret}"}, {}),
+        (LETTERS, {"tokenizer_class": "RobertaTokenizer", "vocab": "{secret}", "merges": "/dev/null"}, {}),
+        (LETTERS, {"tokenizer_class": "BertTokenizer", "init_inputs": ["{secret}"]}, {}),
+        (PIECES, {"tokenizer_class": "BertTokenizer"}, {"vocab": "{secret}"}),
+        (PIECES, {}, {"vocab_file": "{secret}"}),
+        (WHOLE, {"tokenizer_class": "BertTokenizer"}, {"vocab_file": "{secret}", "tokenizer_file": "/none"}),
+        (WHOLE, {"tokenizer_class": "PreTrainedTokenizerFast"}, {"tokenizer_file": "{whole_secret}"}),
+    ],
+)
+def test_a_tokenizer_reads_no_file_outside_of_its_folder(files, options, tokens, tmp_path):
+    """It would be delivered with the bundle: whoever uploads a model could read the worker's files."""
+    secrets = {"secret": tmp_path / "secret", "whole_secret": tmp_path / "whole" / "tokenizer.json"}
+    secrets["secret"].write_text('{"hunter2": 0}')
+    tiny.tokenizer().save_pretrained(tmp_path / "whole")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text or secrets["whole_secret"].read_text())
+    for name, entries in (("tokenizer_config.json", options), ("special_tokens_map.json", tokens)):
+        text = json.dumps(entries)
+        for secret, path in secrets.items():
+            text = text.replace(f"{{{secret}}}", str(path))
+        (folder / name).write_text(text)
+    with pytest.raises(InvalidModelError, match=r"has the entry '\w+', by which files elsewhere") as caught:
+        load_tokenizer(folder)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_weights_elsewhere_that_a_config_names_are_not_read(tmp_path):
+    """Neither another's private ones nor, under an innocent name, pickled ones."""
+    own, private = tiny.bert_classifier(), tiny.bert_classifier()
+    tiny.save(own, tmp_path / "model")
+    torch.nn.init.constant_(private.bert.encoder.layer[0].attention.self.query.weight, 0.25)
+    private.save_pretrained(tmp_path / "private")
+    path = str(tmp_path / "private" / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(own.state_dict(), path)}
+    (tmp_path / "model" / "w.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["transformers_weights"] = "w.safetensors.index.json"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    model, _ = load(tmp_path / "model", ["a", "b"])
+    loaded = model.bert.encoder.layer[0].attention.self.query.weight
+    assert torch.equal(loaded, own.bert.encoder.layer[0].attention.self.query.weight)
+
+
+def test_an_absurd_number_of_labels_is_refused_before_each_gets_a_name(tmp_path):
+    tiny.save(tiny.bert_classifier(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10**12}))
+    with pytest.raises(InvalidModelError, match="num_labels is more than"):
+        check_architecture(tmp_path, "sequence-classification")
 
 
 def test_a_marians_tokenizer_reads_sources_and_targets_each_by_its_own_pieces(tmp_path):

@@ -1,5 +1,8 @@
 """The store, on SQLite and PostgreSQL."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +88,16 @@ def test_every_migration_can_be_taken_back(own_database, engine):
     db.upgrade(own_database)
     with engine.begin() as connection:
         assert db.is_migrated(connection)
+
+
+def test_of_several_that_upgrade_at_once_none_fails(own_database, engine):
+    """As where every replica of a deployment runs the migrations before it starts."""
+    engine.dispose()
+    db.downgrade(own_database, "0001")
+    program = [sys.executable, "-m", "migrations"]
+    environment = os.environ | {"NEUROPRUNE_DATABASE_URL": own_database}
+    upgrades = [subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(process.communicate()[1], process.returncode) for process in upgrades] == [("", 0)] * 3
 
 
 def test_an_empty_database_is_not_migrated(tmp_path):

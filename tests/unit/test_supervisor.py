@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from core import logs
 from core.db import create_engine, jobs, metadata
@@ -503,17 +503,25 @@ def silent_database(*_: Any) -> Any:
     raise OperationalError("UPDATE", {}, Exception("connection refused"))
 
 
-def test_a_database_that_is_silent_for_a_while_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    silent_until = time.monotonic() + 1.5
+def read_only_database(*_: Any) -> Any:
+    """One that was a PostgreSQL's standby until just now."""
+    raise InternalError("UPDATE", {}, Exception("cannot execute UPDATE in a read-only transaction"))
+
+
+@pytest.mark.parametrize("fault", [silent_database, read_only_database])
+def test_a_database_that_is_away_for_a_while_costs_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
+) -> None:
+    away_until = time.monotonic() + 1.5
 
     def flaky(method: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: silent_database() if time.monotonic() < silent_until else method(*args)
+        return lambda *args: fault() if time.monotonic() < away_until else method(*args)
 
     job_id = bench.create()
     for name in ("renew", "record", "finish"):
         monkeypatch.setattr(bench.store, name, flaky(getattr(bench.store, name)))
     job = bench.supervise(job_id, "say(type='phase', phase='loading'); succeed()")
-    assert job.status is Status.SUCCEEDED
+    assert (job.status, len(bench.store.attempts(job_id))) == (Status.SUCCEEDED, 1)
 
 
 def test_an_attempt_ends_soon_after_its_lease_where_the_database_is_silent(

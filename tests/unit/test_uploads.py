@@ -206,7 +206,11 @@ def test_zip_members_whose_decoder_has_no_bound_are_refused(tmp_path, method):
 
 
 def pax_header(comment_bytes):
-    record = b"comment=" + b"a" * comment_bytes + b"\n"
+    return pax_record(b"comment=" + b"a" * comment_bytes)
+
+
+def pax_record(entry):
+    record = entry + b"\n"
     length = len(record) + 1
     length += len(str(length + 3))
     content = b"%d " % length + record
@@ -237,6 +241,15 @@ def test_absurd_tar_headers_are_not_read_into_memory(tmp_path, headers):
     path = tmp_path / "m.tar.gz"
     path.write_bytes(gzip.compress(headers() + tarfile.TarInfo("x").tobuf() + bytes(1024)))
     with pytest.raises(InvalidModelError, match="header larger than"):
+        check_model_archive(path, LIMIT)
+
+
+def test_a_negative_size_does_not_lead_back_in_a_tar(tmp_path):
+    """Up to the number of entries, a small archive would be unpacked again from its start."""
+    path = tmp_path / "m.tar.gz"
+    back = pax_record(b"size=-1536") + tarfile.TarInfo("x").tobuf()
+    path.write_bytes(gzip.compress(back + bytes(1024)))
+    with pytest.raises(InvalidModelError, match=r"negative size|cannot be read"):
         check_model_archive(path, LIMIT)
 
 
