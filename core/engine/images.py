@@ -5,7 +5,7 @@ import io
 import warnings
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from core.engine.data import Row
 from core.errors import InvalidDataError
@@ -49,7 +49,7 @@ def file_in(value: Any) -> bytes | None:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An image in RGB.
+    """An image in RGB, upright: cameras store it as they were held, and say how.
 
     Raises:
         InvalidDataError: it is broken, of another format, or has more than `MOST_PIXELS`.
@@ -61,7 +61,7 @@ def decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MOST_PIXELS:
             raise InvalidDataError(f"the image has {image.width} by {image.height} pixels, more than {MOST_PIXELS}.")
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
     except (InvalidDataError, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

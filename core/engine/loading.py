@@ -244,8 +244,9 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]}
     reset = {str(key) for key, *_ in info["mismatched_keys"]}
     _check_body(model, family, missing | reset, {str(key) for key in info["unexpected_keys"]})
-    if task.pads and model.config.pad_token_id is None:
-        # Where one answer a row is read from its last token: that is the last one that is no padding.
+    if task.pads and not family.positions_after_padding:
+        # Where one answer a row is read from its last token: that is the last one that is no padding, and it is the
+        # tokenizer that pads, whatever the config says.
         model.config.pad_token_id = task.tokenizer.pad_token_id
     head_is_missing = any(not in_base_model(model, key) for key in missing)
     if changes:

@@ -223,7 +223,8 @@ class _DistillingTrainer(Trainer):
         self.teacher, self.hidden_teacher = teacher, hidden_teacher
         self.losses: list[Tensor] = []
         """Of the batches of the current step, without penalties."""
-        super().__init__(model=student, data_collator=task.collate, processing_class=task.processor, **options)
+        # Without the processor, whose special tokens the Trainer would write into the config, which is delivered.
+        super().__init__(model=student, data_collator=task.collate, **options)
         self.model_accepts_loss_kwargs = False
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, _PruningCallback):

@@ -1,13 +1,16 @@
 """Images in rows: every way they come in, and those that nobody should decode."""
 
 import base64
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from transformers import ViTConfig
+from transformers.image_utils import load_image
 
 from core.engine.data import Row, Source
 from core.engine.images import decode, image_bytes
@@ -41,6 +44,16 @@ def test_an_image_comes_as_bytes_or_in_base64(value):
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "L")])
 def test_every_kind_is_read_as_rgb(kind, mode):
     assert np.asarray(decode(tiny_tasks.image(1, kind, mode))).shape == (9, 14, 3)
+
+
+def test_a_photo_is_read_upright(tmp_path):
+    """As transformers and datasets read it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(io.BytesIO(PNG)).save(tmp_path / "portrait.jpg", exif=exif)
+    read = np.asarray(decode((tmp_path / "portrait.jpg").read_bytes()))
+    assert read.shape == (14, 9, 3)
+    assert (read == np.asarray(load_image(str(tmp_path / "portrait.jpg")))).all()
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,12 @@ def test_a_classifiers_head_becomes_one_for_a_number_and_back(tmp_path):
     assert (model.config.num_labels, model.config.problem_type) == (2, "single_label_classification")
 
 
+@pytest.mark.parametrize("padding", [None, 13])
 @torch.no_grad()
-def test_a_decoder_without_a_padding_token_answers_a_row_alone_as_among_others(tmp_path):
+def test_a_decoder_answers_a_row_alone_as_among_others(padding, tmp_path):
+    """Whatever its config says of padding, which is the tokenizer's."""
     saved_model = tiny_families.model("mistral", "sequence-classification")
-    saved_model.config.pad_token_id = None
+    saved_model.config.pad_token_id = padding
     tiny.save(saved_model, tmp_path)
     model, _ = load(tmp_path, [0, 1])
     alone, longer = torch.tensor([[4, 5, 6]]), torch.tensor([[7, 8, 9, 10, 11, 12]])

@@ -121,6 +121,16 @@ def test_rows_are_written_together_as_each_alone(beams):
     assert len(set(alone)) > 1
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_row_is_written_once_whatever_the_models_own_settings(beams):
+    ours, model = task(num_beams=beams, max_target_length=8), tiny_families.model("t5", "seq2seq")
+    features = ours.features(rows())
+    expected = ours.write(model, features)
+    model.generation_config.num_return_sequences = 2
+    model.generation_config.return_dict_in_generate = True
+    assert ours.write(model, features) == expected
+
+
 def test_bleu_takes_all_references_however_many_a_row_has():
     written, references = (
         ["the cat sat on the mat", "a dog ran"],

@@ -278,6 +278,18 @@ def test_a_budget_that_no_level_keeps_is_refused():
     assert trained == [0.5, 0.25, 0.1, 0.05, 0.15, 0.2]
 
 
+def test_a_budget_that_every_model_keeps_is_refused_before_anything_is_trained(monkeypatch):
+    """A dense model may be as bad as that, for want of a prefix or of training."""
+    course, trained = bisecting(lambda sparsity: 0.0, most_drop=0.3)
+    del course._evaluate_dense
+    course._ladder.prepared.model = None
+    dense = Evaluation({"accuracy": Metric(0.3, "fraction", higher_is_better=True)}, [])
+    monkeypatch.setattr("core.engine.targets.metric_drop.evaluate", lambda *_, **__: dense)
+    with pytest.raises(UnreachableTargetError, match=r"accuracy on the validation rows is 0\.3: every model is within"):
+        course.follow()
+    assert trained == []
+
+
 @pytest.mark.parametrize(
     ("unlucky", "found", "further"),
     [

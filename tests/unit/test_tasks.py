@@ -549,6 +549,24 @@ def test_sentence_encoders_that_pool_otherwise_are_refused(options, message, tmp
             TASKS[name].check_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (
+            [{"type": "sentence_transformers.models.Transformer"}, {"type": "sentence_transformers.models.Pooling"}],
+            None,
+        ),
+        ([{"type": "sentence_transformers.models.Pooling"}, {"type": "sentence_transformers.models.Dense"}], "'Dense'"),
+        ({}, None),
+        ([7], "cannot be read"),
+    ],
+)
+def test_sentence_encoders_with_further_layers_are_refused(modules, message, tmp_path):
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InvalidModelError, match=message) if message else nullcontext():
+        TASKS["sentence-embedding"].check_folder(tmp_path)
+
+
 def test_a_text_of_no_tokens_is_none():
     """A tokenizer may drop all of a text, and have nothing that begins or ends one."""
     ours = task("causal-lm")

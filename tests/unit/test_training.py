@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from core.engine import narrowing
 from core.engine.anatomy import bind
@@ -60,18 +61,21 @@ def run(sparsity=0.5, precision="fp32", seed=0, **options):
 
 
 @pytest.mark.parametrize("wanted", [True, False, None])
-def test_the_config_says_of_its_cache_what_it_said_before(wanted):
+def test_training_leaves_the_configs_as_they_were(wanted):
     model = tiny.llama()
     if wanted is None:
         del model.config.use_cache
     else:
         model.config.use_cache = wanted
-    before = model.config.to_diff_dict()
+    # Others than the tokenizer's.
+    model.config.update({"pad_token_id": 9, "bos_token_id": 8, "eos_token_id": 7})
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    before = model.config.to_diff_dict(), model.generation_config.to_diff_dict()
     part = spec.CausalLM.model_validate({"name": "causal-lm", "data": DATA})
     task = TASKS["causal-lm"](part, spec.Training(learning_rate=1e-2, max_length=16), tiny.tokenizer())
     features = task.features([{"text": text} for text in tiny.sentences(4)])
     train(task, model, features, steps=1, stage="dense", listen=lambda _: None)
-    assert model.config.to_diff_dict() == before
+    assert (model.config.to_diff_dict(), model.generation_config.to_diff_dict()) == before
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

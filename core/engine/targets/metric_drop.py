@@ -12,7 +12,7 @@ from core.engine.preparation import Prepared
 from core.engine.targets.course import Course, Reached
 from core.engine.tasks import Metric, Task
 from core.errors import NumericalError, UnreachableTargetError
-from core.jobs.targets import MOST_SPARSITY
+from core.jobs.targets import MOST_SPARSITY, RANGES
 from core.progress import Reporter, Warned
 
 STEPS = 20
@@ -65,6 +65,7 @@ class WithinDrop(Course):
 
         Raises:
             UnreachableTargetError: no level that was tried is within the budget, the lowest among them.
+                Or the dense model's metric is so bad that every model is within the budget; nothing is trained then.
             NumericalError: the validation rows do not define the dense model's metric; nothing is trained then.
         """
         dense = self._evaluate_dense()
@@ -126,6 +127,13 @@ class WithinDrop(Course):
         dense = evaluate(prepared.task, prepared.model, prepared.validation, headline_only=True)
         if not math.isfinite(dense.metrics[self._metric].value):
             raise NumericalError(f"{self._metric} is not defined by the validation rows: too few of them differ.")
+        value, (worst, _) = dense.metrics[self._metric].value, RANGES.get(self._metric, (-math.inf, math.inf))
+        if value - worst <= self._most_drop:
+            raise UnreachableTargetError(
+                f"The dense model's {self._metric} on the validation rows is {value:.4g}: every model is within "
+                f"{self._most_drop:g} of it, so nothing is decided.",
+                param="/target/max_metric_drop",
+            )
         return dense
 
     def _judged(self, dense: Evaluation, pruner: Pruner) -> dict[str, Any]:

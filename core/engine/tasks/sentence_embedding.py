@@ -28,6 +28,10 @@ MEAN = frozenset({"mean", "mean_tokens"})
 """What sentence-transformers calls the mean of all tokens."""
 
 
+MODULES = ("Transformer", "Pooling", "Normalize")
+"""Of sentence-transformers, which make up what is computed here."""
+
+
 class SentenceEmbeddingTask(Task):
     """Mean-pooled, normalised last hidden state [B, E], as sentence-transformers computes it."""
 
@@ -38,7 +42,17 @@ class SentenceEmbeddingTask(Task):
 
     @staticmethod
     def check_folder(folder: Path) -> None:
-        """Refuse what sentence-transformers pools otherwise: its embedding is not the one that would be kept."""
+        """Refuse what sentence-transformers computes otherwise: its embedding is not the one that would be kept."""
+        modules = folder / "modules.json"
+        if modules.is_file():
+            with blaming_the_model("modules.json cannot be read"):
+                kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(modules.read_text())]
+            if further := [kind for kind in kinds if kind not in MODULES]:
+                raise InvalidModelError(
+                    f"modules.json: a module of type {shown(further[0])} belongs to the model's embeddings; "
+                    f"sentence-embedding supports only {', '.join(MODULES)}.",
+                    param="/model",
+                )
         for path in folder.glob("*_Pooling/config.json"):
             name = path.relative_to(folder)
             with blaming_the_model(f"{name} cannot be read"):

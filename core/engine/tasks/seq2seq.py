@@ -112,9 +112,12 @@ class Seq2SeqTask(Task):
         written = [""] * len(features)
         writer: Any = model
         for batch in batches_by_length(features, self.training.per_device_eval_batch_size, self.collate):
+            # The model's own generation_config says how it writes otherwise, but not how many answers there are.
             ids = writer.generate(
                 **{name: tensor.to(model.device) for name, tensor in model_inputs(batch).items()},
                 do_sample=False,
+                num_return_sequences=1,
+                return_dict_in_generate=False,
                 num_beams=self.spec.num_beams,
                 max_new_tokens=self.spec.max_target_length,
             )
