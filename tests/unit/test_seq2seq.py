@@ -126,8 +126,7 @@ def test_a_row_is_written_once_whatever_the_models_own_settings(beams):
     ours, model = task(num_beams=beams, max_target_length=8), tiny_families.model("t5", "seq2seq")
     features = ours.features(rows())
     expected = ours.write(model, features)
-    model.generation_config.num_return_sequences = 2
-    model.generation_config.return_dict_in_generate = True
+    model.generation_config.update(num_beams=4, num_return_sequences=2, return_dict_in_generate=True)
     assert ours.write(model, features) == expected
 
 
