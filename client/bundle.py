@@ -28,7 +28,7 @@ def verify_manifest(folder: Path) -> int:
         VerificationError: the manifest or a file of it is missing, of an unknown format, or another one.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
             raise VerificationError(
                 f"{folder / MANIFEST} has format {manifest['format']!r}; this version reads format {FORMAT}. "
@@ -53,7 +53,7 @@ def files_of_bundle(folder: Path) -> set[Path]:
     Where the manifest is missing or not one of ours, nothing is.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         expected = expected if manifest["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -22,7 +22,7 @@ from client.comparison import comparison
 from client.connection import KEY_VARIABLE
 from client.display import progress_display
 from client.local import EmbeddedStack
-from client.output import complain, console, note, print_json, print_json_line, say
+from client.output import complain, console, note, print_json, print_json_line, say, speak_in_any_locale
 from client.sdk import DEFAULT_URL, NeuroPruneClient
 from client.spec_file import read_spec
 from client.standing import moment, place_in_queue, sentences, standing
@@ -50,12 +50,13 @@ _TEND_SECONDS = 0.5
 
 def main() -> None:
     """Entry point: errors become one message and an exit status, never a traceback."""
+    speak_in_any_locale()
     try:
         app()
     # What the file system refuses names the file; what a service names as a file's URL may be none.
     except (NeuroPruneError, OSError, httpx.InvalidURL) as error:
         complain(str(error))
-    # What the shell hands over can be any bytes, and not every encoding of the output has our characters.
+    # What the shell hands over can be any bytes.
     except UnicodeEncodeError as error:
         complain(f"{_culprit(error)} cannot be written as {error.encoding}.")
     sys.exit(1)
@@ -351,13 +352,17 @@ def _first_request(url: str) -> str:
 
 
 def _exit_on_termination() -> None:
-    """End as upon Ctrl-C, with everything stopped, when the terminal closes or `kill` asks."""
+    """End as upon Ctrl-C, with everything stopped, when the terminal closes or `kill` asks.
+
+    Not where whoever started it had that ignored, as `nohup` does to outlive the terminal.
+    """
 
     def leave(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
 
 
 if __name__ == "__main__":

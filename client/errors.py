@@ -24,6 +24,9 @@ class ApiError(NeuroPruneError):
         self.status = status
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type["ApiError"], tuple[int, Json]]:
+        return type(self), (self.status, self.problem)
+
 
 class UnreachableError(NeuroPruneError):
     """No service answers at the URL, or what does is none of ours; `status` is that of its refusal, if it has one."""

@@ -1,13 +1,23 @@
 """How the command line speaks: rows, sentences and JSON to its standard output, notes and errors beside it."""
 
+import io
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-console = Console()
-_beside = Console(stderr=True)
+# A program that reads gets neither tables nor colours, also where FORCE_COLOR asks for them.
+console = Console(emoji=False, force_terminal=sys.stdout.isatty())
+_beside = Console(emoji=False, force_terminal=sys.stderr.isatty(), stderr=True)
+
+
+def speak_in_any_locale() -> None:
+    """What the encoding of the output lacks becomes a question mark, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def say(text: str) -> None:
@@ -27,7 +37,7 @@ def complain(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One value, for people to read, too."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf")))
 
 
 def print_json_line(value: Any) -> None:

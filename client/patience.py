@@ -17,11 +17,12 @@ class Patience:
     def __init__(self, seconds: float, url: str) -> None:
         self._seconds = seconds
         self._url = url
-        self.renew()
+        self._ends_at: float | None = None
+        """None while the service answers, however long it has nothing to say."""
 
     def renew(self) -> None:
         """The service answers."""
-        self._ends_at = time.monotonic() + self._seconds
+        self._ends_at = None
 
     def pause(self) -> None:
         """Wait a moment before the service is asked again."""
@@ -38,7 +39,10 @@ class Patience:
         )
         if not is_passing:
             return False
-        if time.monotonic() > self._ends_at:
+        now = time.monotonic()
+        if self._ends_at is None:
+            self._ends_at = now + self._seconds
+        if now > self._ends_at:
             raise UnreachableError(f"{self._url} has not answered for {self._seconds:g} s: {error}") from error
         self.pause()
         return True

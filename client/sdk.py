@@ -11,6 +11,7 @@ client knows.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -29,7 +30,8 @@ from client.keys import key_of
 from client.paths import file_path, job_path
 from client.patience import Patience
 from client.urls import without_userinfo
-from core.errors import StorageError
+from core.errors import StorageError, StorageFullError
+from core.resources import is_out_of_space
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -186,20 +188,20 @@ class NeuroPruneClient:
         patience = self._patience()
         while True:
             with patience:
-                for event in self._events(job_id, after):
+                for event in self._events(job_id, after, patience):
                     after = event.seq
-                    patience.renew()
                     yield event
                 if self.job(job_id)["finished_at"] is not None:
                     return
                 patience.pause()
 
-    def _events(self, job_id: str, after: int) -> Iterator[Event]:
+    def _events(self, job_id: str, after: int, patience: Patience) -> Iterator[Event]:
         """One stream, to where it ends or breaks."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
         timeout = httpx.Timeout(30.0, read=_SILENCE_SECONDS)
         with self._http.stream("GET", f"{job_path(job_id)}/events", headers=headers, timeout=timeout) as response:
             self._raise_for_refusal(response)
+            patience.renew()
             for event in parse_events(response.iter_text()):
                 if event.type == "done":
                     return
@@ -250,6 +252,7 @@ class NeuroPruneClient:
             InvalidInputError: there are such files, which are not to be overwritten; nothing was fetched.
             UnreachableError: the service was away for longer than this client's patience.
             StorageError: a file is not what the service says it is.
+            StorageFullError: there is no room for a file; what has arrived of it stays.
             VerificationError: a file is not what the bundle's manifest says it is.
         """
         folder = Path(folder)
@@ -272,7 +275,7 @@ class NeuroPruneClient:
         resumes = partial.exists()
         patience = self._patience()
         while not partial.exists() or partial.stat().st_size < artifact["bytes"]:
-            with patience:
+            with patience, _full_disk_named(path):
                 self._append(artifact, partial, patience)
         if digest_of(partial) == artifact["sha256"]:
             partial.replace(path)
@@ -356,3 +359,14 @@ class NeuroPruneClient:
 
     def _patience(self) -> Patience:
         return Patience(self._patience_seconds, self._shown_url)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """What the file system refuses while it writes names no file."""
+    try:
+        yield
+    except OSError as error:
+        if is_out_of_space(error):
+            raise StorageFullError(f"There is no room for {path}; what has arrived of it stays.") from error
+        raise

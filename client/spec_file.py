@@ -17,7 +17,7 @@ def read_spec(source: str) -> Json:
         RecursionError: it is nested too deeply.
     """
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         spec = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except OSError as error:
         raise InvalidInputError(f"{source} cannot be read: {error.strerror}.") from error

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +18,8 @@ from client import catalog, cli, sdk
 from client.comparison import comparison
 from client.display import progress_display, time_left
 from client.events import Event
+from client.output import complain, say
+from client.spec_file import read_spec
 from core.settings import Settings
 from core.version import VERSION
 
@@ -252,7 +257,7 @@ def test_a_spec_that_can_be_read_but_is_too_deep_to_be_written_is_refused(run, m
 
 
 def test_a_spec_is_read_from_standard_input_and_problems_are_shown(run, service, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"target": [1]}'))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"target": [1]}')))
     sent = []
 
     def handler(request):
@@ -581,3 +586,44 @@ def printed(summary):
     console = Console(file=io.StringIO(), width=120)
     console.print(comparison(summary, "title"))
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_spec_is_read_as_json_is_written_whatever_the_locale(encoding, monkeypatch, tmp_path):
+    (tmp_path / "spec.json").write_bytes('{"name": "süß"}'.encode(encoding))
+    monkeypatch.setattr("locale.getencoding", lambda: "latin-1")
+    assert read_spec(str(tmp_path / "spec.json")) == {"name": "süß"}
+
+
+def test_names_are_printed_as_they_are(capsys):
+    say("runs:on:1")
+    complain("sp:key:ec.json")
+    assert capsys.readouterr() == ("runs:on:1\n", "Error: sp:key:ec.json\n")
+
+
+def test_lists_are_lines_away_from_a_terminal_even_if_colours_are_asked_for():
+    program = "from client.output import console; from client.tables import print_table; "
+    program += "print_table(console, ['a', 'b'], [['1', '2']])"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | {"FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
+    assert done.stdout == "a\tb\n1\t2\n"
+
+
+def test_what_the_locale_cannot_spell_is_no_error():
+    program = "from client.output import *; speak_in_any_locale(); say('0 … 1'); print_json('ü …')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout == b'0 ? 1\n"\\u00fc \\u2026"\n'
+
+
+def test_whoever_had_a_closing_terminal_ignored_outlives_it():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        cli._exit_on_termination()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

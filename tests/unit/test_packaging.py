@@ -38,5 +38,6 @@ def test_the_wheel_holds_what_the_images_need(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
     assert {"api/app.py", "client/cli.py", "core/engine/export/modeling_neuroprune.py", "worker/runner.py"} <= files
+    assert {"client/py.typed", "core/py.typed"} <= files, "or type checkers take the client for untyped"
     assert any(name.startswith("migrations/versions/") for name in files)
     assert [name for name in files if name.startswith(("tests/", "docker/", "benchmarks/"))] == []

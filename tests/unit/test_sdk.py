@@ -1,7 +1,11 @@
 """The client against a service made of a function."""
 
+import errno
 import hashlib
 import json
+import os
+import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from client import patience
 from client.errors import ApiError, UnreachableError
 from client.events import parse_events
 from client.sdk import NeuroPruneClient
-from core.errors import ConfigurationError, InvalidInputError, StorageError, VerificationError
+from core.errors import ConfigurationError, InvalidInputError, StorageError, StorageFullError, VerificationError
 from tests.folders import content_of
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -141,6 +145,27 @@ def test_watch_gives_up_in_the_end() -> None:
     assert "/v1/jobs/j/events" in asked
 
 
+def test_a_stream_that_breaks_after_a_long_silence_is_taken_up_again() -> None:
+    """The service was there all the time; it had nothing to say."""
+    streams = []
+
+    class Silent(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b": ping\n\n"
+            time.sleep(0.05)
+            raise httpx.ReadError("lost")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=JOB)
+        streams.append(request)
+        if len(streams) == 1:
+            return httpx.Response(200, stream=Silent())
+        return httpx.Response(200, content=b'id: 1\nevent: phase\ndata: {"data": {}}\n\nevent: done\ndata: {}\n\n')
+
+    assert [event.seq for event in client_of(handler, patience_seconds=0.01).watch("j")] == [1]
+
+
 def test_watch_does_not_wait_for_a_service_that_was_never_there() -> None:
     asked = []
 
@@ -165,6 +190,12 @@ def test_problems_name_every_field() -> None:
     assert caught.value.status == 422
 
 
+def test_what_a_service_refuses_passes_from_process_to_process() -> None:
+    problem = {"detail": "No such job.", "errors": [{"pointer": "/a", "detail": "b"}, {"pointer": "/c", "detail": "d"}]}
+    error = pickle.loads(pickle.dumps(ApiError(404, problem)))
+    assert (str(error), error.status, error.problem) == ("/a: b\n/c: d", 404, problem)
+
+
 def test_a_gateway_before_a_service_that_is_away_says_so() -> None:
     with pytest.raises(
         UnreachableError, match=r"^No NeuroPrune service answers at http://service\S* \(502 Bad Gateway\)"
@@ -186,7 +217,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str | N
 
         client = client_of(handler, **options)
         asks: list[Callable[[], Any]] = [lambda: client.job("j"), client.jobs, lambda: client.delete_file("file_1")]
-        asks += [lambda: client.upload_file(Path(__file__), "dataset"), lambda: list(client._events("j", 0))]
+        asks.append(lambda: client.upload_file(Path(__file__), "dataset"))
+        asks.append(lambda: list(client._events("j", 0, client._patience())))
         for one in asks:
             with pytest.raises(ApiError) as caught:
                 one()
@@ -467,6 +499,15 @@ def test_paths_may_be_strings(tmp_path: Path) -> None:
     assert client.upload_file(str(tmp_path / "rows.csv"), "dataset")["id"] == "f"
     client.download("j", str(tmp_path / "bundle"))
     assert content_of(tmp_path / "bundle") == service.files
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(NeuroPruneClient, "_append", fail)
+    with pytest.raises(StorageFullError, match=r"^There is no room for \S*manifest\.json; what has arrived of it"):
+        client_of(Service({"a.bin": b"0123456789"})).download("j", tmp_path)
 
 
 def test_a_download_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None:
