@@ -10,6 +10,8 @@ _VMSTAT = Path("/proc/vmstat")
 _CGROUP = Path("/sys/fs/cgroup")
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _WORDS = (*map(os.strerror, _OUT_OF_SPACE), "PytorchStreamWriter failed writing")
+_OUT_OF_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = ("can't allocate memory", os.strerror(errno.ENOMEM), "std::bad_alloc", MemoryError.__name__)
 
 
 def available_memory() -> int | None:
@@ -55,6 +57,19 @@ def is_out_of_space(error: BaseException | None) -> bool:
         return error.errno in _OUT_OF_SPACE
     # What libraries in other languages raise only quotes the kernel, and torch not even that.
     return any(words in str(error) for words in _WORDS)
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether this says that a GPU's memory is full."""
+    # By name: torch is the engine's. What other libraries on the GPU raise only quotes them.
+    kind = type(error)
+    is_torchs = kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch")
+    return is_torchs or any(words in str(error) for words in _OUT_OF_GPU_MEMORY)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that main memory is full."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def folder_bytes(folder: Path) -> int:

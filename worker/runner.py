@@ -20,7 +20,7 @@ from core import logs
 from core.checkpoints import Checkpoints, CheckpointStore
 from core.errors import ErrorCode, Interrupted, NeuroPruneError, StorageError
 from core.progress import AnyMessage, Artifact, Failed, Note, PhaseStarted, Stopped, Succeeded, encode
-from core.resources import is_out_of_space
+from core.resources import is_out_of_gpu_memory, is_out_of_memory, is_out_of_space
 from core.settings import get_settings
 from core.storage import Storage
 from worker.assignment import Assignment
@@ -150,12 +150,9 @@ def failure(error: Exception, phase: str) -> Failed:
 
 
 def _out_of_memory(error: Exception) -> ErrorCode | None:
-    # By name: torch is the engine's, and is not imported here.
-    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+    if is_out_of_gpu_memory(error):
         return "out_of_memory_gpu"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
-        return "out_of_memory_host"
-    return None
+    return "out_of_memory_host" if is_out_of_memory(error) else None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from transformers import AutoModel, PreTrainedConfig
 
 from core.engine.inspection import Shapes
 from core.errors import OutOfGpuMemoryError, OutOfMemoryError, StorageFullError
-from core.jobs.spec import Training
 from core.resources import available_memory
 
 _TRAINING_COPIES = 4
@@ -30,12 +29,9 @@ def weights_bytes(shapes: Shapes, dtype: torch.dtype = torch.float32) -> int:
     return dtype.itemsize * sum(map(prod, shapes.values()))
 
 
-def training_bytes(shapes: Shapes, config: PreTrainedConfig, training: Training) -> int:
-    """What lies on the device that trains: copies of the weights, the dense model that teaches, activations."""
-    if not training.trains:
-        return 2 * weights_bytes(shapes)
-    activations = activation_bytes(config, training.per_device_train_batch_size, training.max_length)
-    return (_TRAINING_COPIES + 1) * weights_bytes(shapes) + activations
+def training_bytes(shapes: Shapes, *, trains: bool) -> int:
+    """What lies on the device that trains: copies of the weights, and the dense model that teaches."""
+    return ((_TRAINING_COPIES if trains else 1) + 1) * weights_bytes(shapes)
 
 
 def disk_bytes(shapes: Shapes, dtype: torch.dtype, formats: Collection[str], *, trains: bool) -> int:
@@ -64,20 +60,27 @@ def activation_bytes(config: PreTrainedConfig, batch: int, length: int) -> int:
     return int(2 * layers * length * batch * hidden * (34 + matrices))
 
 
-def check_memory(shapes: Shapes, config: PreTrainedConfig, training: Training) -> None:
+def tokens_of_images(config: PreTrainedConfig) -> int:
+    """Into how many tokens such a model cuts an image; 0 where its config does not tell."""
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) else 0
+
+
+def check_memory(shapes: Shapes, *, trains: bool, activations: int = 0, is_loaded: bool = False) -> None:
     """Refuse a model that this worker's memory cannot hold while it is trained.
 
     Args:
-        shapes: of the tensors in the model's files.
-        config: the model's, which has been checked against the shapes.
-        training: of a resolved spec.
+        shapes: Of the tensors in the model's files.
+        trains: Whether gradients are taken.
+        activations: Bytes of them in the largest batch, as far as that is known.
+        is_loaded: Whether main memory holds the model already.
 
     Raises:
         OutOfGpuMemoryError: the GPU's memory does not suffice.
         OutOfMemoryError: main memory does not suffice.
     """
     advice = "A smaller per_device_train_batch_size or max_length needs less, or a larger worker has more."
-    needed = training_bytes(shapes, config, training)
+    needed = training_bytes(shapes, trains=trains) + activations
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         if needed > free:
@@ -87,6 +90,8 @@ def check_memory(shapes: Shapes, config: PreTrainedConfig, training: Training) -
         # On the CPU the dense and the pruned model are compared and exported.
         needed = 2 * weights_bytes(shapes)
     memory = available_memory()
+    if memory is not None and is_loaded:
+        memory += weights_bytes(shapes)
     if memory is not None and needed > memory:
         raise OutOfMemoryError(
             f"The job needs about {_gib(needed)} of memory; the worker has {_gib(memory)} free. {advice}"

@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightRenaming
 from core.errors import InvalidModelError, NeuroPruneError
 from core.families import family_of
 from core.family import Family, StackRow
+from core.resources import is_out_of_gpu_memory, is_out_of_memory
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -30,10 +31,10 @@ def blaming_the_model(problem: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into an `InvalidModelError`; lack of memory is not the model's fault."""
     try:
         yield
-    except (NeuroPruneError, MemoryError, torch.OutOfMemoryError):
+    except NeuroPruneError:
         raise
     except Exception as error:
-        if "can't allocate memory" in str(error):
+        if is_out_of_memory(error) or is_out_of_gpu_memory(error):
             raise
         # torch lets its C++ stack follow.
         reason = " ".join(str(error).partition("\nException raised from")[0].split())[:300]

@@ -230,7 +230,7 @@ def load_model(
     changes = task.model_options(config, rows)
     config.update(changes)
     check_shapes(config, task.auto_class, shapes, head_is_new=bool(changes))
-    check_memory(shapes, config, task.training)
+    check_memory(shapes, trains=task.training.trains)
     with blaming_the_model("The model cannot be loaded"):
         model, info = task.auto_class.from_pretrained(
             folder,

@@ -7,10 +7,10 @@ from tempfile import gettempdir
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from core.engine.data import Features
+from core.engine.data import Features, length_of
 from core.engine.export.executorch import check_executorch, check_lowerable
 from core.engine.export.gguf import check_gguf
-from core.engine.footprint import check_disk
+from core.engine.footprint import activation_bytes, check_disk, check_memory, tokens_of_images
 from core.engine.generation import mend_generation_config
 from core.engine.inputs import Inputs
 from core.engine.inspection import weight_shapes
@@ -76,6 +76,10 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     held_out_features = validation_features if rows.test is None else task.features(rows.reported)
     if not task.reads_images:
         check_vocabulary(task.tokenizer, train_features)
+    if spec.training.trains:
+        batch = min(spec.training.per_device_train_batch_size, len(train_features))
+        longest = tokens_of_images(config) if task.reads_images else max(map(length_of, train_features.features))
+        check_memory(shapes, trains=True, activations=activation_bytes(config, batch, longest), is_loaded=True)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
     return Prepared(task, model, dtype, head_is_new, train_features, validation_features, held_out_features)

@@ -11,6 +11,7 @@ enough to tell.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,8 +31,8 @@ from core.engine.export.modeling_neuroprune import MODELING_FILE
 from core.engine.export.onnx import open_session, run_session
 from core.engine.memory import ENVIRONMENT, peak_memory
 from core.engine.tasks import Task
-from core.errors import NeuroPruneError, StorageFullError, VerificationError
-from core.resources import is_out_of_space
+from core.errors import NeuroPruneError, OutOfMemoryError, StorageFullError, VerificationError
+from core.resources import is_out_of_memory, is_out_of_space, kills_for_memory
 
 TOLERANCE = {"compaction": 1e-5, "loader": 1e-5, "auto_class": 1e-5, "onnx": 1e-4, "gguf": 0.0, "executorch": 1e-4}
 """Largest difference from the masked model's outputs, fp32, by the way a bundle is loaded; see `tolerated`.
@@ -131,13 +132,13 @@ def verify(folder: Path, dense: Path | None = None) -> Findings:
     Raises:
         VerificationError: a difference is more than is `tolerated`, or the bundle could not be loaded.
         StorageFullError: loading needs more disk than there is.
+        OutOfMemoryError: loading needs more memory than there is.
     """
+    kills = kills_for_memory()
     done = _in_clean_process(folder, *filter(None, [dense]))
     if done.returncode:
         logger.error("Loading %s in a clean process failed:\n%s", folder, done.stderr)
-        if is_out_of_space(RuntimeError(_last_line(done.stderr))):
-            raise StorageFullError("The worker's disk is full (while verifying).")
-        raise VerificationError(f"The bundle does not load in a clean process: {_last_line(done.stderr)}")
+        raise _failure(done, is_killed_for_memory=kills_for_memory() > kills)
     found = Findings(**json.loads(done.stdout.splitlines()[-1]))
     _, outputs = read_probe(folder)
     for way, difference in found.differences.items():
@@ -148,6 +149,16 @@ def verify(folder: Path, dense: Path | None = None) -> Findings:
                 f"Loaded through {way}, the {what} differ by {difference:.1e}, more than {most:.1e}."
             )
     return found
+
+
+def _failure(done: subprocess.CompletedProcess[str], *, is_killed_for_memory: bool) -> NeuroPruneError:
+    """Why a clean process failed: what the machine lacks is not the bundle's fault."""
+    last_words = RuntimeError(_last_line(done.stderr))
+    if is_out_of_space(last_words):
+        return StorageFullError("The worker's disk is full (while verifying).")
+    if is_out_of_memory(last_words) or (done.returncode == -signal.SIGKILL and is_killed_for_memory):
+        return OutOfMemoryError("The worker's memory did not suffice (while verifying).")
+    return VerificationError(f"The bundle does not load in a clean process: {last_words}")
 
 
 def _in_clean_process(*folders: Path) -> subprocess.CompletedProcess[str]:

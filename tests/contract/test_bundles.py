@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from core.engine.export.bundle import write_manifest, write_model
 from core.engine.report.card import model_card
 from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
-from core.errors import StorageFullError, VerificationError
+from core.errors import OutOfMemoryError, StorageFullError, VerificationError
 from core.jobs.spec import Training
 from tests import tiny, tiny_tasks
 from tests.contract.test_families import CASES, THOROUGH, Case, inputs, masked, outputs, ragged_plan, write_bundle
@@ -416,6 +418,26 @@ def test_the_probe_holds_what_a_batch_does(bundle):
 def test_a_bundle_of_format_1_still_loads():
     """One that version 0.1.0 wrote, when a layer had one attention and one MLP."""
     assert inspect(ROOT / "tests/data/bundle_format_1")["max_abs_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "kills", "expected"),
+    [
+        (-signal.SIGKILL, "", [3, 4], OutOfMemoryError),
+        (-signal.SIGKILL, "", [3, 3], VerificationError),
+        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: 9 bytes", [3, 3], OutOfMemoryError),
+        (1, "MemoryError", [3, 3], OutOfMemoryError),
+        (1, "KeyError: 'x'", [3, 4], VerificationError),
+    ],
+)
+def test_memory_that_is_full_while_verifying_is_not_the_bundles_fault(
+    status, words, kills, expected, tmp_path, monkeypatch
+):
+    done = subprocess.CompletedProcess([], status, "", words)
+    monkeypatch.setattr(verification, "_in_clean_process", lambda *_: done)
+    monkeypatch.setattr(verification, "kills_for_memory", partial(next, iter(kills)))
+    with pytest.raises(expected):
+        verify(tmp_path)
 
 
 def test_a_disk_that_is_full_while_verifying_is_not_the_bundles_fault(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from core.engine.inputs import Inputs
 from core.engine.loading import check_architecture, load_config, load_image_processor, load_model, load_tokenizer
 from core.engine.preparation import prepare
 from core.engine.tasks import TASKS
-from core.errors import InvalidModelError
+from core.errors import InvalidModelError, OutOfMemoryError
 from core.jobs import spec
 from core.jobs.defaults import resolve
 from core.jobs.sources import PathData
-from tests import tiny, tiny_families, tiny_tasks
+from tests import tiny, tiny_families, tiny_tasks, whole_jobs
 
 
 def load(folder, labels, report=lambda message: None, kind=spec.SequenceClassification):
@@ -129,6 +129,34 @@ def test_padding_is_delivered_where_batches_hold_some(name, tmp_path):
     prepared = prepare(job, Inputs(tmp_path / "model", train), lambda message: None)
     expected = None if name == "causal-lm" else 3
     assert prepared.task.processor.pad_token_id == prepared.model.config.pad_token_id == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        # Three words with what begins and ends a text.
+        ("sequence-classification", tiny.bert_classifier),
+        # Two patches in either direction, and what stands for them all.
+        ("image-classification", lambda: tiny_families.model("vit", "image-classification")),
+    ],
+)
+def test_memory_is_asked_for_as_large_as_batches_are(name, model, tmp_path, monkeypatch):
+    """Not as large as they might be: rows are padded to the longest, and may be fewer than a batch."""
+    tiny.save(model(), tmp_path / "model")
+    tiny_tasks.processor(name).save_pretrained(tmp_path / "model")
+    train = tmp_path / "train.jsonl"
+    rows = [row | {"text": f"{tiny.WORDS[i]} cat sat"} for i, row in enumerate(whole_jobs.rows_of_any_task(15))]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {
+        "model": {"source": "path", "path": str(tmp_path)},
+        "task": {"name": name, "data": {"source": "path", "train": str(train)}},
+        "target": {"sparsity": 0.5},
+    }
+    counted = []
+    monkeypatch.setattr("core.engine.preparation.activation_bytes", lambda _, *sizes: counted.append(sizes) or 2**50)
+    with pytest.raises(OutOfMemoryError):
+        prepare(resolve(spec.JobSpec.model_validate(asked)), Inputs(tmp_path / "model", train), lambda message: None)
+    assert counted == [(13, 5)]  # two of the fifteen rows are held out
 
 
 def test_a_model_that_names_code_of_its_own_is_delivered_without(tmp_path):

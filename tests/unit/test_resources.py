@@ -13,26 +13,18 @@ from core import resources
 from core.engine import footprint
 from core.engine.footprint import activation_bytes, check_disk, check_memory, disk_bytes, training_bytes
 from core.errors import OutOfGpuMemoryError, OutOfMemoryError, StorageFullError
-from core.jobs.defaults import resolve
 from tests import tiny
-from tests.specs import demo_spec
 
 SHAPES = {"a.weight": (1000, 500), "a.bias": (1000,)}
 WEIGHTS = 4 * 501_000
 
 
-def training(**changes):
-    return resolve(demo_spec(**changes)).training
-
-
 def test_training_takes_weights_gradients_moments_and_a_teacher():
-    config, options = tiny.bert_config(), training()
-    activations = activation_bytes(config, options.per_device_train_batch_size, options.max_length)
-    assert training_bytes(SHAPES, config, options) == 5 * WEIGHTS + activations
+    assert training_bytes(SHAPES, trains=True) == 5 * WEIGHTS
 
 
 def test_one_shot_methods_take_no_gradients():
-    assert training_bytes(SHAPES, tiny.bert_config(), training(method={"name": "wanda"})) == 2 * WEIGHTS
+    assert training_bytes(SHAPES, trains=False) == 2 * WEIGHTS
 
 
 def test_disk_is_taken_by_bundles_formats_and_checkpoints():
@@ -64,37 +56,39 @@ def test_attention_matrices_count_only_where_dropout_keeps_them():
 @pytest.fixture
 def machine(monkeypatch):
     """As much memory and disk is free as a small job takes, but no GPU."""
-    monkeypatch.setattr(footprint, "available_memory", lambda: 5 * WEIGHTS + activation_bytes(CONFIG, 32, 64))
+    monkeypatch.setattr(footprint, "available_memory", lambda: 5 * WEIGHTS + FITS)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6 * WEIGHTS))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return monkeypatch
 
 
-CONFIG = tiny.bert_config()
-FITS = training().model_copy(update={"per_device_train_batch_size": 32, "max_length": 64})
-TOO_LARGE = FITS.model_copy(update={"per_device_train_batch_size": 33})
+FITS, TOO_LARGE = (activation_bytes(tiny.bert_config(), batch, 64) for batch in (32, 33))
 
 
 def test_main_memory_decides_without_a_gpu(machine):
-    check_memory(SHAPES, CONFIG, FITS)
+    check_memory(SHAPES, trains=True, activations=FITS)
     with pytest.raises(
         OutOfMemoryError, match=r"about 0\.0 GiB of memory; the worker has .* smaller per_device"
     ) as caught:
-        check_memory(SHAPES, CONFIG, TOO_LARGE)
+        check_memory(SHAPES, trains=True, activations=TOO_LARGE)
     assert caught.value.code == "out_of_memory_host"
+    machine.setattr(footprint, "available_memory", lambda: 4 * WEIGHTS + FITS)
+    check_memory(SHAPES, trains=True, activations=FITS, is_loaded=True)
+    with pytest.raises(OutOfMemoryError):
+        check_memory(SHAPES, trains=True, activations=FITS)
 
 
 def test_a_gpu_holds_what_is_trained(machine):
     machine.setattr(torch.cuda, "is_available", lambda: True)
-    machine.setattr(torch.cuda, "mem_get_info", lambda: (training_bytes(SHAPES, CONFIG, FITS), 0))
+    machine.setattr(torch.cuda, "mem_get_info", lambda: (5 * WEIGHTS + FITS, 0))
     machine.setattr(footprint, "available_memory", lambda: 2 * WEIGHTS)
-    check_memory(SHAPES, CONFIG, FITS)
+    check_memory(SHAPES, trains=True, activations=FITS)
     with pytest.raises(OutOfGpuMemoryError, match="of GPU memory") as caught:
-        check_memory(SHAPES, CONFIG, TOO_LARGE)
+        check_memory(SHAPES, trains=True, activations=TOO_LARGE)
     assert caught.value.code == "out_of_memory_gpu"
     machine.setattr(footprint, "available_memory", lambda: 2 * WEIGHTS - 1)
     with pytest.raises(OutOfMemoryError, match="of memory"):
-        check_memory(SHAPES, CONFIG, FITS)
+        check_memory(SHAPES, trains=True, activations=FITS)
 
 
 def test_disk_has_to_suffice(machine, tmp_path):
