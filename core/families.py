@@ -369,7 +369,6 @@ FAMILIES: tuple[Family, ...] = (
                 output="attention.attn.o",
                 head_counts=("attention.attn.num_attention_heads",),
                 widths=("attention.attn.all_head_size",),
-                returns=1,
                 by_head=("position_bias",),
             ),
             _BERT_MLP,

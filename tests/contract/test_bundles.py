@@ -6,13 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
+from torch.ao.quantization import quantize_dynamic
 from transformers import AutoTokenizer, PreTrainedModel
 
 from client.bundle import verify_manifest
@@ -142,6 +146,81 @@ def test_a_loaded_model_is_pickled_and_made_anew_as_every_model_is(case, tmp_pat
     fresh = dict(type(model)(model.config).named_parameters())
     assert {name: p.shape for name, p in fresh.items()} == {name: p.shape for name, p in model.named_parameters()}
     assert all(0 <= parameter.abs().max() < 10 for parameter in fresh.values() if parameter.numel())
+
+
+def test_a_bundle_begins_a_further_task_pickles_and_is_saved_through_every_auto_class(tmp_path):
+    """Pruned first, trained for a further task later: with a new head, the narrow encoder is as it was."""
+    case, decoder = Case("bert", "masked-lm"), Case("phi3", "causal-lm")
+    model = load(made(case, tmp_path / "bundle"))
+    made(decoder, tmp_path / "decoder")
+    with torch.no_grad():
+        expected = model.bert(**inputs())[0]
+    save_file(inputs() | {"expected": expected}, tmp_path / "inputs.safetensors")
+    program = """
+        import json, torch, transformers
+        from safetensors.torch import load_file
+        batch = load_file("inputs.safetensors")
+        expected = batch.pop("expected")
+        with torch.no_grad():
+            for task in ("SequenceClassification", "TokenClassification"):
+                auto = getattr(transformers, f"AutoModelFor{task}")
+                model = auto.from_pretrained("bundle", trust_remote_code=True).eval()
+                assert type(model).__name__ == f"PrunedBertFor{task}"
+                torch.testing.assert_close(model.bert(**batch)[0], expected)
+            encoder = transformers.AutoModel.from_pretrained("bundle", trust_remote_code=True)
+            encoder.save_pretrained("encoder")
+            decoder = transformers.AutoModelForCausalLM.from_pretrained("decoder", trust_remote_code=True)
+            torch.save(decoder, "decoder.pt")
+            again = torch.load("decoder.pt", weights_only=False)
+            assert torch.equal(again(batch["input_ids"]).logits, decoder(batch["input_ids"]).logits)
+        print(json.dumps({}))
+        """
+    in_new_process(textwrap.dedent(program), tmp_path)
+    encoder = load(tmp_path / "encoder")
+    assert type(encoder).__name__ == "PrunedBertModel"
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(**inputs())[0], expected)
+
+
+def test_layers_with_a_config_of_their_own_follow_when_attention_is_switched(tmp_path):
+    case = Case("phi3", "causal-lm")
+    made(case, tmp_path)
+    models = [load(tmp_path) for _ in range(2)]
+    models[0].set_attn_implementation("eager")
+    models[0].set_attn_implementation("sdpa")
+    ids = inputs()["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(*(model(ids).logits for model in models))
+        models[0].set_attn_implementation("eager")
+        torch.testing.assert_close(*(model(ids).logits for model in models))
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_a_bundle_with_emptied_layers_is_quantised(family, tmp_path):
+    case = Case(family, "sequence-classification")
+    model = load(made(case, tmp_path))
+    empty = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and not module.in_features]
+    assert {type(module).__name__ for module in empty} == {"NoInputs"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this way of doing it will go
+        quantised = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert float((outputs(case, quantised) - outputs(case, model)).abs().max()) < 0.1
+
+
+def test_a_pruned_t5_runs_offloaded(tmp_path):
+    """Tables of biases are read by layers that may lie on another device."""
+    case = Case("t5", "seq2seq")
+    model = load(made(case, tmp_path))
+    expected = outputs(case, model)
+    cpu_offload(model, execution_device="cpu")
+    torch.testing.assert_close(outputs(case, model), expected)
+
+
+def test_attentions_can_be_asked_for_where_a_layer_has_none(tmp_path):
+    model = load(made(Case("mpnet", "sequence-classification"), tmp_path))
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        model(**inputs(), output_attentions=True)
 
 
 def test_what_others_write_into_a_saved_models_folder_is_not_of_it(bundle, tmp_path):

@@ -132,15 +132,14 @@ def test_padding_is_delivered_where_batches_hold_some(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "model"),
+    ("name", "model", "longest"),
     [
-        # Three words with what begins and ends a text.
-        ("sequence-classification", tiny.bert_classifier),
+        ("sequence-classification", tiny.bert_classifier, 3),
         # Two patches in either direction, and what stands for them all.
-        ("image-classification", lambda: tiny_families.model("vit", "image-classification")),
+        ("image-classification", lambda: tiny_families.model("vit", "image-classification"), 5),
     ],
 )
-def test_memory_is_asked_for_as_large_as_batches_are(name, model, tmp_path, monkeypatch):
+def test_memory_is_asked_for_as_large_as_batches_are(name, model, longest, tmp_path, monkeypatch):
     """Not as large as they might be: rows are padded to the longest, and may be fewer than a batch."""
     tiny.save(model(), tmp_path / "model")
     tiny_tasks.processor(name).save_pretrained(tmp_path / "model")
@@ -156,7 +155,7 @@ def test_memory_is_asked_for_as_large_as_batches_are(name, model, tmp_path, monk
     monkeypatch.setattr("core.engine.preparation.activation_bytes", lambda _, *sizes: counted.append(sizes) or 2**50)
     with pytest.raises(OutOfMemoryError):
         prepare(resolve(spec.JobSpec.model_validate(asked)), Inputs(tmp_path / "model", train), lambda message: None)
-    assert counted == [(13, 5)]  # two of the fifteen rows are held out
+    assert counted == [(13, longest)]  # two of the fifteen rows are held out
 
 
 def test_a_model_that_names_code_of_its_own_is_delivered_without(tmp_path):

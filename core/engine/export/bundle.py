@@ -54,15 +54,31 @@ def write_model(model: PreTrainedModel, processor: Processor, task: Task, folder
 
 
 def _write_ragged(model: PreTrainedModel, task: Task, folder: Path) -> None:
-    base, stock = type(model.base_model).__name__, type(model).__name__
-    auto_map = {"AutoModel": f"modeling_neuroprune.Pruned{base}"}
-    auto_map[task.auto_class.__name__] = f"modeling_neuroprune.Pruned{stock}"
-    model.config.auto_map = auto_map
+    stock = type(model).__name__
+    classes = _further_classes(model) | {"AutoModel": type(model.base_model).__name__, task.auto_class.__name__: stock}
+    model.config.auto_map = {auto: f"modeling_neuroprune.Pruned{name}" for auto, name in classes.items()}
     model.config.neuroprune = {**model.config.neuroprune, "architecture": stock, "task": task.name}
     # Under the modules' own names: older ones are not translated back for classes that are not transformers' own.
     model.save_pretrained(folder, save_original_format=False)
     _name_pruned_architecture(folder / "config.json", f"Pruned{stock}")
     modeling_neuroprune.copy_code(folder)
+
+
+def _further_classes(model: PreTrainedModel) -> dict[str, str]:
+    """What transformers makes of such a config through other Auto classes, for a further task with another head.
+
+    Without their names, it would make stock models, as wide as before pruning, with weights that do not fit. Of
+    architectures with two stacks some of these models have but one, which cannot be narrowed as described.
+    """
+    if len(model.config.neuroprune["family"]["stacks"]) > 1:
+        return {}
+    classes: dict[str, str] = {}
+    for name in dir(transformers):
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModel") else None
+        found = None if mapping is None else mapping.get(type(model.config), None)
+        if isinstance(found, type):
+            classes[name] = found.__name__
+    return classes
 
 
 def write_compressed(folder: Path) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 FORMAT = 2
@@ -99,14 +99,20 @@ class HeadColumns(nn.Module):
         super().__init__()
         if is_first:
             self.weight = table.weight
-        # In a tuple, so that the table is no part of the layers that refer to it.
+        # In a tuple, so that the table is no part of the layers that refer to it; on another device it may lie, too.
         self.table: tuple[Any] = (self if is_first else table,)
         self.register_buffer(KEPT_HEADS, torch.arange(heads))
 
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        """[…] → […, heads]."""
-        columns = self.table[0].weight.index_select(1, self.get_buffer(KEPT_HEADS))
-        return nn.functional.embedding(indices, columns)
+    def forward(self, indices: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """[…] → […, heads]; those `kept`, or this layer's own."""
+        kept = self.get_buffer(KEPT_HEADS) if kept is None else kept
+        table: Any = self.table[0]
+        if table is self:
+            weight: Any = self.weight
+            return nn.functional.embedding(indices, weight.index_select(1, kept))
+        found: torch.Tensor
+        found = table(indices, kept) if isinstance(table, HeadColumns) else table(indices).index_select(-1, kept)
+        return found.to(indices.device)
 
 
 class Constant(Conv1D):
@@ -119,6 +125,15 @@ class Constant(Conv1D):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, 0] → […, out]."""
         return self.bias.expand(*x.shape[:-1], self.nf)
+
+
+class NoInputs(nn.Linear):
+    """A `Linear` without inputs, which passes on its bias."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, 0] → […, out]."""
+        empty = x.new_zeros(*x.shape[:-1], self.out_features)
+        return empty if self.bias is None else empty + self.bias
 
 
 class Expert(nn.Module):
@@ -181,13 +196,25 @@ def pruned(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _made(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    class Pruned(base):  # type: ignore[misc, valid-type]
+    # Named itself, so that transformers does not make another class of this one, which pickle would not find.
+    bases = (base, GenerationMixin) if issubclass(base, GenerationMixin) else (base,)
+
+    class Pruned(*bases):  # type: ignore[misc]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
             narrow(self, config.neuroprune)
 
+        def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+            """Switch layers, too, that have a config of their own, which says how wide they are."""
+            super().set_attn_implementation(*args, **kwargs)
+            for module in self.modules():
+                own = getattr(module, "config", None)
+                if isinstance(own, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+                    own._attn_implementation = self.config._attn_implementation
+
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-            """Save as every model does, and what is needed to load it again."""
+            """Save as every model does, and what is needed to load it again: as this class, which may be another."""
+            self.config.neuroprune = {**self.config.neuroprune, "architecture": base.__name__}
             super().save_pretrained(save_directory, *args, **kwargs)
             folder = Path(save_directory)
             copy_code(folder)
@@ -442,6 +469,8 @@ def _resize(layer: nn.Module, path: str, in_features: int | None = None, out_fea
         module.bias = _first(module.bias, out_features)
     if isinstance(module, Conv1D) and not module.nx:
         layer.set_submodule(path, Constant(module))
+    if isinstance(module, nn.Linear) and not module.in_features:
+        module.__class__ = NoInputs
 
 
 def _first(tensor: torch.Tensor, *shape: int) -> nn.Parameter:
