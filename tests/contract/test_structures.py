@@ -1,6 +1,7 @@
 """Uniform and masked models: the stock class loads them, nothing of ours is needed, and they answer as they should."""
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -283,7 +284,7 @@ def test_rounding_is_tolerated_in_proportion_to_the_outputs():
     assert torch.tensor(tolerated("loader", torch.tensor([torch.inf]))).isfinite()
 
 
-@pytest.mark.parametrize(("share", "is_rounding"), [(2e-6, True), (1e-4, False)])
+@pytest.mark.parametrize(("share", "is_rounding"), [(2e-6, True), (1e-4, False), (math.nan, False)])
 def test_a_compaction_with_large_logits_may_differ_by_their_rounding(monkeypatch, share, is_rounding):
     """By more than 1e-5, but no more than 1e-5 of the largest."""
     model = tiny.llama()
@@ -299,7 +300,12 @@ def test_a_compaction_with_large_logits_may_differ_by_their_rounding(monkeypatch
 
 @pytest.mark.parametrize(
     ("differences", "largest", "is_delivered"),
-    [({"loader": 1e-4, "onnx": 1e-3}, 30.0, True), ({"loader": 1e-4}, 1.0, False), ({"gguf": 1e-9}, 30.0, False)],
+    [
+        ({"loader": 1e-4, "onnx": 1e-3}, 30.0, True),
+        ({"loader": 1e-4}, 1.0, False),
+        ({"gguf": 1e-9}, 30.0, False),
+        ({"onnx": math.nan}, 30.0, False),
+    ],
 )
 def test_a_bundle_is_judged_in_proportion_to_its_outputs(monkeypatch, differences, largest, is_delivered):
     found = json.dumps({"differences": differences, "peak_memory_bytes": {}})

@@ -65,6 +65,7 @@ def assert_no_job(service):
         ("GET", "/v1/nothing"),
         ("GET", "/"),
         ("GET", "/healthz/"),
+        ("GET", "/docs/filesystem"),
     ],
 )
 def test_nothing_is_told_without_a_key(closed, method, path):

@@ -84,6 +84,14 @@ def test_stream_resumes(service, job_id, resume):
     assert [event.get("id") for event in parse(answer.text)] == ["5", "6", None]
 
 
+def test_a_long_history_is_streamed_to_its_end(service, job_id, monkeypatch):
+    """In batches, of which the last may be full."""
+    monkeypatch.setattr("api.routes.events.BATCH", 2)
+    work(service.store, job_id)
+    answer = service.http.get(f"/v1/jobs/{job_id}/events", headers=STREAM)
+    assert [event.get("id") for event in parse(answer.text)] == ["1", "2", "3", "4", "5", "6", None]
+
+
 def test_finished_stream_is_not_started_again(service, job_id):
     work(service.store, job_id)
     answer = service.http.get(f"/v1/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": "6"})

@@ -292,6 +292,7 @@ def test_pages_follow_the_link(service):
     second = service.http.get(first.links["next"]["url"]).json()
     assert (second["data"], second["has_more"], second["next_cursor"]) == ([made[0]], False, None)
     assert page["next_cursor"] in first.links["next"]["url"]
+    assert "purpose=dataset" in first.links["next"]["url"]
     assert service.http.get("/v1/files?purpose=model").json()["data"] == []
 
 

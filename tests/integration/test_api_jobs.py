@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import sqlalchemy as sa
 
+from api.routes.jobs import _dispatch
 from core.db import jobs, utcnow
 from core.jobs.defaults import TRAINING_DEFAULTS
 from core.jobs.state import Status
@@ -45,6 +46,7 @@ def test_submitted_job_is_accepted_stored_and_sent(service):
 def test_job_is_accepted_while_the_broker_is_down(service):
     service.dispatcher.reachable = False
     job = submit(service)
+    _dispatch(service.dispatcher, service.store, job["id"])  # that of the request may be still to come
     assert service.store.undispatched(30) == [job["id"]]
 
 
@@ -62,12 +64,16 @@ def test_repeated_request_makes_one_job(service):
     first = service.http.post("/v1/jobs", json=DEMO, headers=headers)
     again = service.http.post("/v1/jobs", json=DEMO, headers=headers)
     assert "idempotency-replayed" not in first.headers
+    until(lambda: service.store.undispatched(30) == [])
     assert again.status_code == 202
     assert again.headers["idempotency-replayed"] == "true"
     assert again.json()["id"] == first.json()["id"]
     other = service.http.post("/v1/jobs", json=DEMO | {"name": "x"}, headers=headers)
     assert "Idempotency-Key" in assert_problem(other, 422, "invalid_input")["detail"]
     assert len(service.http.get("/v1/jobs").json()["data"]) == 1
+    later = submit(service)["id"]
+    until(lambda: later in service.dispatcher.sent)
+    assert service.dispatcher.sent.count(first.json()["id"]) == 1
 
 
 def test_running_job_shows_what_it_does(service):

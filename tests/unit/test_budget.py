@@ -16,9 +16,11 @@ from core.engine.methods.budget import TOLERANCE, Budget
 from core.engine.methods.gradual import gradual
 from core.engine.methods.random import RandomCriterion
 from core.engine.methods.schedule import Schedule
+from core.engine.units import KINDS
 from core.errors import NumericalError, UnreachableTargetError
 from core.jobs.methods import L1, Importance, Magnitude, NeuroPrune, Random
 from tests import tiny, tiny_families
+from tests.pruning import Case, train
 
 
 @given(st.floats(0, 0.95))
@@ -145,6 +147,13 @@ def test_heads_are_spared_by_a_power_of_their_share(make, sparsity, exponent):
     budget = Budget.of(anatomy, sparsity, head_exponent=exponent)
     heads = budget.counts(1.0)["heads"]
     assert abs(heads - 12 * share**exponent) == pytest.approx(min(abs(h - 12 * share**exponent) for h in best))
+
+
+def test_what_is_gone_before_counts_from_the_start():
+    pruner = Case("neuroprune", "structured").pruner(tiny.bert_classifier(), 0.4, in_rows=0.25)
+    train(pruner)
+    further = Budget.of(bind(tiny.bert_classifier()), 0.5, in_rows=0.25, gone=pruner.masks)
+    assert further.counts(0.0) == {kind: sum(pruner.masks.removed(kind)) for kind in KINDS}
 
 
 def test_more_heads_than_there_are_cannot_stay():

@@ -106,6 +106,19 @@ def test_a_stop_waits_for_the_checkpoint_of_a_training(attempt, state):
     assert attempt.recorded()["pruning"].step == 3
 
 
+def test_a_stop_after_the_last_checkpoint_waits_for_the_end_of_a_training(attempt, state):
+    checkpoints = Checkpoints(attempt.store, interval_seconds=1e9)
+
+    def train():
+        with checkpoints.stop_deferred():
+            checkpoints.request_stop()
+            checkpoints.save_end("pruning", 3, state)
+
+    with pytest.raises(Interrupted):
+        train()
+    assert attempt.recorded()["pruning"].finished
+
+
 def test_a_stop_outside_of_a_training_is_at_once():
     with pytest.raises(Interrupted):
         Checkpoints().request_stop()

@@ -227,13 +227,30 @@ def test_padding_and_what_no_answer_depends_on_count_nothing():
     assert torch.equal(gradients[1], torch.eye(7, dtype=torch.bool)[:1].expand(2, 7))
 
 
+def test_tokens_that_count_nothing_dampen_no_less():
+    """With padding or without, so many tokens tell the same."""
+    weights = []
+    for padding in (0, 50):
+        anatomy = bind(tiny.bert_classifier())
+        mlp, listener = anatomy.mlps[0], Compensation(anatomy)
+        kept = torch.ones(mlp.units.count, dtype=torch.bool)
+        read = torch.randn(20 + padding, mlp.units.count, generator=torch.Generator().manual_seed(0))
+        with listener.watching():
+            mlp.output.module(read)[:20].square().sum().backward()
+            assert listener.take_over_(mlp.units.position, torch.tensor([0]), kept, torch.arange(len(kept)) > 0)
+        weights.append(mlp.output.weight)
+    torch.testing.assert_close(*weights)
+
+
 def test_tokens_count_by_their_weight():
-    """What one heavy token asks for is what comes out, whatever all the others ask for."""
-    inputs = torch.randn(60, 5)
-    weights = torch.full((60,), 1e-6)
-    weights[:6] = 1.0
+    """What a few heavy tokens ask for is what comes out, whatever all the others ask for."""
+    generator = torch.Generator().manual_seed(0)
+    heavy, light = (
+        torch.randn(count, 5, generator=generator) @ torch.randn(5, 5, generator=generator) for count in (60, 540)
+    )
+    inputs, weights = torch.cat([heavy, light]), torch.cat([torch.ones(60), torch.full((540,), 1e-6)])
     few, all_of_them = (projection("Linear", bias=False) for _ in range(2))
-    adapt_(few, inputs[:6], weights[:6], torch.arange(5), GONE, LEFT)
+    adapt_(few, heavy, torch.ones(60), torch.arange(5), GONE, LEFT)
     adapt_(all_of_them, inputs, weights, torch.arange(5), GONE, LEFT)
     assert (few.weight - all_of_them.weight).abs().max() < 0.3 * (
         few.weight - projection("Linear", bias=False).weight

@@ -27,10 +27,11 @@ def dropping(make):
     return model.train()
 
 
-def prepared(name):
+def prepared(name, **options):
     """A task and rows for it; evaluated in batches of two."""
     part = SimpleNamespace(text_column="text")
-    task = TASKS[name](part, spec.Training(max_length=16, per_device_eval_batch_size=2), tiny.tokenizer())
+    training = spec.Training(max_length=16, per_device_eval_batch_size=2, **options)
+    task = TASKS[name](part, training, tiny.tokenizer())
     return task, task.features([{"text": text} for text in tiny.sentences(12)])
 
 
@@ -70,3 +71,18 @@ def test_calibration_passes_so_many_rows_in_eval_mode_and_leaves_the_models_own(
     prune(task, pruner, tiny.bert(), rows, 0, lambda _: None)
     assert passed == [(2, False), (2, False), (1, False)] * 3
     assert model.training is is_training
+
+
+def test_the_seed_says_which_rows_calibrate():
+    drawn = []
+    for seed in (0, 0, 1):
+        task, rows = prepared("sentence-embedding", seed=seed)
+        model = tiny.bert()
+        read = set()
+        model.register_forward_pre_hook(
+            lambda _, __, inputs, read=read: read.update(map(tuple, inputs["input_ids"].tolist())), with_kwargs=True
+        )
+        pruner = build_pruner(bind(model), Wanda(name="wanda", calibration_rows=4), 0.3, Schedule(1, 0.0, 0.0), 0)
+        prune(task, pruner, tiny.bert(), rows, 0, lambda _: None)
+        drawn.append(read)
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -12,6 +12,7 @@ from core.engine.export.executorch import check_lowerable
 from core.engine.methods.budget import Budget
 from core.engine.plan import Masks
 from core.engine.structures import give_structure, join_experts
+from core.engine.units import KINDS
 from core.errors import InvalidInputError, UnreachableTargetError
 from core.families import family_of
 from core.jobs.spec import JobSpec
@@ -121,6 +122,15 @@ def test_a_budget_counts_on_the_way_as_masks_do():
     assert all(now["neurons"] >= now["experts"] * NEURONS for now in counts)
     assert counts[-1]["experts"] == 3
     assert abs(budget.achieved(counts[-1]) - 0.5) * anatomy.encoder_parameters <= 1.5 * HIDDEN
+
+
+def test_neurons_of_experts_that_are_gone_count_once():
+    """In a budget that goes on from where an earlier one ended: nothing but the difference is still to go."""
+    pruner = Case("random", "structured").pruner(mixtral(), 0.4, experts=0.3)
+    train(pruner)
+    further = Budget.of(bind(mixtral()), 0.45, experts=0.3, gone=pruner.masks)
+    assert further.counts(0.0) == {kind: sum(pruner.masks.removed(kind)) for kind in KINDS}
+    assert abs(further.achieved(further.counts(1.0)) - 0.45) <= 0.001
 
 
 def test_the_least_important_expert_goes():

@@ -1,5 +1,8 @@
 """Pause, resume, retry, expire; checkpoints and attempts that outlive a worker. On SQLite and on PostgreSQL."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+
 import pytest
 import sqlalchemy as sa
 
@@ -7,6 +10,8 @@ from core import db
 from core.errors import ConflictError, LeaseLostError
 from core.jobs.records import Cancelled
 from core.jobs.state import Status
+from core.jobs.store import JobStore
+from core.jobs.transitions import transition
 from core.progress import Failed, Succeeded
 from tests.checkpoints import checkpoint
 from tests.specs import demo_spec
@@ -154,6 +159,40 @@ def test_a_job_that_waits_too_long_expires_and_a_retry_waits_anew(store, engine,
     assert store.get(job_id).status is Status.EXPIRED
     store.retry(job_id)
     assert store.expire(3600) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "ask", "after"),
+    [
+        ((), Status.STARTING, JobStore.request_cancel, Status.CANCELLING),
+        ((), Status.STARTING, JobStore.request_pause, Status.PAUSING),
+        ((JobStore.request_pause,), Status.CANCELLED, JobStore.resume, Status.CANCELLED),
+        ((JobStore.request_cancel,), Status.QUEUED, JobStore.delete_job, Status.QUEUED),
+    ],
+    ids=["cancel-claimed", "pause-claimed", "resume-cancelled", "delete-retried"],
+)
+def test_what_is_asked_of_a_job_waits_for_what_is_becoming_of_it(store, job_id, before, meanwhile, ask, after):
+    for change in before:
+        change(store, job_id)
+    with ThreadPoolExecutor(1) as pool:
+        with store._writer.begin() as connection:
+            assert transition(connection, job_id, meanwhile, reason="meanwhile")
+            asking = pool.submit(ask, store, job_id)
+            wait([asking], timeout=0.5)
+        with suppress(ConflictError):
+            asking.result()
+    assert store.get(job_id).status is after
+
+
+def test_a_job_that_is_being_queued_anew_does_not_expire(store, job_id):
+    with store._writer.begin() as connection:
+        connection.execute(sa.update(db.jobs).values(queued_at=db.utcnow(-7200)))
+    with ThreadPoolExecutor(1) as pool:
+        with store._writer.begin() as connection:
+            connection.execute(sa.update(db.jobs).values(queued_at=db.utcnow()))
+            expiring = pool.submit(store.expire, 3600)
+            wait([expiring], timeout=0.5)
+        assert expiring.result() == []
 
 
 def test_the_schema_goes_down_and_up_with_its_jobs(own_database, engine, store, job_id):

@@ -124,6 +124,7 @@ def test_operations_are_those_of_the_products():
     kept = ((0, 2, 3), tuple(range(10)), tuple(range(32)))
     compact(bind(model), Plan(kept * 3))
     assert flops() == bert_flops(64, 3, 10)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_operations_of_experts_are_those_of_the_two_that_a_token_passes_through():

@@ -57,7 +57,11 @@ def test_shares_are_exact_and_proportional(sizes, share):
         assert abs(part * total - count * size) < total
 
 
-@pytest.mark.parametrize("make", [tiny.bert_classifier, tiny.llama])
+@pytest.mark.parametrize(
+    "make",
+    [tiny.bert_classifier, tiny.llama, lambda: tiny_families.model("mixtral", "causal-lm")],
+    ids=["bert", "llama", "mixtral"],
+)
 def test_padding_does_not_count(make):
     """A padded batch gives what its rows give one by one without padding, whatever stands in the padding."""
     model = make()
@@ -83,7 +87,7 @@ def test_padding_of_sources_and_of_targets_does_not_count(kind, longest):
     """The decoder's projections read what it writes, those of keys and values of its cross attention the source."""
     model = tiny_families.model(kind, "seq2seq")
     start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
-    (sources, source_mask), lengths = padded_batch(padding), (2, longest, 4, 3)
+    (sources, source_mask), lengths = padded_batch(padding), (1, longest, 4, 3)
     targets = torch.full((len(lengths), longest), padding)
     for row, length in enumerate(lengths):
         targets[row, :length] = torch.tensor([start, *range(5, 4 + length)])
@@ -104,7 +108,9 @@ def test_padding_of_sources_and_of_targets_does_not_count(kind, longest):
         one, all_at_once = (
             sum_over_tokens(model, modules, run, lambda x: x.T @ x, of_target) for run in (row_by_row, together)
         )
+        counts = sum_over_tokens(model, modules, together, lambda x: x.new_tensor(len(x)), of_target)
     torch.testing.assert_close(all_at_once, one, rtol=1e-4, atol=1e-4)
+    assert {int(count) for module, count in zip(modules, counts, strict=True) if module in of_target} == {sum(lengths)}
 
 
 def test_what_a_projection_reads_besides_the_tokens_counts():

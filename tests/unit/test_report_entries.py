@@ -12,7 +12,7 @@ from core.engine.report.structure import describe_structure
 from core.engine.report.target import check_met
 from core.errors import VerificationError
 from core.jobs.targets import ParametersTarget, SizeTarget
-from tests import tiny
+from tests import pruning, tiny
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,20 @@ def test_what_was_removed_of_a_layer_is_counted_and_has_the_scores_of_what_went(
     assert (neurons["dense"], neurons["kept"], neurons["removed_parameters"]) == (64, 10, 54 * 65)
     assert (heads["mean_score_removed"], heads["mean_score_kept"]) == (1.0, pytest.approx(5 / 3))
     assert (neurons["mean_score_removed"], neurons["mean_score_kept"]) == (36.5, 4.5)
+
+
+def test_the_score_of_what_went_is_that_of_when_it_went(monkeypatch):
+    pruner = pruning.Case("magnitude", "structured").pruner(tiny.bert_classifier(), 0.5)
+    score, last = pruner.criterion.unit_scores, {}
+
+    def listen(position, kept):
+        scores = score(position, kept)
+        last.update({(position, unit): scores[unit] for unit in kept.nonzero().flatten().tolist()})
+        return scores
+
+    monkeypatch.setattr(pruner.criterion, "unit_scores", listen)
+    pruning.train(pruner)
+    assert pruner.sparsity > 0
+    assert last
+    for (position, unit), value in last.items():
+        assert pruner.last_scores[position][unit] == value

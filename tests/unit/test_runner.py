@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from core.errors import InvalidDataError, InvalidInputError, InvalidModelError, StorageError, StorageFullError
 from core.jobs.spec import JobSpec
-from core.progress import Failed, decode
+from core.progress import Failed, PhaseStarted, decode
 from core.settings import Settings, get_settings
 from core.storage import Storage
 from tests.archives import model_files, write_zip
@@ -192,6 +193,19 @@ def test_the_last_message_of_a_process_that_fails_says_why(tmp_path, capsys):
     assert isinstance(told, Failed)
     assert told.code == "internal"
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_message_that_a_pipe_takes_in_parts_arrives_whole():
+    """As it does where a signal comes while it is written."""
+    arrived = bytearray()
+
+    def write(line):
+        arrived.extend(line[:7])
+        return min(7, len(line))
+
+    message = PhaseStarted(phase="loading")
+    runner.Pipe(SimpleNamespace(write=write)).write(message)
+    assert decode(bytes(arrived)) == message
 
 
 def test_settings_are_those_of_the_environment(monkeypatch, tmp_path):

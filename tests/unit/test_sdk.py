@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -46,14 +48,18 @@ class Service:
             self.files[f"{folder}/manifest.json".lstrip("/")] = manifest
         self.ranges: list[str | None] = []
         self.break_after: list[int] = []
+        self.conditions: list[str | None] = []
+        self.has_ranges = True
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
         if path == "/v1/jobs/j/artifacts":
             return httpx.Response(200, json={"data": [self._entry(name) for name in self.files]})
         content = self.files[path.removeprefix("/v1/jobs/j/artifacts/")]
-        wanted = request.headers.get("range")
+        assert request.headers["accept-encoding"] == "identity", "of compressed bytes, none can be resumed"
+        wanted = request.headers.get("range") if self.has_ranges else None
         self.ranges.append(wanted)
+        self.conditions.append(request.headers.get("if-range"))
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         body = content[start:]
         stream = _Stream(body, self.break_after.pop(0) if self.break_after else len(body))
@@ -164,6 +170,21 @@ def test_a_stream_that_breaks_after_a_long_silence_is_taken_up_again() -> None:
         return httpx.Response(200, content=b'id: 1\nevent: phase\ndata: {"data": {}}\n\nevent: done\ndata: {}\n\n')
 
     assert [event.seq for event in client_of(handler, patience_seconds=0.01).watch("j")] == [1]
+
+
+def test_watch_is_patient_anew_with_every_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each break takes half of it, and there are more of them than it would bear at a stretch."""
+    streams = iter([f'id: {seq}\nevent: phase\ndata: {{"data": {{}}}}\n\nid'.encode() for seq in range(1, 6)])
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=JOB)
+        body = next(streams, b"")
+        return httpx.Response(200, stream=_Stream(body, max(0, len(body) - 1)))
+
+    now = itertools.count(step=30)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=now.__next__, sleep=lambda _: None))
+    assert [event.seq for event in client_of(handler, patience_seconds=60).watch("j")] == [1, 2, 3, 4, 5]
 
 
 def test_watch_does_not_wait_for_a_service_that_was_never_there() -> None:
@@ -413,6 +434,7 @@ def test_an_upload_waits_for_the_service_to_store_and_check_the_file(tmp_path: P
 
 
 LOST: dict[str, Callable[[], httpx.Response]] = {
+    "500": lambda: httpx.Response(500, json={"detail": "An unexpected error."}, headers=PROBLEM),
     "502": lambda: httpx.Response(502, html="<h1>Bad gateway</h1>"),
     "503": lambda: httpx.Response(503, json={"detail": "The database does not answer."}, headers=PROBLEM),
     "504": lambda: httpx.Response(504, html="<h1>Gateway timeout</h1>"),
@@ -469,12 +491,17 @@ def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
         client.submit({}, idempotency_key=key)
 
 
-def test_submit_does_not_wait_for_a_service_that_is_not_there() -> None:
+@pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout])
+def test_submit_does_not_wait_for_a_service_that_is_not_there(error: type[httpx.TransportError]) -> None:
+    asked = []
+
     def handler(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused")
+        asked.append(request)
+        raise error("refused")
 
     with pytest.raises(UnreachableError, match="No NeuroPrune service answers at http://service"):
         client_of(handler).submit({})
+    assert len(asked) == 1
 
 
 def test_a_download_resumes_and_is_checked(tmp_path: Path) -> None:
@@ -484,6 +511,24 @@ def test_a_download_resumes_and_is_checked(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in paths} == service.files
     assert service.ranges == [None, None, "bytes=1000-", None]
     assert content_of(tmp_path / "bundle") == service.files, "no partial file is left"
+
+
+def test_a_service_that_does_not_continue_is_heard_from_the_start(tmp_path: Path) -> None:
+    service = Service({"a.bin": b"0123456789"})
+    service.has_ranges = False
+    service.break_after = [1000, 7]  # the first is the manifest, which is shorter
+    client_of(service).download("j", tmp_path)
+    assert content_of(tmp_path) == service.files
+
+
+def test_patience_begins_anew_with_whatever_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each break takes half of it, and there are more of them than it would bear at a stretch."""
+    service = Service({"a.bin": b"0123456789"})
+    service.break_after = [1000, *[1] * 9]  # the first is the manifest, which is shorter
+    now = itertools.count(step=30)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=now.__next__, sleep=lambda _: None))
+    client_of(service, patience_seconds=60).download("j", tmp_path)
+    assert content_of(tmp_path) == service.files
 
 
 def test_paths_may_be_strings(tmp_path: Path) -> None:
@@ -515,6 +560,7 @@ def test_a_download_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None
     (tmp_path / ".a.bin.partial").write_bytes(b"01234")
     client_of(service).download("j", tmp_path)
     assert service.ranges == [None, "bytes=5-"]
+    assert service.conditions == [None, f'"{hashlib.sha256(b"0123456789").hexdigest()}"']
     service.ranges.clear()
     client_of(service).download("j", tmp_path)
     assert service.ranges == [], "what is there is not fetched again"

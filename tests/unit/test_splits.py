@@ -85,6 +85,7 @@ def test_sampling_keeps_order_and_repeats():
     assert len(drawn) == 10
     assert drawn == sorted(drawn, key=lambda row: row.number)
     assert drawn == sample(rows, 10, seed=3)
+    assert drawn != sample(rows, 10, seed=4)
     assert sample(rows, None, seed=3) is rows
 
 

@@ -91,6 +91,8 @@ def test_put_file_and_fetch_copy(storage, tmp_path):
     source.write_bytes(b"weights")
     assert storage.put_file("a/b", source) == storage.fetch("a/b", target)
     assert target.read_bytes() == b"weights"
+    with pytest.raises(FileExistsError):
+        storage.fetch("a/b", target)
     path = storage.local_path("a/b")
     assert path is None or path.read_bytes() == b"weights"
 
@@ -172,6 +174,13 @@ def test_names_are_those_right_below_a_prefix(storage):
         storage.put(key, io.BytesIO(b"ok"))
     assert storage.names("jobs") == ["a", "b"]
     assert storage.names("nothing") == []
+
+
+def test_what_another_process_stores_is_listed(s3_url):
+    ours, others = Storage(s3_url), Storage(s3_url)
+    for key, names in (("jobs/a/file", ["a"]), ("jobs/b/file", ["a", "b"])):
+        others.put(key, io.BytesIO(b"ok"))
+        assert ours.names("jobs") == names
 
 
 def test_prefixes_are_deleted_whole(storage):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -277,6 +277,8 @@ def test_a_job_that_comes_back_queues_last(store):
     store.resume(made[0])
     assert store.queue_positions(made) == {made[1]: 1, made[2]: 2, made[0]: 3}
     assert store.undispatched(older_than_seconds=0) == [made[1], made[2], made[0]]
+    assert [store.claim_next("worker").job_id for _ in made] == [made[1], made[2], made[0]]
+    assert store.claim_next("worker") is None
 
 
 # ---- cancelling ----------------------------------------------------------------------------------------------------
@@ -323,6 +325,19 @@ def test_of_many_claimers_one_wins(store):
     assert len(leases) == 1
     assert leases[0].attempt == 1
     assert store.get(job.id).attempt == 1
+
+
+def test_who_is_too_late_for_a_job_gets_the_next(store, monkeypatch):
+    first, second = queued(store).id, queued(store).id
+    claim = store.claim
+
+    def claim_late(job_id, owner):
+        if job_id == first:
+            claim(job_id, "another")
+        return claim(job_id, owner)
+
+    monkeypatch.setattr(store, "claim", claim_late)
+    assert store.claim_next("worker").job_id == second
 
 
 def test_recorded_progress_is_seen(store):
@@ -402,6 +417,21 @@ def test_lost_lease_changes_nothing(store):
     assert store.artifacts(old.job_id)[0].attempt == 2
 
 
+@pytest.mark.parametrize("ending", [JobStore.request_cancel, JobStore.request_pause])
+@pytest.mark.parametrize("give_up", [JobStore.release, JobStore.hand_back])
+def test_a_worker_that_was_given_up_does_not_queue_what_has_ended_or_is_paused(store, ending, give_up):
+    """Nobody has claimed the job since, so that the attempt is still the last."""
+    lease = running(store)
+    ending(store, lease.job_id)
+    expire(store)
+    store.reap()
+    before = store.get(lease.job_id)
+    assert before.status in {Status.CANCELLED, Status.PAUSED}
+    with pytest.raises(LeaseLostError):
+        give_up(store, lease, "late")
+    assert store.get(lease.job_id) == before
+
+
 def test_outcomes_that_do_not_follow_are_refused(store):
     lease = running(store)
     with pytest.raises(ConflictError, match="is running and cannot become cancelled"):
@@ -470,13 +500,27 @@ def test_two_reapers_queue_a_job_once(store):
     assert len(reaped) == 1
 
 
-def test_undispatched_jobs_are_found_oldest_first(store):
+def test_a_lease_that_is_being_renewed_is_left_alone(store):
+    lease = running(store)
+    expire(store)
+    with ThreadPoolExecutor(1) as pool:
+        with store._writer.begin() as connection:
+            connection.execute(sa.update(db.jobs).values(lease_expires_at=db.utcnow(60)))
+            reaping = pool.submit(store.reap)
+            wait([reaping], timeout=0.5)
+        assert reaping.result() == []
+    assert store.renew(lease) is Status.RUNNING
+
+
+def test_undispatched_jobs_are_found_oldest_first(store, monkeypatch):
     first, second, third = (queued(store).id for _ in range(3))
     assert store.undispatched(30) == [first, second, third]
     store.mark_dispatched(second)
     store.claim(third, "worker")
     assert store.undispatched(30) == [first]
     assert store.undispatched(-1) == [first, second]
+    monkeypatch.setattr("core.jobs.leases.REPUBLISHED_AT_ONCE", 1)
+    assert store.undispatched(-1) == [first]
 
 
 # ---- workers -------------------------------------------------------------------------------------------------------

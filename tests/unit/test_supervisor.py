@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -23,15 +24,15 @@ from sqlalchemy.exc import InternalError, OperationalError
 from core import logs
 from core.db import create_engine, jobs, metadata
 from core.dispatch import Dispatcher
-from core.errors import NotFoundError
-from core.jobs.records import Job
+from core.errors import LeaseLostError, NotFoundError
+from core.jobs.records import Job, Lease
 from core.jobs.spec import JobSpec
 from core.jobs.state import Status
 from core.jobs.store import JobStore
 from core.settings import Settings
 from core.storage import Storage
 from worker import child as child_module
-from worker.supervisor import Supervisor, child_environment
+from worker.supervisor import Heartbeat, Supervisor, child_environment
 
 SPEC = JobSpec.model_validate(
     {
@@ -65,6 +66,7 @@ class Bench:
     settings: Settings
     folder: Path
     stop: threading.Event = field(default_factory=threading.Event)
+    dispatcher: Any = field(default_factory=lambda: Dispatcher("redis+socket:///nowhere/r.sock"))
 
     def create(self) -> str:
         return self.store.create(SPEC, name=None, labels={})[0].id
@@ -76,7 +78,7 @@ class Bench:
         supervisor = Supervisor(
             self.store,
             self.storage,
-            Dispatcher("redis+socket:///nowhere/r.sock"),
+            self.dispatcher,
             self.settings.model_copy(update=settings),
             owner="test",
             should_stop=self.stop.is_set,
@@ -322,6 +324,16 @@ def test_a_killed_child_gives_the_job_back_until_it_fails(bench: Bench) -> None:
     assert "SIGKILL" in job.error.message
 
 
+def test_a_job_that_is_given_back_is_sent_again_and_one_that_failed_is_not(bench: Bench) -> None:
+    sent: list[str] = []
+    bench.dispatcher = SimpleNamespace(job_ready=lambda job_id: sent.append(job_id) or True)
+    job_id = bench.create()
+    for _ in range(2):
+        bench.supervise(job_id, "os.kill(os.getpid(), signal.SIGKILL)")
+        assert sent == [job_id]
+        assert bench.store.undispatched(30) == []
+
+
 def test_a_shutdown_gives_the_job_back(bench: Bench) -> None:
     job_id = bench.create()
     running = bench.folder / "running"
@@ -518,10 +530,28 @@ def test_a_database_that_is_away_for_a_while_costs_nothing(
         return lambda *args: fault() if time.monotonic() < away_until else method(*args)
 
     job_id = bench.create()
-    for name in ("renew", "record", "finish"):
+    for name in ("renew", "record", "keep_checkpoint", "finish"):
         monkeypatch.setattr(bench.store, name, flaky(getattr(bench.store, name)))
-    job = bench.supervise(job_id, "say(type='phase', phase='loading'); succeed()")
+    job = bench.supervise(job_id, "say(type='phase', phase='loading'); keep(1); succeed()")
     assert (job.status, len(bench.store.attempts(job_id))) == (Status.SUCCEEDED, 1)
+
+
+def test_a_lease_counts_from_its_last_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the job has run, the database may be silent for as long as a lease, and no longer."""
+    clock = SimpleNamespace(now=0, database_is_silent=False)
+    monkeypatch.setattr("worker.supervisor.time", SimpleNamespace(monotonic=lambda: clock.now))
+    store = SimpleNamespace(renew=lambda _: silent_database() if clock.database_is_silent else Status.RUNNING)
+    heartbeat = Heartbeat(cast(JobStore, store), Lease("job", 1, "worker"), lease_seconds=60)
+
+    def beat_until(end: int) -> None:
+        while clock.now < end:
+            clock.now += 1
+            assert heartbeat.status() is Status.RUNNING
+
+    for end, clock.database_is_silent in ((100, False), (150, True), (200, False), (260, True)):
+        beat_until(end)
+    with pytest.raises(LeaseLostError):
+        beat_until(261)
 
 
 def test_an_attempt_ends_soon_after_its_lease_where_the_database_is_silent(

@@ -268,6 +268,19 @@ def test_a_drop_counts_with_its_error_but_with_half_of_the_budget_at_most():
     assert not is_within(float("nan"), 0.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(0.01, None), (0.0111, "its standard error is 0.011."), (None, "its standard error is unknown.")],
+)
+def test_a_drop_that_is_less_sure_than_is_made_up_for_is_said_to_be(error, said):
+    heard = []
+    course, _ = bisecting(lambda sparsity: 0.0, most_drop=0.02, error=error, report=heard.append)
+    course.follow()
+    assert [message.message for message in heard] == (
+        [f"100 validation rows are few to decide on a drop of 0.02 in accuracy: {said}"] if said else []
+    )
+
+
 def test_a_budget_that_no_level_keeps_is_refused():
     course, trained = bisecting(lambda sparsity: 1.0, most_drop=0.02)
     with pytest.raises(
@@ -335,7 +348,7 @@ def test_whatever_fails_the_best_that_was_tried_is_found(good):
         assert all(level in trained for level in levels if level > best) or min(trained[-2:]) > best
 
 
-def bisecting(drop, most_drop, levels=19):
+def bisecting(drop, most_drop, levels=19, error=0.001, report=lambda _: None):
     """A search over so many levels, which cost a step each and whose drop is given; and what it trains for."""
     trained = []
 
@@ -347,28 +360,36 @@ def bisecting(drop, most_drop, levels=19):
     ladder = SimpleNamespace(
         can_reach=lambda level: level.sparsity <= levels / 20, reach=reach, prepared=prepared, steps=lambda level: 1
     )
-    course = WithinDrop(ladder, most_drop, lambda _: None)
+    course = WithinDrop(ladder, most_drop, report)
     course._evaluate_dense = lambda: None
     course._judged = lambda dense, pruner: {
         "sparsity": pruner.sparsity,
         "drop": drop(pruner.sparsity),
-        "standard_error": 0.001,
-        "is_good": is_within(drop(pruner.sparsity), 0.001, most_drop),
+        "standard_error": error,
+        "is_good": is_within(drop(pruner.sparsity), error, most_drop),
     }
     return course, trained
 
 
-def at_speed(wanted, real=lambda sparsity: 1 - 0.9 * sparsity, least=0.0):
-    """A course on a machine where the time of a call falls linearly for stand-ins, and as `real` says once trained."""
+def linear(sparsity):
+    return 1 - 0.9 * sparsity
+
+
+def at_speed(wanted, real=linear, least=0.0, stood_in=linear):
+    """A course on a machine where the time of a call is as `stood_in` says for stand-ins, and as `real` once trained.
+
+    Every trained model but the first goes on from the one before.
+    """
     trained, timed = [], []
 
     def reach(level, previous=None):
+        assert (previous.sparsity if previous else None) == (trained[-1] if trained else None)
         trained.append(level.sparsity)
         return SimpleNamespace(sparsity=level.sparsity, time=real(level.sparsity))
 
     def stand_in(level):
         timed.append(level.sparsity)
-        return SimpleNamespace(sparsity=level.sparsity, time=1 - 0.9 * level.sparsity)
+        return SimpleNamespace(sparsity=level.sparsity, time=stood_in(level.sparsity))
 
     course = object.__new__(AtSpeed)
     course._target = SpeedupTarget(speedup=wanted, runtime="torch")
@@ -387,6 +408,14 @@ def test_few_stand_ins_find_a_speed(wanted):
     (reached,) = course.follow()
     assert reached.facts["tried"] == [{"sparsity": trained[0], "speedup": pytest.approx(wanted, rel=0.02)}]
     assert not heard
+
+
+@pytest.mark.parametrize("power", [0.7, 1.5])
+@pytest.mark.parametrize("wanted", [1.3, 2.0, 4.0])
+def test_a_speed_is_found_where_time_does_not_fall_in_proportion(wanted, power):
+    course, _, timed, _ = at_speed(wanted, stood_in=lambda sparsity: 1 - 0.9 * sparsity**power)
+    assert course._expected == pytest.approx(wanted, rel=0.02)
+    assert 2 < len(timed) <= 6
 
 
 def test_a_trained_model_that_is_slower_loses_a_little_more():

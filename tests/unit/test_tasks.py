@@ -620,8 +620,11 @@ def test_a_share_of_each_rows_tokens_is_hidden_as_in_bert():
 
 
 def test_the_same_is_hidden_every_time_and_of_unknown_words_nothing():
-    (ours, features, _), (_, again, _) = masked(), masked()
+    (ours, features, _), (other, again, _) = masked(), masked()
     assert features.features == again.features
+    other.training = other.training.model_copy(update={"seed": 1})
+    texts = [{"text": text} for text in tiny.sentences(len(features))]
+    assert other.features(texts).features != features.features
     assert ours.features([{"text": "xyz a"}])[0]["target_ids"][0] == -100
     with pytest.raises(InvalidDataError, match="No row has a token"):
         ours.features([{"text": "xyz"}])
