@@ -222,13 +222,14 @@ def test_a_redundant_head_goes_first_and_is_merged(make):
     assert gone[False] == ([1, 0, 0], [], False)
 
 
-def test_no_head_is_merged_into_one_that_goes_with_it():
+def test_no_head_is_merged_into_one_that_goes_with_it_or_is_gone():
     anatomy = bind(tiny.bert_classifier())
     plant_twins(anatomy, 1, [1, 3])
     criterion = NeuroPruneCriterion(anatomy, NeuroPrune(name="neuroprune", theta=1e-4))
     position, kept = anatomy.positions("heads")[1], torch.ones(4, dtype=torch.bool)
     assert criterion.hand_over(position, torch.tensor([1, 3]), kept) == []
     assert criterion.hand_over(position, torch.tensor([1]), kept) == [(1, 3)]
+    assert criterion.hand_over(position, torch.tensor([1]), torch.arange(4) < 3) == []
 
 
 def test_a_neuron_that_lost_all_connections_does_not_end_in_nan():
