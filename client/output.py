@@ -3,14 +3,20 @@
 import io
 import json
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """None is what a stream is that was closed before the start."""
+    return stream is not None and stream.isatty()
+
+
 # A program that reads gets neither tables nor colours, also where FORCE_COLOR asks for them.
-console = Console(emoji=False, force_terminal=sys.stdout.isatty())
-_beside = Console(emoji=False, force_terminal=sys.stderr.isatty(), stderr=True)
+console = Console(emoji=False, force_terminal=_is_terminal(sys.stdout))
+_beside = Console(emoji=False, force_terminal=_is_terminal(sys.stderr), stderr=True)
 
 
 def speak_in_any_locale() -> None:
@@ -37,7 +43,8 @@ def complain(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One value, for people to read, too."""
-    print(json.dumps(value, indent=2, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf")))
+    is_unicode = console.encoding.startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
 
 
 def print_json_line(value: Any) -> None:

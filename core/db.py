@@ -37,6 +37,9 @@ POSTGRESQL_CONNECTION = {
 UNAVAILABLE = (sa.exc.OperationalError, sa.exc.InternalError)
 """What the driver raises while a database cannot be used; the second, PostgreSQL's while it is read-only."""
 
+UPGRADE_LOCK = 0x6E70
+"""Whoever upgrades a PostgreSQL has this one: of several that start together, the others wait and find all done."""
+
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 

@@ -3,11 +3,8 @@
 import sqlalchemy as sa
 from alembic import context
 
-from core.db import create_engine, metadata, writer
+from core.db import UPGRADE_LOCK, create_engine, metadata, writer
 from core.settings import get_settings
-
-LOCK = 0x6E70
-"""Whoever upgrades a PostgreSQL has this one: of several that start together, the others wait and find all done."""
 
 
 def run() -> None:
@@ -22,7 +19,7 @@ def run() -> None:
             context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
             with context.begin_transaction():
                 if connection.dialect.name == "postgresql":  # SQLite has taken its one write lock by now
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
                 context.run_migrations()
     finally:
         engine.dispose()

@@ -61,10 +61,18 @@ def decode(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MOST_PIXELS:
             raise InvalidDataError(f"the image has {image.width} by {image.height} pixels, more than {MOST_PIXELS}.")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _upright(image).convert("RGB")
     except (InvalidDataError, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InvalidDataError(f"the image has more than {MOST_PIXELS} pixels.") from error
     except Exception as error:  # decoders raise whatever their input leads them to
         raise InvalidDataError("the image cannot be read: it is damaged, or neither PNG nor JPEG.") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; as it is stored where these cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever a spoilt block makes of the parser
+        return image

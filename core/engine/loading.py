@@ -29,8 +29,9 @@ from core.engine.inspection import (
     named_as_now,
     weight_shapes,
 )
+from core.engine.paths_named import check_paths
 from core.engine.tasks import Task
-from core.errors import InvalidModelError, shown
+from core.errors import InvalidModelError
 from core.families import FAMILIES, family_of
 from core.family import Family
 from core.progress import Reporter, Warned
@@ -41,6 +42,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "tokenizer.model",
     "spiece.model",
+    "spm.model",
     "sentencepiece.bpe.model",
 )
 """transformers makes an empty tokenizer where there is none of these."""
@@ -48,8 +50,11 @@ TOKENIZER_FILES = (
 OF_LOADING = ("is_local", "local_files_only", "auto_map")
 """How a tokenizer was loaded, and with what code: transformers would write it among the tokenizer's own options."""
 
-OPENED = ("vocab", "merges", "init_inputs", "gguf_file", "tokenizer_object")
-"""Options of a tokenizer that transformers opens as files wherever they lead; it saves none of them itself."""
+OF_SAVING = ("name_or_path", "tokenizer_file", "special_tokens_map_file")
+"""Paths of where a tokenizer was saved, which are not read."""
+
+BY_CLASS = ("vocab_file", "merges_file")
+"""Paths that only those classes do not read that have such files of their own."""
 
 MOST_LABELS = 100_000
 """That a config may have by number alone: transformers makes a name for each before anything can be checked."""
@@ -81,32 +86,18 @@ def load_tokenizer(folder: Path, *, pads: bool = False) -> PreTrainedTokenizerBa
         raise InvalidModelError(
             f"The model's folder holds no tokenizer; one of {', '.join(TOKENIZER_FILES)} is needed.", param="/model"
         )
-    _check_tokenizer_files(folder)
+    check_paths(folder, "tokenizer_config.json", unread=(*OF_SAVING, *BY_CLASS))
+    check_paths(folder, "special_tokens_map.json")
     with blaming_the_model("The model's tokenizer cannot be read"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    for name in OF_LOADING:
+        none = dict.fromkeys(BY_CLASS)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True, **none)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"{type(tokenizer).__name__} is several")
+    for name in (*OF_LOADING, *(name for name in BY_CLASS if tokenizer.init_kwargs.get(name) is None)):
         tokenizer.init_kwargs.pop(name, None)
     if pads and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
-
-
-def _check_tokenizer_files(folder: Path) -> None:
-    """Refuse what transformers would open as a file, wherever on this machine it is: it would be delivered."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if not (folder / name).is_file():
-            continue
-        with blaming_the_model(f"{name} cannot be read"):
-            entries = dict(json.loads((folder / name).read_text()))
-        opened = [key for key in OPENED if entries.get(key)]
-        if name == "special_tokens_map.json":
-            # All of it becomes options of the tokenizer, after those that say where its files are.
-            opened += [key for key in entries if not key.endswith(("_token", "_tokens"))]
-        if opened:
-            raise InvalidModelError(
-                f"{name} has the entry {shown(opened[0])}, by which files elsewhere would be read; leave it out.",
-                param="/model",
-            )
 
 
 def load_image_processor(folder: Path) -> BaseImageProcessor:
@@ -117,6 +108,8 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
     """
     if not (folder / PROCESSOR_FILE).is_file():
         raise InvalidModelError(f"The model's folder holds no {PROCESSOR_FILE}.", param="/model")
+    for name in (PROCESSOR_FILE, "processor_config.json"):
+        check_paths(folder, name)
     with blaming_the_model("The model's image processor cannot be read"):
         auto_class: Any = AutoImageProcessor
         processor: BaseImageProcessor = auto_class.from_pretrained(folder, backend="pil", local_files_only=True)
@@ -139,6 +132,11 @@ def check_architecture(folder: Path, task_name: str) -> None:
     labels = config.get("num_labels")
     if isinstance(labels, int | float) and labels > MOST_LABELS:
         raise InvalidModelError(f"config.json: num_labels is more than {MOST_LABELS}.", param="/model")
+    if config.get("configuration_files"):
+        raise InvalidModelError(
+            "config.json names other configuration_files, which would be read in its place: leave the entry out.",
+            param="/model",
+        )
     family = family_of(str(model_type))
     if not family.tasks:
         able = ", ".join(f.model_type for f in FAMILIES if task_name in f.tasks)

@@ -82,10 +82,10 @@ class MetricDropTarget(Spec):
         ge=0,
         description="How much worse than the dense model's the task's headline metric may be, in its own unit: 0.01 "
         "is one point of accuracy; of perplexity and the like, how much higher. As much as the metric's whole range is "
-        "refused. Decided on the validation rows, with the standard error of the difference on top (half of the budget "
-        "at most), reported on the test"
-        " rows. Sparsities of 0.05, 0.10 … 0.95 are bisected, then the next above the best are tried, each reached from"
-        " the dense model: mostly 5 to 7 times num_train_epochs in all, at most 9.",
+        "refused, and, once it is measured, as much as the dense model has of it. Decided on the validation rows, with "
+        "the standard error of the difference on top (half of the budget at most), reported on the test rows. "
+        "Sparsities of 0.05, 0.10 … 0.95 are bisected, then the next above the best are tried, each reached from the "
+        "dense model: mostly 5 to 7 times num_train_epochs in all, at most 9.",
     )
 
 

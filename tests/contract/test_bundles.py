@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
+from torch._subclasses import FakeTensorMode
 from torch.ao.quantization import quantize_dynamic
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -25,6 +28,7 @@ from core.engine import verify as verification
 from core.engine.anatomy import bind
 from core.engine.compact import compact
 from core.engine.export.bundle import write_manifest, write_model
+from core.engine.export.modeling_neuroprune import HeadColumns
 from core.engine.report.card import model_card
 from core.engine.tasks import TASKS
 from core.engine.verify import inspect, verify
@@ -184,15 +188,22 @@ def test_a_bundle_begins_a_further_task_pickles_and_is_saved_through_every_auto_
 
 def test_layers_with_a_config_of_their_own_follow_when_attention_is_switched(tmp_path):
     case = Case("phi3", "causal-lm")
-    made(case, tmp_path)
-    models = [load(tmp_path) for _ in range(2)]
-    models[0].set_attn_implementation("eager")
-    models[0].set_attn_implementation("sdpa")
-    ids = inputs()["input_ids"]
+    ids, switched = inputs()["input_ids"], load(made(case, tmp_path))
+    eager = load(tmp_path)
+    for layer in [eager, *(module for module in eager.modules() if hasattr(module, "config"))]:
+        layer.config._attn_implementation = "eager"
+    eager.set_attn_implementation("sdpa")
     with torch.no_grad():
-        torch.testing.assert_close(*(model(ids).logits for model in models))
-        models[0].set_attn_implementation("eager")
-        torch.testing.assert_close(*(model(ids).logits for model in models))
+        # Without padding, sdpa's mask is none, and eager layers would attend to what follows.
+        torch.testing.assert_close(eager(ids).logits, switched(ids).logits)
+
+
+@pytest.mark.parametrize("case", THOROUGH, ids=str)
+def test_auto_classes_that_a_bundle_names_have_its_layers(case, tmp_path):
+    model = load(made(case, tmp_path))
+    for name in json.loads((tmp_path / "config.json").read_text())["auto_map"].values():
+        base = getattr(transformers, name.removeprefix("modeling_neuroprune.Pruned"))
+        assert base.base_model_prefix == model.base_model_prefix
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
@@ -214,6 +225,19 @@ def test_a_pruned_t5_runs_offloaded(tmp_path):
     expected = outputs(case, model)
     cpu_offload(model, execution_device="cpu")
     torch.testing.assert_close(outputs(case, model), expected)
+
+
+@pytest.mark.parametrize("first_has_heads", [True, False])
+def test_a_table_of_biases_may_lie_on_another_gpu(first_has_heads):
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device("cuda:0"):
+            table = torch.nn.Embedding(8, 4)
+            first = HeadColumns(table, 3, is_first=True) if first_has_heads else table
+        with torch.device("cuda:1"):
+            later, indices = HeadColumns(first, 2, is_first=False), torch.zeros(5, 5, dtype=torch.long)
+        # As accelerate does with modules of a device map.
+        add_hook_to_module(first, AlignDevicesHook(execution_device="cuda:0"))
+        assert (later(indices).shape, later(indices).device) == ((5, 5, 2), torch.device("cuda:1"))
 
 
 def test_attentions_can_be_asked_for_where_a_layer_has_none(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -627,3 +628,10 @@ def test_whoever_had_a_closing_terminal_ignored_outlives_it():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_stream_that_is_closed_is_no_traceback(closed):
+    command = f"{shlex.quote(sys.executable)} -m client.cli --help {closed}"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (0, False)

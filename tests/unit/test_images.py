@@ -56,6 +56,12 @@ def test_a_photo_is_read_upright(tmp_path):
     assert (read == np.asarray(load_image(str(tmp_path / "portrait.jpg")))).all()
 
 
+def test_a_photo_whose_exif_is_spoilt_is_read_as_it_is_stored():
+    file = io.BytesIO()
+    Image.open(io.BytesIO(PNG)).save(file, "PNG", exif=b"Exif\0\0garbagegarbage")
+    assert (np.asarray(decode(file.getvalue())) == np.asarray(decode(PNG))).all()
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -1,6 +1,7 @@
 """Loading a model for a task: whose head it keeps, which it starts anew, and its tokenizer."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import sentencepiece
@@ -178,40 +179,78 @@ def test_a_model_that_names_code_of_its_own_is_delivered_without(tmp_path):
 
 PIECES = {"vocab.txt": "[PAD]\n[UNK]"}
 LETTERS = {"vocab.json": '{"a": 0}'}
-WHOLE = {"tokenizer.json": None}
-"""As it is saved."""
+WHOLE = {"tokenizer.json": "{whole}"}
+FAST = "PreTrainedTokenizerFast"
 
 
 @pytest.mark.parametrize(
     ("files", "options", "tokens"),
     [
         (PIECES, {"tokenizer_class": "BertTokenizer", "vocab": "{secret}"}, {}),
-        (PIECES, {"tokenizer_class": "DistilBertTokenizer", "vocab": "{secret}"}, {}),
-        (LETTERS, {"tokenizer_class": "RobertaTokenizer", "vocab": "{secret}", "merges": "/dev/null"}, {}),
+        (PIECES, {"tokenizer_class": "BertTokenizer", "vocab": "../secret"}, {}),
+        (LETTERS, {"tokenizer_class": "RobertaTokenizer", "vocab": {"a": 0}, "merges": "{secret}"}, {}),
         (LETTERS, {"tokenizer_class": "BertTokenizer", "init_inputs": ["{secret}"]}, {}),
+        (PIECES, {"tokenizer_class": FAST, "gguf_file": "../secret"}, {}),
+        (WHOLE, {"tokenizer_class": FAST, "fast_tokenizer_files": ["{whole_secret}"]}, {}),
+        (WHOLE, {"tokenizer_class": FAST, "fast_tokenizer_files": ["tokenizer.1.json/../../secret"]}, {}),
         (PIECES, {"tokenizer_class": "BertTokenizer"}, {"vocab": "{secret}"}),
         (PIECES, {}, {"vocab_file": "{secret}"}),
         (WHOLE, {"tokenizer_class": "BertTokenizer"}, {"vocab_file": "{secret}", "tokenizer_file": "/none"}),
-        (WHOLE, {"tokenizer_class": "PreTrainedTokenizerFast"}, {"tokenizer_file": "{whole_secret}"}),
+        (WHOLE, {"tokenizer_class": FAST}, {"tokenizer_file": "{whole_secret}"}),
+        # Of these, transformers itself reads no path that the config gives.
+        (WHOLE, {"tokenizer_class": "BertTokenizer", "tokenizer_file": "{whole_secret}"}, None),
+        # Nor are those read that only a class's own files go before.
+        (PIECES, {"tokenizer_class": "GemmaTokenizer", "vocab_file": "{secret}", "merges_file": "{empty}"}, None),
+        (PIECES, {"tokenizer_class": "Siglip2Tokenizer", "vocab_file": "{secret}", "merges_file": "{empty}"}, None),
     ],
 )
 def test_a_tokenizer_reads_no_file_outside_of_its_folder(files, options, tokens, tmp_path):
     """It would be delivered with the bundle: whoever uploads a model could read the worker's files."""
-    secrets = {"secret": tmp_path / "secret", "whole_secret": tmp_path / "whole" / "tokenizer.json"}
-    secrets["secret"].write_text('{"hunter2": 0}')
     tiny.tokenizer().save_pretrained(tmp_path / "whole")
+    whole = (tmp_path / "whole" / "tokenizer.json").read_text()
+    elsewhere = {"secret": '{"hunter2": 0}', "empty": "", "whole_secret": whole.replace("cat", "hunter2")}
+    for name, text in elsewhere.items():
+        (tmp_path / name).write_text(text)
     folder = tmp_path / "model"
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text or secrets["whole_secret"].read_text())
-    for name, entries in (("tokenizer_config.json", options), ("special_tokens_map.json", tokens)):
-        text = json.dumps(entries)
-        for secret, path in secrets.items():
-            text = text.replace(f"{{{secret}}}", str(path))
-        (folder / name).write_text(text)
-    with pytest.raises(InvalidModelError, match=r"has the entry '\w+', by which files elsewhere") as caught:
+    (folder / "tokenizer.1.json").mkdir(parents=True)
+    configs = {"tokenizer_config.json": options} | ({} if tokens is None else {"special_tokens_map.json": tokens})
+    for name, text in (files | {name: json.dumps(entries) for name, entries in configs.items()}).items():
+        for secret in elsewhere:
+            text = text.replace(f"{{{secret}}}", str(tmp_path / secret))
+        (folder / name).write_text(text.replace("{whole}", whole))
+    if tokens is None:
+        with suppress(InvalidModelError):  # for want of a vocabulary
+            load_tokenizer(folder).save_pretrained(tmp_path / "bundle")
+            assert "hunter2" not in (tmp_path / "bundle" / "tokenizer.json").read_text()
+        return
+    with pytest.raises(InvalidModelError, match="a file outside of the model's folder") as caught:
         load_tokenizer(folder)
     assert "hunter2" not in str(caught.value)
+
+
+def test_tokenizers_are_read_as_every_version_saves_them(tmp_path):
+    """With further special tokens by name, with paths of the machine that saved them, in the Hub's cache of links."""
+    tokenizer = tiny.tokenizer()
+    blobs, folder = tmp_path / "blobs", tmp_path / "model"
+    tokenizer.save_pretrained(blobs)
+    (blobs / "special_tokens_map.json").write_text(json.dumps({"eot": "<eot>", "pad_token": "[PAD]"}))
+    options = json.loads((blobs / "tokenizer_config.json").read_text())
+    options |= {"tokenizer_file": str(blobs / "tokenizer.json"), "special_tokens_map_file": str(blobs / "x")}
+    options |= {"fast_tokenizer_files": ["tokenizer.json"], "name_or_path": str(blobs)}
+    (blobs / "tokenizer_config.json").write_text(json.dumps(options))
+    folder.mkdir()
+    for path in blobs.iterdir():
+        (folder / path.name).symlink_to(path)
+    assert load_tokenizer(folder).get_vocab().items() >= tokenizer.get_vocab().items()
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_an_image_processor_reads_no_file_outside_of_its_folder(file, tmp_path):
+    tiny_tasks.processor("image-classification").save_pretrained(tmp_path)
+    elsewhere = {"image_processor_type": "OneFormerImageProcessor", "repo_path": "/etc", "class_info_file": "passwd"}
+    (tmp_path / file).write_text(json.dumps({"image_processor": elsewhere}))
+    with pytest.raises(InvalidModelError, match="a file outside of the model's folder, 'passwd'"):
+        load_image_processor(tmp_path)
 
 
 def test_weights_elsewhere_that_a_config_names_are_not_read(tmp_path):
@@ -231,12 +270,29 @@ def test_weights_elsewhere_that_a_config_names_are_not_read(tmp_path):
     assert torch.equal(loaded, own.bert.encoder.layer[0].attention.self.query.weight)
 
 
-def test_an_absurd_number_of_labels_is_refused_before_each_gets_a_name(tmp_path):
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"num_labels": 10**12}, "num_labels is more than"),
+        ({"configuration_files": ["config.4.0.0.json"]}, "names other"),
+    ],
+)
+def test_what_is_more_or_other_than_was_checked_is_refused_before_it_is_made(entry, problem, tmp_path):
+    """Each of so many labels would get a name, and another file than the checked one would be the config."""
     tiny.save(tiny.bert_classifier(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10**12}))
-    with pytest.raises(InvalidModelError, match="num_labels is more than"):
+    (tmp_path / "config.json").write_text(json.dumps(config | entry))
+    with pytest.raises(InvalidModelError, match=problem):
         check_architecture(tmp_path, "sequence-classification")
+
+
+def test_where_positions_follow_padding_the_configs_stays(tmp_path):
+    """Whatever the tokenizer pads with: the model's embeddings are made for it."""
+    model = tiny_families.model("roberta", "sequence-classification")
+    model.config.pad_token_id = 1
+    tiny.save(model, tmp_path)
+    loaded, _ = load(tmp_path, [0, 1])
+    assert loaded.config.pad_token_id == 1 != tiny.tokenizer().pad_token_id
 
 
 def test_a_marians_tokenizer_reads_sources_and_targets_each_by_its_own_pieces(tmp_path):

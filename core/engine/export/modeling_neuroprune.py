@@ -111,7 +111,10 @@ class HeadColumns(nn.Module):
             weight: Any = self.weight
             return nn.functional.embedding(indices, weight.index_select(1, kept))
         found: torch.Tensor
-        found = table(indices, kept) if isinstance(table, HeadColumns) else table(indices).index_select(-1, kept)
+        if isinstance(table, HeadColumns):
+            found = table(indices, kept)
+        else:
+            found = table(indices).to(kept.device).index_select(-1, kept)
         return found.to(indices.device)
 
 
