@@ -75,12 +75,12 @@ def _further_classes(model: PreTrainedModel) -> dict[str, str]:
     classes: dict[str, str] = {}
     for name in dir(transformers):
         mapping = getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModel") else None
-        found: Any = None if mapping is None else mapping.get(type(model.config), None)
-        # Some are not transformers' to give, and the layers of some bear other names than those of the weights.
-        if not isinstance(found, type) or getattr(transformers, found.__name__, None) is not found:
-            continue
-        if found.base_model_prefix == model.base_model_prefix:
-            classes[name] = found.__name__
+        found = None if mapping is None else mapping.get(type(model.config), None)
+        if isinstance(found, type):
+            # Some are not transformers' to give, and the layers of some bear other names than those of the weights.
+            given: Any = getattr(transformers, found.__name__, None)
+            if given is found and given.base_model_prefix == model.base_model_prefix:
+                classes[name] = found.__name__
     return classes
 
 
