@@ -79,7 +79,7 @@ def _further_classes(model: PreTrainedModel) -> dict[str, str]:
         if isinstance(found, type):
             # Some are not transformers' to give, and the layers of some bear other names than those of the weights.
             given: Any = getattr(transformers, found.__name__, None)
-            if given is found and given.base_model_prefix == model.base_model_prefix:
+            if given == found and given.base_model_prefix == model.base_model_prefix:
                 classes[name] = found.__name__
     return classes
 
