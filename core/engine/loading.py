@@ -92,7 +92,7 @@ def load_tokenizer(folder: Path, *, pads: bool = False) -> PreTrainedTokenizerBa
         none = dict.fromkeys(BY_CLASS)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True, **none)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise TypeError(f"{type(tokenizer).__name__} is several")
+            raise TypeError(f"{type(tokenizer).__name__} is not one tokenizer but several")
     for name in (*OF_LOADING, *(name for name in BY_CLASS if tokenizer.init_kwargs.get(name) is None)):
         tokenizer.init_kwargs.pop(name, None)
     if pads and tokenizer.pad_token is None:

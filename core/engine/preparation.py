@@ -77,9 +77,8 @@ def prepare(spec: JobSpec, inputs: Inputs, report: Reporter) -> Prepared:
     if not task.reads_images:
         check_vocabulary(task.tokenizer, train_features)
     if spec.training.trains:
-        batch = min(spec.training.per_device_train_batch_size, len(train_features))
-        longest = tokens_of_images(config) if task.reads_images else max(map(length_of, train_features.features))
-        check_memory(shapes, trains=True, activations=activation_bytes(config, batch, longest), is_loaded=True)
+        activations = _largest_activations(task, config, train_features)
+        check_memory(shapes, trains=True, activations=activations, is_loaded=True)
     check_runs(task, model, train_features, held_out_features)
     move(model, "cuda" if torch.cuda.is_available() else "cpu")
     return Prepared(task, model, dtype, head_is_new, train_features, validation_features, held_out_features)
@@ -93,3 +92,10 @@ def _task(spec: JobSpec, inputs: Inputs, config: PreTrainedConfig, report: Repor
     tokenizer = load_tokenizer(inputs.model, pads=kind.pads)
     length = fitting_length(training.max_length, config, tokenizer, report)
     return kind(spec.task, training.model_copy(update={"max_length": length}), tokenizer)
+
+
+def _largest_activations(task: Task, config: PreTrainedConfig, train: Features) -> int:
+    """Bytes of them in a batch of the longest rows: batches are padded no further, and there may be few rows."""
+    rows = min(task.training.per_device_train_batch_size, len(train))
+    longest = tokens_of_images(config) if task.reads_images else max(map(length_of, train.features))
+    return activation_bytes(config, rows, longest)
