@@ -156,7 +156,7 @@ CASES = {
         minilm("cola", {**_LABEL, "metric": "matthews"}, 3, None, num_train_epochs=1, max_length=32),
         full_epochs=2,
         seeds=3,
-        more_seeds=7,
+        more_seeds=6,
     ),
     "rte": Case(
         "MiniLM, RTE",
