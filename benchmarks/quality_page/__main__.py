@@ -82,10 +82,9 @@ def _introduction() -> str:
         which is ahead at 70 %; at the last, the decoders and SciTLDR, until then of one seed, got two more of these
         methods, as decided before any of those runs. Of CoLA and RTE, whose differences between seeds decided the mean
         over all cases, these methods then got nine and eight seeds; ten and eight had been set before any of the new
-        runs, and for the tenth there was no time.
-        Multi30k's runs were made anew with all 1,014 rows, as was
-        decided after those of the first seed: of 300 rows, BLEU went up and down between methods whose nats per token,
-        in brackets, are alike. On CoLA SMART's lead at 70 % is one in Matthews and accuracy, not in the area under the
+        runs, and for the tenth there was no time. Multi30k's runs were made anew with all 1,014 rows, as was decided
+        after those of the first seed: of 300 rows, BLEU went up and down between methods whose nats per token, in
+        brackets, are alike. On CoLA SMART's lead at 70 % is one in Matthews and accuracy, not in the area under the
         ROC curve ([of three seeds](decisions/0005-exact-targets-by-saliency.md#alternatives), by hand). The T5 of
         SciTLDR learns too little from 2,000 rows to write summaries, so nats are its metric; it was ROUGE until the
         first runs were seen, and every line of the results has both. Speed (PyTorch on the CPU of the machine that

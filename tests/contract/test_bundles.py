@@ -244,7 +244,8 @@ def test_attentions_can_be_asked_for_where_a_layer_has_none(tmp_path):
     model = load(made(Case("mpnet", "sequence-classification"), tmp_path))
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        model(**inputs(), output_attentions=True)
+        attentions = model(**inputs(), output_attentions=True).attentions
+    assert [None if each is None else each.shape[1] for each in attentions] == [None, 2, 3]
 
 
 def test_what_others_write_into_a_saved_models_folder_is_not_of_it(bundle, tmp_path):

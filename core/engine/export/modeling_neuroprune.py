@@ -131,7 +131,7 @@ class Constant(Conv1D):
 
 
 class NoInputs(nn.Linear):
-    """A `Linear` without inputs, which passes on its bias."""
+    """A `Linear` without inputs, which passes on its bias; torch's own cannot be quantised."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, 0] → […, out]."""
@@ -473,6 +473,7 @@ def _resize(layer: nn.Module, path: str, in_features: int | None = None, out_fea
     if isinstance(module, Conv1D) and not module.nx:
         layer.set_submodule(path, Constant(module))
     if isinstance(module, nn.Linear) and not module.in_features:
+        # Not made anew: torch warns of initial weights without entries.
         module.__class__ = NoInputs
 
 

@@ -27,7 +27,6 @@ EQUAL_SIMILARITIES = 1e-5
 MEAN = frozenset({"mean", "mean_tokens"})
 """What sentence-transformers calls the mean of all tokens."""
 
-
 MODULES = ("Transformer", "Pooling", "Normalize")
 """Of sentence-transformers, which make up what is computed here."""
 
